@@ -1,0 +1,128 @@
+// What one instruction set offers: the packed weight layout, the activation layout and a table of
+// functions over both. Every entry is compiled once per instruction set from the same .inl files
+// (isa_scalar.cpp, isa_avx2.cpp, isa_avx512.cpp); kernels_for() chooses at run time.
+// Knows shapes and bytes; not models, threads or Python.
+//
+// Numerics contract: a row's result never depends on the other rows of the call, on how rows are
+// tiled or on which thread runs a panel. Integer sums within a 32-group are exact; the float sum runs
+// over groups in ascending k, one fixed sequence of multiplies and fused multiply-adds.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace tuili {
+
+constexpr int kPanelCols = 32;        // output columns (weight rows) of a panel
+constexpr int kGroup = 32;            // activations share one scale per this many
+constexpr int kAttentionChunk = 256;  // attention reduces over chunks at absolute multiples of this
+
+enum class Format : uint8_t { kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K };
+
+// Float formats multiply float32 activations; the others multiply int8 groups.
+inline bool is_float(Format f) { return f <= Format::kBF16; }
+
+// A weight matrix [rows, cols], repacked into ceil(rows / 32) panels, each contiguous over cols.
+// Rows past the end have zero scales. `panels` is 64-byte aligned, and so is panel_bytes.
+struct PackedMatrix {
+    Format format = Format::kF32;
+    int rows = 0;
+    int cols = 0;
+    size_t panel_bytes = 0;
+    const uint8_t* panels = nullptr;
+    int num_panels() const { return (rows + kPanelCols - 1) / kPanelCols; }
+};
+
+// A batch of input rows, in both forms; a form that no consumer needs is null.
+// Group-major, so that two threads that produce different groups never share a cache line.
+struct Activations {
+    int num_rows = 0;
+    int row_stride = 0;           // rows allocated per group, >= num_rows
+    int cols = 0;
+    int8_t* q = nullptr;          // [cols / 32][row_stride][32]
+    float* scale = nullptr;       // [cols / 32][row_stride] max|x| / 127
+    float* scaled_sum = nullptr;  // [cols / 32][row_stride] scale * sum(q)
+    int32_t* sum = nullptr;       // [cols / 32][row_stride] sum(q)
+    float* f32 = nullptr;         // [num_rows][cols]
+};
+
+// One attention call: the query heads of one kv head for `num_queries` consecutive tokens of one sequence.
+// Keys and values lie in blocks of the paged cache as bfloat16; the cache's layout is attention.inl's.
+struct AttentionUnit {
+    const float* queries;      // [num_queries][query_stride], rotated; head g at offset g * head_dim
+    size_t query_stride;
+    int num_queries;
+    int group_size;            // query heads per kv head
+    int head_dim;
+    int first_position;        // absolute position of query 0
+    int window;                // a query sees positions > position - window; 0: all
+    float scale;
+    float logit_softcap;       // 0: none
+    const int32_t* block_table;
+    int block_size;
+    const uint16_t* cache;     // this layer's and kv head's plane of block 0
+    size_t block_stride;       // elements between blocks
+    float* out;                // [num_queries][out_stride]; head g at offset g * head_dim
+    size_t out_stride;
+};
+
+struct Kernels {
+    const char* isa;
+
+    // out[r - row_begin][0..31] = panel `panel` times rows [row_begin, row_end) of x. No bias, no residual.
+    // `next` is where this thread's weight stream goes on (prefetch hint), or null.
+    void (*matmul_panel)(const PackedMatrix& w, int panel, const Activations& x, int row_begin, int row_end,
+                         float* out, const uint8_t* next);
+
+    // Quantizes one 32-group of one row: values [32] -> q, scale, scaled_sum, sum at (group, row) of x.
+    void (*quantize_group)(const float* values, Activations& x, int group, int row);
+
+    // values [cols] of one row -> all forms of x that are not null.
+    void (*quantize_row)(const float* values, Activations& x, int row);
+
+    // out = x * rsqrt(mean(x^2) + eps) * gain, one fixed reduction tree.
+    void (*rms_norm)(const float* x, const float* gain, float eps, int n, float* out);
+
+    // gate = act(gate) * up over n values; activation is a models.spec Activation in declaration order.
+    void (*gated_activation)(int activation, float* gate, const float* up, int n);
+    void (*activation)(int activation, float* x, int n);
+
+    // x[n] += y[n] * scale
+    void (*add_scaled)(float* x, const float* y, float scale, int n);
+
+    // Rotates the first `dim` values of a head in half-split layout; cos, sin: [dim / 2].
+    void (*rope)(float* head, const float* cos, const float* sin, int dim);
+
+    // Writes one token's key and value [head_dim] at `offset` of a block (its plane for one layer and kv head).
+    void (*cache_append)(const float* key, const float* value, int head_dim, int block_size, int offset,
+                         uint16_t* block);
+
+    void (*attention)(const AttentionUnit& unit, void* scratch);
+    size_t (*attention_scratch_bytes)(int num_query_rows, int head_dim);
+
+    // Sampling primitives over one row of logits [n].
+    float (*max_value)(const float* x, int n);
+    int (*argmax)(const float* x, int n);  // lowest index among equals
+    double (*sum_exp)(const float* x, float max, int n);
+    void (*exp_weights)(const float* x, float max, float scale, int n, float* out);  // exp((x - max) * scale)
+    void (*softcap)(float* x, float cap, int n);                                     // cap * tanh(x / cap)
+};
+
+// The table of an instruction set by name ("avx512", "avx2", "scalar"), or null when this build or CPU lacks it.
+const Kernels* kernels_for(const char* isa);
+
+// The best that this CPU runs.
+const Kernels& best_kernels();
+
+// Bytes of a 32-row panel of `cols` columns, a multiple of 64.
+size_t packed_panel_bytes(Format format, int cols);
+
+// Bytes of one row of `cols` weights as GGUF stores it; 0 when cols is not whole groups.
+size_t source_row_bytes(Format format, int cols);
+
+// Repacks rows [32 * panel, 32 * panel + num_rows) given as GGUF stores them, num_rows <= 32.
+void pack_panel(Format format, const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel);
+
+// One weight row back to float32 [cols] (embedding lookup), bit-equal to the format's definition.
+void unpack_row(const PackedMatrix& w, int row, float* out);
+
+}  // namespace tuili

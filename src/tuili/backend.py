@@ -1,0 +1,150 @@
+"""The contract between the engine and whatever computes: plain NumPy arrays in, plain NumPy arrays out.
+
+A backend package exports `load(spec, weights, options) -> Backend`. The engine sees only this
+file; it knows token ids and blocks, never weights, text or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
+UInt32 = NDArray[np.uint32]
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+CacheKind = Literal["full", "window", "state", "cross"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendOptions:
+    """What a backend must know to load. `max_model_len` fixes the RoPE tables; 0 threads means choose."""
+
+    max_model_len: int
+    num_threads: int = 0
+    isa: str | None = None  # cpu backend: "avx512", "avx2", "scalar"; None is the best at hand
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheGroup:
+    """Layers that share one block table.
+
+    A `full` group keeps every token; a `window` group needs only the last `window` tokens, so the
+    engine frees blocks that fall behind it (their table entries become -1).
+    """
+
+    kind: CacheKind
+    block_bytes: int
+    block_size: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingArrays:
+    """How to choose a token for each sampled row r in [0, R). See docs/sampling.md for the definition.
+
+    Sparse parts are CSR: row r owns entries start[r]:start[r + 1].
+    """
+
+    temperature: Float32  # [R] 0 is greedy
+    top_k: Int32  # [R] 0 is all
+    top_p: Float32  # [R] 1 is all
+    min_p: Float32  # [R] 0 is all
+    repetition_penalty: Float32  # [R] 1 is none
+    presence_penalty: Float32  # [R]
+    frequency_penalty: Float32  # [R]
+    seed: UInt64  # [R]
+    sample_index: Int32  # [R] which of n
+    position: Int32  # [R] absolute position of the token being chosen
+    history_start: Int32  # [R + 1] distinct ids seen by a row that has penalties; else empty
+    history_ids: Int32  # [N]
+    history_counts: Int32  # [N] occurrences in the output; 0: in the prompt only
+    bias_start: Int32  # [R + 1]
+    bias_ids: Int32  # [M]
+    bias_values: Float32  # [M] added to logits; -inf bans
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One step: S sequences, T tokens in sequence order, R rows that want logits, G cache groups."""
+
+    input_ids: Int32  # [T]
+    positions: Int32  # [T], or [3, T] for multimodal rope
+    query_start: Int32  # [S + 1] sequence s owns tokens query_start[s]:query_start[s + 1]
+    seq_lens: Int32  # [S] tokens of context once this step is done
+    block_tables: Int32  # [G, S, max_blocks] block of positions [i * block_size, ...); -1: none
+    slot_mapping: Int32  # [G, T] block * block_size + offset each token's keys and values go to
+    block_copies: Int32  # [N, 3] (group, src, dst), done before anything is written
+    slots: Int32  # [S] a running sequence's fixed number, below max_num_seqs
+    carry: Bool  # [S] the last input token is the one sampled last for this slot, not input_ids
+    sample_rows: Int32  # [R] token indices, ascending
+    targets: Int32  # [R] -1: choose a token; else only score this id (prompt logprobs)
+    num_logprobs: Int32  # [R] -1: none; k: the chosen or target id's, and the k best
+    sampling: SamplingArrays
+    allow_mask: UInt32 | None = None  # [R, ceil(vocab / 32)] bit set: allowed
+    adapter_ids: Int32 | None = None  # [S]
+    input_embeds: Float32 | None = None  # [T, hidden]
+    want_logits: bool = False  # raw logits of the R rows
+    want_hidden: bool = False  # final-norm hidden states of the R rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What a step found for its R rows. Logprobs are of the raw logits, before any sampling parameter."""
+
+    token_ids: Int32  # [R] chosen, or the target
+    logprobs: Float32  # [R] of token_ids; NaN where not wanted
+    ranks: Int32  # [R] 1 + the number of ids with a larger logit; 0 where not wanted
+    top_ids: Int32  # [R, K] K = max(num_logprobs), best first, -1 beyond a row's own k
+    top_logprobs: Float32  # [R, K]
+    logits: Float32 | None = None  # [R, vocab]
+    hidden: Float32 | None = None  # [R, hidden]
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepResult:
+        """Waits for the step. Raises EngineUnavailableError when the device failed."""
+
+
+class Backend(Protocol):
+    """A loaded model. One thread at a time."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        """The block tables this model needs, and what a block of each costs."""
+
+    def allocate_cache(self, num_blocks: ListLike[int]) -> None:
+        """Allocates num_blocks[g] blocks for each group; may be called again to resize when idle.
+
+        Raises InsufficientMemoryError.
+        """
+
+    def execute(self, batch: Batch) -> StepHandle:
+        """Runs one step. Refuses by name any field it does not implement (UnsupportedModelError)."""
+
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+        """The same sampler on given logits [R, vocab] -> ids [R]."""
+
+    def close(self) -> None: ...
+
+
+class TokenConstraint(Protocol):
+    """Limits what may be chosen next (grammars). Belongs to one sequence."""
+
+    def fill(self, mask: UInt32) -> None:
+        """Writes the allowed ids into mask [ceil(vocab / 32)]."""
+
+    def commit(self, token_id: int) -> None: ...
+
+    def rollback(self, num_tokens: int) -> None: ...

@@ -1,0 +1,53 @@
+"""Engine limits and where things live on disk. Knows the environment's variables; opens nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import platformdirs
+
+from tuili.errors import InvalidRequestError
+
+ATTENTION_CHUNK = 256  # attention reduces in chunks at absolute multiples of this many tokens
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Limits of one engine, named as vLLM names them.
+
+    max_num_batched_tokens is the token budget of a step. kv_cache_bytes None lets the runtime size
+    the cache. block_size is the unit of allocation and of prefix reuse.
+    Raises InvalidRequestError naming the field.
+    """
+
+    max_model_len: int
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    block_size: int = 64
+    kv_cache_bytes: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size") or (
+                f.name == "kv_cache_bytes" and value is not None
+            ):
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise InvalidRequestError(f"{f.name} must be an integer >= 1, got {value!r}", param=f.name)
+        if self.block_size not in BLOCK_SIZES:
+            raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, got {self.max_num_batched_tokens}",
+                param="max_num_batched_tokens",
+            )
+
+
+def store_dir() -> Path:
+    """Where models are kept: TUILI_HOME, else the platform's user data directory."""
+    home = os.environ.get("TUILI_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_data_dir("tuili", appauthor=False))

@@ -1,0 +1,120 @@
+"""The error tree: every failure a user can see, with the HTTP status and code it maps to.
+
+TuiliError
+ ├─ InvalidRequestError (400, also ValueError)   a value of a request or a flag
+ │   ├─ ContextLengthError                       prompt and limits do not fit the context
+ │   └─ ChatTemplateError                        a template refused, failed or overran its bounds
+ ├─ ModelFileError (400, also ValueError)        a file is damaged, hostile or inconsistent
+ │   └─ UnsupportedModelError                    well formed, but asks for what is not implemented
+ ├─ ModelNotFoundError (404)                     no such model here or at its source
+ ├─ ConflictError (409)                          a name is busy
+ ├─ QueueFullError (429)                         try again later
+ ├─ DownloadError (502)                          a source answered wrongly or not at all
+ ├─ EngineUnavailableError (503)                 loading, draining, restarting
+ ├─ InsufficientMemoryError (507)                the model or its cache does not fit
+ └─ InsufficientStorageError (507)               the disk is full
+
+A message names the field or file, what was found and what is allowed. It never holds a
+traceback, an address or a path the caller did not give.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TuiliError(Exception):
+    """Root of everything raised on purpose."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidRequestError(TuiliError, ValueError):
+    """A value is out of range or of the wrong type.
+
+    `param` names the field as the caller wrote it, or is None when no single field is to blame.
+    """
+
+    status = 400
+    code = "invalid_request"
+    exit_code = 2
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or prompt plus requested output, exceeds the context."""
+
+    code = "context_length_exceeded"
+
+
+class ChatTemplateError(InvalidRequestError):
+    """A chat template is malformed, raised, or exceeded its time or size bound."""
+
+    code = "chat_template_error"
+
+
+class ModelFileError(TuiliError, ValueError):
+    """A model file or configuration is damaged, hostile or contradicts itself."""
+
+    status = 400
+    code = "invalid_model_file"
+
+
+class UnsupportedModelError(ModelFileError):
+    """The model is well formed but needs something that is not implemented."""
+
+    code = "unsupported_model"
+
+
+class ModelNotFoundError(TuiliError):
+    """No model of that name is stored, catalogued or offered by its source."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class ConflictError(TuiliError):
+    """The name is taken by something else that is going on."""
+
+    status = 409
+    code = "conflict"
+
+
+class QueueFullError(TuiliError):
+    """Too many requests are waiting."""
+
+    status = 429
+    code = "queue_full"
+
+
+class DownloadError(TuiliError):
+    """A model source failed: unreachable, wrong size, wrong checksum."""
+
+    status = 502
+    code = "download_failed"
+
+
+class EngineUnavailableError(TuiliError):
+    """The engine is loading, draining, restarting or gone."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+class InsufficientMemoryError(TuiliError):
+    """Weights or cache do not fit the memory this process may use."""
+
+    status = 507
+    code = "insufficient_memory"
+
+
+class InsufficientStorageError(TuiliError):
+    """The disk is full."""
+
+    status = 507
+    code = "insufficient_storage"
