@@ -1,0 +1,58 @@
+"""Fixtures for what tests do not make themselves: real models, published vocabularies, reference text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import assets
+
+
+def _missing(reason: str) -> None:
+    """Skips for want of data; on CI that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _fetched(fetch: Callable[[], Path]) -> Path:
+    try:
+        return fetch()
+    except assets.AssetUnavailableError as error:
+        _missing(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1 with a Q8_0 tied head."""
+    return _fetched(lambda: assets.model("smollm2:135m"))
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M base: Q5_0, Q8_0, Q4_K and Q6_K."""
+    return _fetched(lambda: assets.model("gemma3:270m"))
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_models() -> Path:
+    """llama.cpp's vocabularies with their test vectors, and its collection of chat templates."""
+    return _fetched(assets.llama_cpp_models)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder TUILI_TEST_DATA names: wikitext2/test.txt and others too large to keep here."""
+    folder = os.environ.get("TUILI_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        _missing("TUILI_TEST_DATA does not name a folder")
+    return Path(str(folder))
+
+
+@pytest.fixture(scope="session")
+def wikitext(test_data: Path) -> str:
+    """The WikiText-2 test text."""
+    return (test_data / "wikitext2" / "test.txt").read_text(encoding="utf-8")
