@@ -1,0 +1,26 @@
+# The commands CI runs, for your own machine.
+
+default: test lint
+
+# Builds the extension and installs tuili with everything development needs.
+install:
+    pip install '.[dev]'
+
+test *args:
+    pytest {{ args }}
+
+lint:
+    ruff check src tests benchmarks scripts examples
+    ruff format --check src tests benchmarks scripts examples
+    mypy
+    lint-imports
+    clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*.inl
+
+format:
+    ruff check --fix src tests benchmarks scripts examples
+    ruff format src tests benchmarks scripts examples
+    clang-format -i csrc/*.cpp csrc/*.h csrc/*.inl
+
+# The native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+    scripts/sanitize.sh

@@ -1,0 +1,173 @@
+"""One loaded model: a request goes in as text, messages or token ids, events come out.
+
+template -> tokens -> engine loop -> deltas -> Answer -> events. Streaming is the primitive; `run`
+folds many streams at once. Knows neither files nor wire formats.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from tuili.engine.client import InProcess
+from tuili.engine.loop import EngineLoop
+from tuili.errors import InvalidRequestError
+from tuili.models.spec import ModelSpec
+from tuili.runtime.answer import Answer
+from tuili.text.chat_template import ChatTemplate
+from tuili.text.tokenizer import Tokenizer
+from tuili.types import Event, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipeline:
+    """A model ready to answer. Close it to free its memory; it is also a context manager."""
+
+    name: str
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    loop: EngineLoop
+    max_model_len: int
+    max_num_seqs: int
+    default_sampling: Mapping[str, object]
+    load_s: float
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every running request with an error event and frees weights and cache."""
+        self.loop.close()
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    def stream(self, request: GenerateRequest) -> Iterator[Event]:
+        """Events of one request, ending in exactly one Done or Failed. Closing the iterator aborts.
+
+        Raises InvalidRequestError, ContextLengthError or ChatTemplateError before the first event.
+        """
+        prompt, token_request = self.token_request(request)
+        return self._stream(prompt, token_request)
+
+    def _stream(self, prompt: PromptTokens, request: TokenRequest) -> Iterator[Event]:
+        inbox: SimpleQueue[TokenDelta] = SimpleQueue()
+        answer = Answer(self.tokenizer, request)
+        self.loop.submit(request, inbox.put)
+        try:
+            yield prompt
+            while not answer.is_done:
+                yield from answer.push(inbox.get())
+                self._abort_stopped(answer)
+        finally:
+            if not answer.is_done:
+                self.loop.abort(request.request_id)
+
+    async def astream(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """As `stream`, for asyncio."""
+        prompt, token_request = self.token_request(request)
+        answer = Answer(self.tokenizer, token_request)
+        deltas = InProcess(self.loop).generate(token_request)
+        try:
+            yield prompt
+            async for delta in deltas:
+                for event in answer.push(delta):
+                    yield event
+                self._abort_stopped(answer)
+                if answer.is_done:
+                    return
+        finally:
+            await deltas.aclose()
+
+    def run(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, Event]]:
+        """Events of many requests as (index of the request, event), interleaved.
+
+        Keeps a few times max_num_seqs requests in flight, so that input and output may be streams.
+        Closing the iterator aborts what is running. Invalid requests raise when their turn comes.
+        """
+        inbox: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
+        answers: dict[int, Answer] = {}
+        pending = enumerate(requests)
+        is_exhausted = False
+        try:
+            while True:
+                while not is_exhausted and len(answers) < 4 * self.max_num_seqs:
+                    try:
+                        index, request = next(pending)
+                    except StopIteration:
+                        is_exhausted = True
+                        break
+                    prompt, token_request = self.token_request(request)
+                    self.loop.submit(token_request, lambda delta, i=index: inbox.put((i, delta)))  # type: ignore[misc]
+                    answers[index] = Answer(self.tokenizer, token_request)
+                    yield index, prompt
+                if not answers:
+                    return
+                index, delta = inbox.get()
+                if index in answers:
+                    yield from ((index, event) for event in answers[index].push(delta))
+                    self._abort_stopped(answers[index])
+                    if answers[index].is_done:
+                        del answers[index]
+        finally:
+            for answer in answers.values():
+                self.loop.abort(answer.request.request_id)
+
+    def _abort_stopped(self, answer: Answer) -> None:
+        for index in answer.stopped:
+            self.loop.abort(answer.request.request_id, index)
+        answer.stopped.clear()
+
+    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
+        """The prompt as tokens, and what the engine is asked.
+
+        Raises InvalidRequestError unless exactly one kind of prompt is given.
+        """
+        prompt = self._prompt_tokens(request)
+        seed = request.sampling.seed
+        return prompt, TokenRequest(
+            request_id=request.request_id,
+            prompt_token_ids=prompt.token_ids,
+            sampling=request.sampling,
+            seed=secrets.randbits(64) if seed is None else seed,
+            eos_token_ids=tuple(self.tokenizer.eos_token_ids),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+
+    def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
+        given = [
+            name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None
+        ]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise InvalidRequestError(
+                f"give exactly one of prompt, prompt_token_ids and messages, got {found}", param="prompt"
+            )
+        if request.prompt_token_ids is not None:
+            return PromptTokens(self._checked_ids(request.prompt_token_ids), None)
+        if request.prompt is not None:
+            ids = self.tokenizer.encode(request.prompt)
+            if not ids:
+                raise InvalidRequestError("prompt is empty: at least one token is needed", param="prompt")
+            return PromptTokens(tuple(ids), request.prompt)
+        rendered = self.render(request)
+        return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
+
+    def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if not ids:
+            raise InvalidRequestError("prompt_token_ids is empty: at least one token is needed", param="prompt_token_ids")
+        size = self.spec.vocab_size
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
+                raise InvalidRequestError(
+                    f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
+                )
+        return tuple(ids)
