@@ -1,1 +1,1 @@
-
+"""One quantization format per file, each exporting FORMAT. None knows another."""
