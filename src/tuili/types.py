@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tuili.errors import InvalidRequestError, TuiliError
@@ -123,6 +123,10 @@ class SamplingParams:
         }
         for name, value in canonical.items():
             object.__setattr__(self, name, value)
+
+    def with_seed(self, seed: int) -> SamplingParams:
+        """The same parameters with a seed drawn for them."""
+        return replace(self, seed=seed)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -1,0 +1,112 @@
+"""The arguments of LLM and AsyncLLM: vLLM's names, checked, and what they mean on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tuili.errors import InvalidRequestError, UnsupportedModelError
+from tuili.runtime.loading import LoadOptions
+
+_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+_BACKENDS = (None, "cpu", "reference")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LLMArguments:
+    """Sizes default to what the model allows and the memory holds.
+
+    dtype, quantization, gpu_memory_utilization, swap_space, cpu_offload_gb and enforce_eager are
+    for GPUs: checked, and without effect on a CPU, where weights stay in their file's format and
+    arithmetic between them is float32. Remote code is never run, whatever trust_remote_code says.
+    """
+
+    backend: str | None = None
+    num_threads: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int | None = None
+    block_size: int = 64
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    chat_template: str | None = None
+    seed: int | None = 0
+    revision: str | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    dtype: str = "auto"
+    quantization: str | None = None
+    gpu_memory_utilization: float = 0.92
+    swap_space: float = 0.0
+    cpu_offload_gb: float = 0.0
+    enforce_eager: bool = False
+    trust_remote_code: bool = False
+    tokenizer: str | None = None
+    tokenizer_mode: str = "auto"
+    disable_log_stats: bool = True
+
+    @classmethod
+    def parse(cls, arguments: Mapping[str, Any]) -> LLMArguments:
+        """Checks names and ranges. Raises InvalidRequestError naming the argument."""
+        known = {f.name for f in fields(cls)}
+        for name in arguments:
+            if name not in known:
+                raise InvalidRequestError(f"unknown argument {name!r}; known are {', '.join(sorted(known))}", param=name)
+        parsed = cls(**arguments)
+        parsed._check()
+        return parsed
+
+    def _check(self) -> None:
+        _check_choice("backend", self.backend, _BACKENDS)
+        _check_choice("dtype", self.dtype, _DTYPES)
+        _check_choice("tokenizer_mode", self.tokenizer_mode, ("auto", "fast"))
+        _check_count("num_threads", self.num_threads, 0)
+        for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"):
+            if (value := getattr(self, name)) is not None:
+                _check_count(name, value, 1)
+        for name in ("max_num_seqs", "block_size", "tensor_parallel_size", "pipeline_parallel_size"):
+            _check_count(name, getattr(self, name), 1)
+        if self.seed is not None:
+            _check_count("seed", self.seed, 0)
+        _check_range("gpu_memory_utilization", self.gpu_memory_utilization, 1e-9, 1.0, "in (0, 1]")
+        _check_range("swap_space", self.swap_space, 0.0, float("inf"), ">= 0")
+        _check_range("cpu_offload_gb", self.cpu_offload_gb, 0.0, float("inf"), ">= 0")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if getattr(self, name) > 1:
+                raise InvalidRequestError(f"{name} must be 1 on a CPU, got {getattr(self, name)}", param=name)
+        if self.quantization is not None:
+            raise UnsupportedModelError(
+                f"quantization={self.quantization!r} is not implemented: weights run in their file's own format"
+            )
+
+    def load_options(self) -> LoadOptions:
+        """What loading needs of them."""
+        return LoadOptions(
+            backend=self.backend,
+            num_threads=self.num_threads,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_memory_bytes,
+            enable_prefix_caching=self.enable_prefix_caching,
+            chat_template=self.chat_template,
+            tokenizer=self.tokenizer,
+            revision=self.revision,
+        )
+
+
+def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise InvalidRequestError(f"{name} must be one of {allowed}, got {value!r}", param=name)
+
+
+def _check_count(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InvalidRequestError(f"{name} must be an integer >= {low}, got {value!r}", param=name)
+
+
+def _check_range(name: str, value: object, low: float, high: float, allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be {allowed}, got {value!r}", param=name)
