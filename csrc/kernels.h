@@ -42,6 +42,7 @@ struct Activations {
     float* scale = nullptr;       // [cols / 32][row_stride] max|x| / 127
     float* scaled_sum = nullptr;  // [cols / 32][row_stride] scale * sum(q)
     int32_t* sum = nullptr;       // [cols / 32][row_stride] sum(q)
+    int32_t* half_sum = nullptr;  // [cols / 32][row_stride] sum of the first 16 q; needed by Q6_K only
     float* f32 = nullptr;         // [num_rows][cols]
 };
 

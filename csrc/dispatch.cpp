@@ -1,0 +1,44 @@
+// Chooses an instruction set's kernels by what this build holds and this CPU and operating system run.
+#include <cstring>
+
+#include "kernels.h"
+
+namespace tuili {
+
+const Kernels& scalar_kernels();
+
+#ifdef TUILI_X86
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+namespace {
+
+// __builtin_cpu_supports also asks XGETBV whether the operating system saves the registers.
+bool runs_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool runs_avx512() {
+    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+#endif
+
+const Kernels* kernels_for(const char* isa) {
+#ifdef TUILI_X86
+    if (!strcmp(isa, "avx512")) return runs_avx512() ? &avx512_kernels() : nullptr;
+    if (!strcmp(isa, "avx2")) return runs_avx2() ? &avx2_kernels() : nullptr;
+#endif
+    return strcmp(isa, "scalar") ? nullptr : &scalar_kernels();
+}
+
+const Kernels& best_kernels() {
+    for (const char* isa : {"avx512", "avx2"})
+        if (const Kernels* kernels = kernels_for(isa)) return *kernels;
+    return scalar_kernels();
+}
+
+}  // namespace tuili

@@ -1,0 +1,41 @@
+// The body of every isa_*.cpp: one instruction set's kernels and their table.
+#include "simd.h"
+//
+#include "kernels.h"
+//
+#include "attention.inl"
+#include "elementwise.inl"
+#include "matmul.inl"
+#include "quantize.inl"
+#include "sampling.inl"
+
+#define TUILI_STRING_OF(x) #x
+#define TUILI_STRING(x) TUILI_STRING_OF(x)
+
+namespace tuili {
+
+const Kernels& TUILI_ISA_TABLE() {
+    using namespace TUILI_ISA_NAMESPACE;
+    static constexpr Kernels table = {
+        .isa = TUILI_STRING(TUILI_ISA_NAMESPACE),
+        .matmul_panel = matmul_panel,
+        .quantize_group = quantize_group,
+        .quantize_row = quantize_row,
+        .rms_norm = rms_norm,
+        .gated_activation = gated_activation,
+        .activation = activation,
+        .add_scaled = add_scaled,
+        .rope = rope,
+        .cache_append = cache_append,
+        .attention = attention,
+        .attention_scratch_bytes = attention_scratch_bytes,
+        .max_value = max_value,
+        .argmax = argmax,
+        .sum_exp = sum_exp,
+        .exp_weights = exp_weights,
+        .softcap = softcap,
+    };
+    return table;
+}
+
+}  // namespace tuili

@@ -1,0 +1,177 @@
+// simd.h for AVX2 with FMA and F16C: two 256-bit registers per vector.
+#pragma once
+#include <immintrin.h>
+
+namespace tuili::TUILI_ISA_NAMESPACE {
+
+struct F32x16 {
+    __m256 low, high;
+};
+struct I32x16 {
+    __m256i low, high;
+};
+struct Mask16 {
+    __m256 low, high;  // all ones or all zeros per lane
+};
+
+TUILI_INLINE __m256i lanes_below(int count) {  // -1 in lanes i < count
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+TUILI_INLINE __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+TUILI_INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+TUILI_INLINE __m128i load_64(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+
+// --- memory -----------------------------------------------------------------------------------------------------
+// `count` of a partial load or store is 0..16; lanes past it read as zero and are not written.
+TUILI_INLINE F32x16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+TUILI_INLINE I32x16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+TUILI_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+TUILI_INLINE I32x16 load_int(const int32_t* p) { return {load_256(p), load_256(p + 8)}; }
+TUILI_INLINE void store(float* p, F32x16 a) {
+    _mm256_storeu_ps(p, a.low);
+    _mm256_storeu_ps(p + 8, a.high);
+}
+TUILI_INLINE void store_int(int32_t* p, I32x16 a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.high);
+}
+TUILI_INLINE F32x16 load_partial(const float* p, int count) {
+    return {_mm256_maskload_ps(p, lanes_below(count)), _mm256_maskload_ps(p + 8, lanes_below(count - 8))};
+}
+TUILI_INLINE void store_partial(float* p, F32x16 a, int count) {
+    _mm256_maskstore_ps(p, lanes_below(count), a.low);
+    _mm256_maskstore_ps(p + 8, lanes_below(count - 8), a.high);
+}
+TUILI_INLINE F32x16 load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
+}
+TUILI_INLINE I32x16 load_u8(const uint8_t* p) {
+    return {_mm256_cvtepu8_epi32(load_64(p)), _mm256_cvtepu8_epi32(load_64(p + 8))};
+}
+TUILI_INLINE I32x16 load_i8(const int8_t* p) {
+    return {_mm256_cvtepi8_epi32(load_64(p)), _mm256_cvtepi8_epi32(load_64(p + 8))};
+}
+TUILI_INLINE I32x16 load_u16(const uint16_t* p) {
+    return {_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 8))};
+}
+// The low 8 or 16 bits of each lane.
+TUILI_INLINE __m256i pack_low16(I32x16 a) {
+    const __m256i mask = _mm256_set1_epi32(0xFFFF);
+    const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask));
+    return _mm256_permute4x64_epi64(packed, 0xD8);
+}
+TUILI_INLINE void store_low8(void* p, I32x16 a) {
+    const __m256i words = _mm256_and_si256(pack_low16(a), _mm256_set1_epi16(0xFF));
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(static_cast<__m128i*>(p), bytes);
+}
+TUILI_INLINE void store_low16(void* p, I32x16 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), pack_low16(a)); }
+TUILI_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// --- float ------------------------------------------------------------------------------------------------------
+TUILI_INLINE F32x16 operator+(F32x16 a, F32x16 b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 operator-(F32x16 a, F32x16 b) {
+    return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 operator*(F32x16 a, F32x16 b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
+    return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {  // a * b + c
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+TUILI_INLINE F32x16 max(F32x16 a, F32x16 b) {  // a > b ? a : b
+    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 min(F32x16 a, F32x16 b) {  // a < b ? a : b
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+TUILI_INLINE F32x16 sqrt(F32x16 a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+TUILI_INLINE F32x16 round_even(F32x16 a) {
+    constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
+}
+
+// --- integer and conversions ------------------------------------------------------------------------------------
+TUILI_INLINE I32x16 operator+(I32x16 a, I32x16 b) {
+    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+TUILI_INLINE I32x16 operator-(I32x16 a, I32x16 b) {
+    return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+}
+TUILI_INLINE I32x16 operator*(I32x16 a, I32x16 b) {
+    return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
+}
+TUILI_INLINE I32x16 operator&(I32x16 a, I32x16 b) {
+    return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+TUILI_INLINE I32x16 operator|(I32x16 a, I32x16 b) {
+    return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+TUILI_INLINE I32x16 operator^(I32x16 a, I32x16 b) {
+    return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+template <int kBits>
+TUILI_INLINE I32x16 shift_left(I32x16 a) {
+    return {_mm256_slli_epi32(a.low, kBits), _mm256_slli_epi32(a.high, kBits)};
+}
+template <int kBits>
+TUILI_INLINE I32x16 shift_right(I32x16 a) {  // logical
+    return {_mm256_srli_epi32(a.low, kBits), _mm256_srli_epi32(a.high, kBits)};
+}
+TUILI_INLINE I32x16 to_int(F32x16 a) {  // to nearest even; out of range: INT32_MIN
+    return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)};
+}
+TUILI_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+TUILI_INLINE I32x16 as_int(F32x16 a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
+TUILI_INLINE F32x16 as_float(I32x16 a) { return {_mm256_castsi256_ps(a.low), _mm256_castsi256_ps(a.high)}; }
+
+// --- masks ------------------------------------------------------------------------------------------------------
+// Comparisons with NaN are false. Bit i of bits() is lane i.
+TUILI_INLINE Mask16 less(F32x16 a, F32x16 b) {
+    return {_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ)};
+}
+TUILI_INLINE Mask16 equal(F32x16 a, F32x16 b) {
+    return {_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ)};
+}
+TUILI_INLINE Mask16 as_mask(__m256i low, __m256i high) { return {_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)}; }
+TUILI_INLINE Mask16 less(I32x16 a, I32x16 b) {
+    return as_mask(_mm256_cmpgt_epi32(b.low, a.low), _mm256_cmpgt_epi32(b.high, a.high));
+}
+TUILI_INLINE Mask16 equal(I32x16 a, I32x16 b) {
+    return as_mask(_mm256_cmpeq_epi32(a.low, b.low), _mm256_cmpeq_epi32(a.high, b.high));
+}
+TUILI_INLINE Mask16 first_lanes(int count) { return as_mask(lanes_below(count), lanes_below(count - 8)); }  // 0..16
+TUILI_INLINE uint32_t bits(Mask16 m) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(m.low) | _mm256_movemask_ps(m.high) << 8);
+}
+TUILI_INLINE F32x16 select(Mask16 m, F32x16 yes, F32x16 no) {
+    return {_mm256_blendv_ps(no.low, yes.low, m.low), _mm256_blendv_ps(no.high, yes.high, m.high)};
+}
+TUILI_INLINE I32x16 select(Mask16 m, I32x16 yes, I32x16 no) { return as_int(select(m, as_float(yes), as_float(no))); }
+
+// --- reductions -------------------------------------------------------------------------------------------------
+TUILI_INLINE float reduce_add(F32x16 a) {
+    const __m256 e = _mm256_add_ps(a.low, a.high);
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+TUILI_INLINE float reduce_max(F32x16 a) {
+    const __m256 e = _mm256_max_ps(a.low, a.high);
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+}
+TUILI_INLINE int32_t reduce_add(I32x16 a) {
+    const __m256i e = _mm256_add_epi32(a.low, a.high);
+    const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+    const __m128i d = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
+    return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 1)));
+}
+
+}  // namespace tuili::TUILI_ISA_NAMESPACE

@@ -1,0 +1,193 @@
+// simd.h in portable C++: sixteen scalars per vector. The slow twin of the others, bit for bit.
+#pragma once
+
+namespace tuili::TUILI_ISA_NAMESPACE {
+
+struct F32x16 {
+    float v[16];
+};
+struct I32x16 {
+    int32_t v[16];
+};
+struct Mask16 {
+    uint32_t v;  // bit i: lane i
+};
+
+template <class V, class F>
+TUILI_INLINE V make_lanes(F f) {
+    V out;
+    for (int i = 0; i < 16; i++) out.v[i] = f(i);
+    return out;
+}
+template <class F>
+TUILI_INLINE Mask16 make_mask(F f) {
+    Mask16 out{0};
+    for (int i = 0; i < 16; i++) out.v |= static_cast<uint32_t>(f(i)) << i;
+    return out;
+}
+TUILI_INLINE int32_t float_bits(float x) { return __builtin_bit_cast(int32_t, x); }
+TUILI_INLINE float bits_float(uint32_t x) { return __builtin_bit_cast(float, x); }
+TUILI_INLINE int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
+
+// IEEE binary16 to binary32, without depending on the denormal mode.
+TUILI_INLINE float half_bits_to_float(uint16_t h) {
+    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
+    const uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
+    if (exponent == 31) return bits_float(sign | 0x7F800000 | mantissa << 13 | (mantissa ? 0x400000u : 0u));
+    if (exponent) return bits_float(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+}
+
+// --- memory -----------------------------------------------------------------------------------------------------
+// `count` of a partial load or store is 0..16; lanes past it read as zero and are not written.
+TUILI_INLINE F32x16 broadcast(float x) {
+    return make_lanes<F32x16>([&](int) { return x; });
+}
+TUILI_INLINE I32x16 broadcast_int(int32_t x) {
+    return make_lanes<I32x16>([&](int) { return x; });
+}
+TUILI_INLINE F32x16 load(const float* p) {
+    return make_lanes<F32x16>([&](int i) { return p[i]; });
+}
+TUILI_INLINE I32x16 load_int(const int32_t* p) {
+    return make_lanes<I32x16>([&](int i) { return p[i]; });
+}
+TUILI_INLINE void store(float* p, F32x16 a) { memcpy(p, a.v, sizeof a.v); }
+TUILI_INLINE void store_int(int32_t* p, I32x16 a) { memcpy(p, a.v, sizeof a.v); }
+TUILI_INLINE F32x16 load_partial(const float* p, int count) {
+    return make_lanes<F32x16>([&](int i) { return i < count ? p[i] : 0.0f; });
+}
+TUILI_INLINE void store_partial(float* p, F32x16 a, int count) {
+    for (int i = 0; i < count; i++) p[i] = a.v[i];
+}
+TUILI_INLINE F32x16 load_f16(const uint16_t* p) {
+    return make_lanes<F32x16>([&](int i) { return half_bits_to_float(p[i]); });
+}
+TUILI_INLINE I32x16 load_u8(const uint8_t* p) {
+    return make_lanes<I32x16>([&](int i) { return p[i]; });
+}
+TUILI_INLINE I32x16 load_i8(const int8_t* p) {
+    return make_lanes<I32x16>([&](int i) { return p[i]; });
+}
+TUILI_INLINE I32x16 load_u16(const uint16_t* p) {
+    return make_lanes<I32x16>([&](int i) { return p[i]; });
+}
+// The low 8 or 16 bits of each lane.
+TUILI_INLINE void store_low8(void* p, I32x16 a) {
+    for (int i = 0; i < 16; i++) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(a.v[i]);
+}
+TUILI_INLINE void store_low16(void* p, I32x16 a) {
+    for (int i = 0; i < 16; i++) static_cast<uint16_t*>(p)[i] = static_cast<uint16_t>(a.v[i]);
+}
+TUILI_INLINE void prefetch(const void*) {}
+
+// --- float ------------------------------------------------------------------------------------------------------
+TUILI_INLINE F32x16 operator+(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] + b.v[i]; });
+}
+TUILI_INLINE F32x16 operator-(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] - b.v[i]; });
+}
+TUILI_INLINE F32x16 operator*(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] * b.v[i]; });
+}
+TUILI_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] / b.v[i]; });
+}
+TUILI_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {  // a * b + c
+    return make_lanes<F32x16>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+TUILI_INLINE F32x16 max(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+TUILI_INLINE F32x16 min(F32x16 a, F32x16 b) {
+    return make_lanes<F32x16>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+TUILI_INLINE F32x16 sqrt(F32x16 a) {
+    return make_lanes<F32x16>([&](int i) { return __builtin_sqrtf(a.v[i]); });
+}
+TUILI_INLINE F32x16 round_even(F32x16 a) {
+    return make_lanes<F32x16>([&](int i) { return __builtin_rintf(a.v[i]); });
+}
+
+// --- integer and conversions (arithmetic wraps) -----------------------------------------------------------------
+TUILI_INLINE I32x16 operator+(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) + uint32_t(b.v[i])); });
+}
+TUILI_INLINE I32x16 operator-(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) - uint32_t(b.v[i])); });
+}
+TUILI_INLINE I32x16 operator*(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) * uint32_t(b.v[i])); });
+}
+TUILI_INLINE I32x16 operator&(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return a.v[i] & b.v[i]; });
+}
+TUILI_INLINE I32x16 operator|(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return a.v[i] | b.v[i]; });
+}
+TUILI_INLINE I32x16 operator^(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return a.v[i] ^ b.v[i]; });
+}
+template <int kBits>
+TUILI_INLINE I32x16 shift_left(I32x16 a) {
+    return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) << kBits); });
+}
+template <int kBits>
+TUILI_INLINE I32x16 shift_right(I32x16 a) {  // logical
+    return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) >> kBits); });
+}
+TUILI_INLINE I32x16 to_int(F32x16 a) {  // to nearest even; out of range: INT32_MIN
+    return make_lanes<I32x16>([&](int i) {
+        const float r = __builtin_rintf(a.v[i]);
+        return r >= -0x1p31f && r < 0x1p31f ? static_cast<int32_t>(r) : INT32_MIN;
+    });
+}
+TUILI_INLINE F32x16 to_float(I32x16 a) {
+    return make_lanes<F32x16>([&](int i) { return static_cast<float>(a.v[i]); });
+}
+TUILI_INLINE I32x16 as_int(F32x16 a) { return __builtin_bit_cast(I32x16, a); }
+TUILI_INLINE F32x16 as_float(I32x16 a) { return __builtin_bit_cast(F32x16, a); }
+
+// --- masks ------------------------------------------------------------------------------------------------------
+// Comparisons with NaN are false. Bit i of bits() is lane i.
+TUILI_INLINE Mask16 less(F32x16 a, F32x16 b) {
+    return make_mask([&](int i) { return a.v[i] < b.v[i]; });
+}
+TUILI_INLINE Mask16 equal(F32x16 a, F32x16 b) {
+    return make_mask([&](int i) { return a.v[i] == b.v[i]; });
+}
+TUILI_INLINE Mask16 less(I32x16 a, I32x16 b) {
+    return make_mask([&](int i) { return a.v[i] < b.v[i]; });
+}
+TUILI_INLINE Mask16 equal(I32x16 a, I32x16 b) {
+    return make_mask([&](int i) { return a.v[i] == b.v[i]; });
+}
+TUILI_INLINE Mask16 first_lanes(int count) { return {(1u << count) - 1}; }  // count 0..16
+TUILI_INLINE uint32_t bits(Mask16 m) { return m.v; }
+TUILI_INLINE F32x16 select(Mask16 m, F32x16 yes, F32x16 no) {
+    return make_lanes<F32x16>([&](int i) { return m.v >> i & 1 ? yes.v[i] : no.v[i]; });
+}
+TUILI_INLINE I32x16 select(Mask16 m, I32x16 yes, I32x16 no) {
+    return make_lanes<I32x16>([&](int i) { return m.v >> i & 1 ? yes.v[i] : no.v[i]; });
+}
+
+// --- reductions -------------------------------------------------------------------------------------------------
+TUILI_INLINE float reduce_add(F32x16 a) {
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a.v[i] = a.v[i] + a.v[i + half];
+    return a.v[0];
+}
+TUILI_INLINE float reduce_max(F32x16 a) {
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+    return a.v[0];
+}
+TUILI_INLINE int32_t reduce_add(I32x16 a) {
+    uint32_t total = 0;
+    for (int i = 0; i < 16; i++) total += static_cast<uint32_t>(a.v[i]);
+    return wrap(total);
+}
+
+}  // namespace tuili::TUILI_ISA_NAMESPACE
