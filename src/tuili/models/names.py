@@ -1,0 +1,70 @@
+"""Checkpoint tensor name -> canonical name, as tables every family shares. Knows names; not shapes or values.
+
+A table maps prefixes ending in "." to canonical prefixes; "{i}" stands for a layer index. A family adds
+only where it differs: `HF | HF_SANDWICH`.
+"""
+
+from __future__ import annotations
+
+import re
+
+NameTable = dict[str, str]
+
+HF: NameTable = {
+    "model.embed_tokens.": "embed_tokens.",
+    "model.norm.": "norm.",
+    "lm_head.": "lm_head.",
+    "model.layers.{i}.self_attn.": "layers.{i}.",
+    "model.layers.{i}.mlp.": "layers.{i}.",
+    "model.layers.{i}.input_layernorm.": "layers.{i}.attn_norm.",
+    "model.layers.{i}.post_attention_layernorm.": "layers.{i}.mlp_norm.",
+}
+HF_SANDWICH: NameTable = {
+    "model.layers.{i}.post_attention_layernorm.": "layers.{i}.attn_post_norm.",
+    "model.layers.{i}.pre_feedforward_layernorm.": "layers.{i}.mlp_norm.",
+    "model.layers.{i}.post_feedforward_layernorm.": "layers.{i}.mlp_post_norm.",
+}
+HF_DERIVED = (".rotary_emb.inv_freq",)  # old checkpoints carry this table; it follows from the config
+
+GGUF: NameTable = {
+    "token_embd.": "embed_tokens.",
+    "output_norm.": "norm.",
+    "output.": "lm_head.",
+    "blk.{i}.attn_norm.": "layers.{i}.attn_norm.",
+    "blk.{i}.attn_q.": "layers.{i}.q_proj.",
+    "blk.{i}.attn_k.": "layers.{i}.k_proj.",
+    "blk.{i}.attn_v.": "layers.{i}.v_proj.",
+    "blk.{i}.attn_output.": "layers.{i}.o_proj.",
+    "blk.{i}.attn_q_norm.": "layers.{i}.q_norm.",
+    "blk.{i}.attn_k_norm.": "layers.{i}.k_norm.",
+    "blk.{i}.post_attention_norm.": "layers.{i}.attn_post_norm.",
+    "blk.{i}.ffn_norm.": "layers.{i}.mlp_norm.",
+    "blk.{i}.post_ffw_norm.": "layers.{i}.mlp_post_norm.",
+    "blk.{i}.ffn_gate.": "layers.{i}.gate_proj.",
+    "blk.{i}.ffn_up.": "layers.{i}.up_proj.",
+    "blk.{i}.ffn_down.": "layers.{i}.down_proj.",
+}
+GGUF_DERIVED = ("rope_freqs.weight",)  # read with the configuration, as rope_frequency_divisors
+
+_LAYER_INDEX = re.compile(r"\.(\d{1,6})\.")
+
+
+def rename(name: str, table: NameTable) -> str | None:
+    """The canonical name of a checkpoint tensor, or None when the table does not know it."""
+    found = _LAYER_INDEX.search(name)
+    index = found[1] if found else ""
+    generic = f"{name[: found.start()]}.{{i}}.{name[found.end() :]}" if found else name
+    for prefix, target in table.items():
+        if generic.startswith(prefix):
+            return (target + generic[len(prefix) :]).replace("{i}", index)
+    return None
+
+
+def is_ignored(name: str, affixes: tuple[str, ...]) -> bool:
+    """Whether a checkpoint tensor is none of the model's weights: it starts or ends with one of `affixes`."""
+    return name.startswith(affixes) or name.endswith(affixes)
+
+
+def leaf(canonical: str) -> str:
+    """The part transforms are keyed by: "q_proj" of "layers.3.q_proj.weight", "norm" of "norm.weight"."""
+    return canonical.split(".")[-2]
