@@ -6,19 +6,20 @@ folds many streams at once. Knows neither files nor wire formats.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from tuili.engine.client import InProcess
 from tuili.engine.loop import EngineLoop
 from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.runtime.answer import Answer
+from tuili.runtime.in_flight import InFlight, abort_stopped
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.tokenizer import Tokenizer
-from tuili.types import Event, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
+from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,21 +55,15 @@ class Pipeline:
 
         Raises InvalidRequestError, ContextLengthError or ChatTemplateError before the first event.
         """
-        prompt, token_request = self.token_request(request)
-        return self._stream(prompt, token_request)
+        return _without_index(InFlight(self, [self.token_request(request)]).events())
 
-    def _stream(self, prompt: PromptTokens, request: TokenRequest) -> Iterator[Event]:
-        inbox: SimpleQueue[TokenDelta] = SimpleQueue()
-        answer = Answer(self.tokenizer, request)
-        self.loop.submit(request, inbox.put)
-        try:
-            yield prompt
-            while not answer.is_done:
-                yield from answer.push(inbox.get())
-                self._abort_stopped(answer)
-        finally:
-            if not answer.is_done:
-                self.loop.abort(request.request_id)
+    def run(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, Event]]:
+        """Events of many requests as (index of the request, event), interleaved.
+
+        Keeps a few times max_num_seqs requests in flight, so that input and output may be streams.
+        Closing the iterator aborts what is running. Invalid requests raise when their turn comes.
+        """
+        return InFlight(self, map(self.token_request, requests)).events()
 
     async def astream(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """As `stream`, for asyncio."""
@@ -80,50 +75,11 @@ class Pipeline:
             async for delta in deltas:
                 for event in answer.push(delta):
                     yield event
-                self._abort_stopped(answer)
+                abort_stopped(self.loop, answer)
                 if answer.is_done:
                     return
         finally:
             await deltas.aclose()
-
-    def run(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, Event]]:
-        """Events of many requests as (index of the request, event), interleaved.
-
-        Keeps a few times max_num_seqs requests in flight, so that input and output may be streams.
-        Closing the iterator aborts what is running. Invalid requests raise when their turn comes.
-        """
-        inbox: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
-        answers: dict[int, Answer] = {}
-        pending = enumerate(requests)
-        is_exhausted = False
-        try:
-            while True:
-                while not is_exhausted and len(answers) < 4 * self.max_num_seqs:
-                    try:
-                        index, request = next(pending)
-                    except StopIteration:
-                        is_exhausted = True
-                        break
-                    prompt, token_request = self.token_request(request)
-                    self.loop.submit(token_request, lambda delta, i=index: inbox.put((i, delta)))  # type: ignore[misc]
-                    answers[index] = Answer(self.tokenizer, token_request)
-                    yield index, prompt
-                if not answers:
-                    return
-                index, delta = inbox.get()
-                if index in answers:
-                    yield from ((index, event) for event in answers[index].push(delta))
-                    self._abort_stopped(answers[index])
-                    if answers[index].is_done:
-                        del answers[index]
-        finally:
-            for answer in answers.values():
-                self.loop.abort(answer.request.request_id)
-
-    def _abort_stopped(self, answer: Answer) -> None:
-        for index in answer.stopped:
-            self.loop.abort(answer.request.request_id, index)
-        answer.stopped.clear()
 
     def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
         """The prompt as tokens, and what the engine is asked.
@@ -158,8 +114,10 @@ class Pipeline:
             if not ids:
                 raise InvalidRequestError("prompt is empty: at least one token is needed", param="prompt")
             return PromptTokens(tuple(ids), request.prompt)
-        rendered = self.render(request)
-        return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
+        return self._rendered(request)
+
+    def _rendered(self, request: GenerateRequest) -> PromptTokens:
+        return PromptTokens((), None)
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
@@ -171,3 +129,9 @@ class Pipeline:
                     f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
                 )
         return tuple(ids)
+
+
+def _without_index(events: Generator[tuple[int, Event], None, None]) -> Iterator[Event]:
+    with contextlib.closing(events):
+        for _, event in events:
+            yield event

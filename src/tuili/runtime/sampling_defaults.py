@@ -9,10 +9,7 @@ _SHARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """SamplingParams fields the model sets; do_sample false means greedy, as transformers has it.
-
-    A value out of range is the model's mistake and is left out of nothing: SamplingParams names it.
-    """
+    """SamplingParams fields the model sets; do_sample false means greedy, as transformers has it."""
     defaults = {name: generation_config[name] for name in _SHARED if generation_config.get(name) is not None}
     if generation_config.get("do_sample") is False:
         defaults["temperature"] = 0.0

@@ -1,0 +1,76 @@
+"""Many requests at once over one engine loop: a bounded number in flight, their events interleaved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Protocol
+
+from tuili.engine.loop import EngineLoop
+from tuili.runtime.answer import Answer
+from tuili.text.tokenizer import Tokenizer
+from tuili.types import Event, PromptTokens, TokenDelta, TokenRequest
+
+WAITING_SHARE = 4  # requests in flight per running one, so that the engine never starves
+
+
+class Served(Protocol):
+    """What a flight needs of a loaded model."""
+
+    @property
+    def loop(self) -> EngineLoop: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+
+
+class InFlight:
+    """Submits requests as earlier ones finish. Iterate `events` to the end or close it."""
+
+    def __init__(self, model: Served, requests: Iterable[tuple[PromptTokens, TokenRequest]]) -> None:
+        self._model = model
+        self._pending = enumerate(requests)
+        self._inbox: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
+        self._answers: dict[int, Answer] = {}
+
+    def events(self) -> Generator[tuple[int, Event], None, None]:
+        """(index of the request, event) until all are done; closing aborts what is running."""
+        try:
+            yield from self._admit()
+            while self._answers:
+                index, delta = self._inbox.get()
+                yield from self._receive(index, delta)
+                yield from self._admit()
+        finally:
+            for answer in self._answers.values():
+                self._model.loop.abort(answer.request.request_id)
+
+    def _admit(self) -> Iterator[tuple[int, Event]]:
+        room = WAITING_SHARE * self._model.max_num_seqs - len(self._answers)
+        for index, (prompt, request) in itertools.islice(self._pending, room):
+            self._submit(index, request)
+            yield index, prompt
+
+    def _submit(self, index: int, request: TokenRequest) -> None:
+        answer = Answer(self._model.tokenizer, request)
+        self._model.loop.submit(request, lambda delta: self._inbox.put((index, delta)))
+        self._answers[index] = answer
+
+    def _receive(self, index: int, delta: TokenDelta) -> Iterator[tuple[int, Event]]:
+        """A delta may come late, for an answer that a stop string has already ended."""
+        if (answer := self._answers.get(index)) is None:
+            return
+        for event in answer.push(delta):
+            yield index, event
+        abort_stopped(self._model.loop, answer)
+        if answer.is_done:
+            del self._answers[index]
+
+
+def abort_stopped(loop: EngineLoop, answer: Answer) -> None:
+    """Tells the engine about answers that ended in text while it still runs them."""
+    for index in answer.stopped:
+        loop.abort(answer.request.request_id, index)
+    answer.stopped.clear()

@@ -1,0 +1,51 @@
+"""The sizes and manners the code promises (CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tuili
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+NATIVE = sorted((ROOT / "csrc").glob("*.[hci]*"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def _functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_files_and_functions_stay_small() -> None:
+    assert len(SOURCES) > 50
+    too_long = [f.name for f in [*SOURCES, *NATIVE] if len(f.read_text().splitlines()) > MAX_FILE_LINES]
+    assert too_long == []
+    assert [
+        f"{path.name}:{f.name}"
+        for path in SOURCES
+        for f in _functions(path)
+        if (f.end_lineno or 0) - f.lineno >= MAX_FUNCTION_LINES
+    ] == []
+
+
+def test_every_file_opens_by_saying_what_it_knows() -> None:
+    silent = [p for p in SOURCES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))]
+    assert silent == []
+
+
+def test_public_names_resolve() -> None:
+    for name in tuili.__all__:
+        assert getattr(tuili, name) is not None
+    assert set(tuili.__all__) == set(dir(tuili))
+
+
+def test_importing_tuili_loads_no_heavy_module() -> None:
+    code = "import sys, tuili; print(sorted({'numpy', 'torch', 'tokenizers', 'httpx', 'jinja2'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,60 @@
+"""What the README says is run, and both languages say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import assets
+
+from tuili.store.store import Store
+
+ROOT = Path(__file__).parent.parent
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def _commands(path: Path) -> list[str]:
+    return re.findall(r"tuili ([a-z]+)", " ".join(re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))))
+
+
+def test_both_languages_show_the_same_commands_and_code() -> None:
+    for language in ("sh", "python"):
+        assert _blocks(ENGLISH, language) == _blocks(CHINESE, language) != []
+    assert _commands(ENGLISH) == _commands(CHINESE)
+
+
+def test_links_lead_somewhere() -> None:
+    for path in (ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)|`(docs/[a-z_]+\.md)`", path.read_text(encoding="utf-8")):
+            link = target[0] or target[1]
+            assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_ci_runs_the_install_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert 'tuili run "Why is the sky blue?"' in script
+    assert 'tuili run "Why is the sky blue?"' in _blocks(ENGLISH, "sh")[0]
+    assert "pytest" in _blocks(ENGLISH, "sh")[1]
+
+
+@pytest.mark.parametrize("command", sorted(set(_commands(ENGLISH))))
+def test_every_command_named_exists(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tuili.cli.main", command, "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_python_example_runs(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TUILI_HOME", str(assets.store_dir()))
+    assert Store(assets.store_dir()).path("smollm2:135m") == smollm2_gguf
+    (example,) = _blocks(ENGLISH, "python")
+    exec(compile(example, str(ENGLISH), "exec"), {"__name__": "__main__"})
+    assert "The capital of France is ->" in capsys.readouterr().out
