@@ -46,8 +46,8 @@ struct Activations {
     float* f32 = nullptr;         // [num_rows][cols]
 };
 
-// One attention call: the query heads of one kv head for `num_queries` consecutive tokens of one sequence.
-// Keys and values lie in blocks of the paged cache as bfloat16; the cache's layout is attention.inl's.
+// The query heads of one kv head for `num_queries` consecutive tokens of one sequence. Row r of the unit is
+// query r / group_size, head r % group_size. Keys and values lie in blocks of the paged cache as bfloat16.
 struct AttentionUnit {
     const float* queries;      // [num_queries][query_stride], rotated; head g at offset g * head_dim
     size_t query_stride;
@@ -59,12 +59,27 @@ struct AttentionUnit {
     float scale;
     float logit_softcap;       // 0: none
     const int32_t* block_table;
-    int block_size;
+    int block_size;            // a multiple of 16
     const uint16_t* cache;     // this layer's and kv head's plane of block 0
     size_t block_stride;       // elements between blocks
-    float* out;                // [num_queries][out_stride]; head g at offset g * head_dim
-    size_t out_stride;
+
+    int num_rows() const { return num_queries * group_size; }
 };
+
+// A softmax under way over the rows of a unit: of one chunk, or of all chunks merged so far.
+struct AttentionState {
+    float* weighted;  // [num_rows][padded_head_dim] sum of exp(score - max) * value
+    float* max;       // [num_rows] largest score, -inf where nothing is visible
+    float* sum;       // [num_rows] sum of exp(score - max)
+};
+
+inline int padded_head_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// A plane is one block of one layer and kv head: keys [block_size / 16][head_dim][16 tokens], then values
+// [block_size][padded_head_dim].
+inline size_t cache_plane_elements(int head_dim, int block_size) {
+    return static_cast<size_t>(block_size) * (head_dim + padded_head_dim(head_dim));
+}
 
 struct Kernels {
     const char* isa;
@@ -83,6 +98,9 @@ struct Kernels {
     // out = x * rsqrt(mean(x^2) + eps) * gain, one fixed reduction tree.
     void (*rms_norm)(const float* x, const float* gain, float eps, int n, float* out);
 
+    // out = (x - mean) * rsqrt(variance + eps) * gain + bias; bias may be null.
+    void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int n, float* out);
+
     // gate = act(gate) * up over n values; activation is a models.spec Activation in declaration order.
     void (*gated_activation)(int activation, float* gate, const float* up, int n);
     void (*activation)(int activation, float* x, int n);
@@ -93,19 +111,26 @@ struct Kernels {
     // Rotates the first `dim` values of a head in half-split layout; cos, sin: [dim / 2].
     void (*rope)(float* head, const float* cos, const float* sin, int dim);
 
-    // Writes one token's key and value [head_dim] at `offset` of a block (its plane for one layer and kv head).
+    // Writes one token's key and value [head_dim] at `offset` of a block's plane, rounded to nearest even.
     void (*cache_append)(const float* key, const float* value, int head_dim, int block_size, int offset,
-                         uint16_t* block);
+                         uint16_t* plane);
 
-    void (*attention)(const AttentionUnit& unit, void* scratch);
-    size_t (*attention_scratch_bytes)(int num_query_rows, int head_dim);
+    // The part of the keys at positions [256 * chunk, 256 * (chunk + 1)), computed from nothing.
+    // scores: scratch of [num_rows][kAttentionChunk] floats.
+    void (*attention_chunk)(const AttentionUnit& unit, int chunk, const AttentionState& state, float* scores);
+    // state <- state and chunk. Merging in ascending chunk order defines the result.
+    void (*attention_merge)(const AttentionState& state, const AttentionState& chunk, int num_rows, int head_dim);
+    // out [num_queries][out_stride] <- weighted / sum; head g at offset g * head_dim.
+    void (*attention_finish)(const AttentionState& state, const AttentionUnit& unit, float* out, size_t out_stride);
 
     // Sampling primitives over one row of logits [n].
     float (*max_value)(const float* x, int n);
     int (*argmax)(const float* x, int n);  // lowest index among equals
     double (*sum_exp)(const float* x, float max, int n);
-    void (*exp_weights)(const float* x, float max, float scale, int n, float* out);  // exp((x - max) * scale)
-    void (*softcap)(float* x, float cap, int n);                                     // cap * tanh(x / cap)
+    void (*exp_weights)(const float* x, float max, float temperature, int n, float* out);  // exp(x / t - max / t)
+    int (*count_greater)(const float* x, float threshold, int n);
+    void (*softcap)(float* x, float cap, int n);  // cap * tanh(x / cap)
+    void (*multiply)(float* x, float factor, int n);
 };
 
 // The table of an instruction set by name ("avx512", "avx2", "scalar"), or null when this build or CPU lacks it.
