@@ -64,7 +64,7 @@ def unpack_nibbles(packed: Bytes) -> Bytes:
 def pack_nibbles(values: Bytes) -> Bytes:
     """The inverse of unpack_nibbles for values of at most 15: uint8 [n, 2 k] -> [n, k]."""
     half = values.shape[1] // 2
-    return values[:, :half] | values[:, half:] << 4
+    return values[:, :half] | values[:, half:] << np.uint8(4)
 
 
 def unpack_bits(packed: Bytes) -> Bytes:
@@ -100,4 +100,3 @@ def unpack_scales_and_mins(packed: Bytes) -> tuple[Floats, Floats]:
     scales = np.concatenate([first & 0x3F, third & 0x0F | first >> 6 << 4], axis=1)
     mins = np.concatenate([second & 0x3F, third >> 4 | second >> 6 << 4], axis=1)
     return scales.astype(np.float32), mins.astype(np.float32)
-

@@ -16,7 +16,9 @@ def decode(groups: Bytes) -> Floats:
 def encode(groups: Floats) -> Bytes:
     scale = g.signed_peak(groups) / np.float32(-16)
     levels = g.round_down_to(groups * g.reciprocal(scale) + np.float32(16.5), 31)
-    return np.concatenate([g.store_half(scale), g.pack_bits(levels >> 4), g.pack_nibbles(levels & 0x0F)], axis=1)
+    return np.concatenate(
+        [g.store_half(scale), g.pack_bits(levels >> np.uint8(4)), g.pack_nibbles(levels & np.uint8(0x0F))], axis=1
+    )
 
 
 FORMAT = g.grouped_format(name="Q5_0", gguf_id=6, group_size=32, group_bytes=22, decode=decode, encode=encode)

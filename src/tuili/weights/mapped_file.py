@@ -1,0 +1,54 @@
+"""Opens model files: mapped into memory read-only, regular files only, formats that execute code refused.
+
+Knows paths and first bytes; not what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from tuili.errors import ModelFileError, ModelNotFoundError
+from tuili.quant.format import Bytes
+
+EXECUTABLE_SUFFIXES = frozenset((".bin", ".ckpt", ".mdl", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"))
+REFUSAL = "refused: executable format; convert to safetensors"
+
+
+def refuse_executable(path: Path) -> None:
+    """Raises ModelFileError for a name under which pickled Python objects are kept."""
+    if path.suffix.lower() in EXECUTABLE_SUFFIXES:
+        raise ModelFileError(f"{path.name}: {REFUSAL}")
+
+
+def map_file(path: Path) -> Bytes:
+    """The whole file as a read-only uint8 array. The mapping lives as long as any view of it.
+
+    The file must not shrink meanwhile: the kernel answers a read past its end with SIGBUS.
+    Raises ModelNotFoundError when there is no such file; ModelFileError when it is empty, no regular
+    file, unreadable, or pickled Python objects under another name.
+    """
+    refuse_executable(path)
+    try:
+        # A named pipe would block in open(), so its kind is asked first.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelFileError(f"{path.name}: not a regular file")
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise ModelFileError(f"{path.name}: 0 bytes, a model file is not empty")
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path.name}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{path.name}: cannot be read: {error.strerror}") from None
+    if _looks_pickled(data[:4].tobytes()):
+        raise ModelFileError(f"{path.name}: {REFUSAL}")
+    return data
+
+
+def _looks_pickled(head: bytes) -> bool:
+    """Pickle protocols 2 to 5, or the zip archive and NumPy file that may wrap them."""
+    return (len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or head in (b"PK\x03\x04", b"\x93NUM")
