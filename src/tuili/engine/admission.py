@@ -1,0 +1,64 @@
+"""Which requests can be served at all, and how long their answers may get.
+
+Pure functions of the request and of limits that never change, so any thread may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from tuili.errors import ContextLengthError, InvalidRequestError
+from tuili.types import TokenRequest
+
+
+def check_request(request: TokenRequest, *, vocab_size: int, max_model_len: int, capacity: int | None) -> int:
+    """The number of tokens, prompt and output, at which an answer ends for lack of room or by max_tokens.
+
+    capacity is the context, in tokens, that the whole cache can hold for one sequence; None is no
+    limit. The last token of an answer is never computed and needs no room.
+    Raises InvalidRequestError, or ContextLengthError with the numbers.
+    """
+    _check_values(request, vocab_size)
+    s, num_prompt = request.sampling, len(request.prompt_token_ids)
+    if num_prompt >= max_model_len:
+        raise ContextLengthError(
+            f"prompt has {num_prompt} tokens; the context holds {max_model_len} and at least 1 must be left to answer",
+            param="prompt",
+        )
+    if num_prompt + s.min_tokens > max_model_len:
+        raise ContextLengthError(
+            f"prompt has {num_prompt} tokens and min_tokens is {s.min_tokens}; the context holds {max_model_len}",
+            param="min_tokens",
+        )
+    max_len = max_model_len if s.max_tokens is None else min(num_prompt + s.max_tokens, max_model_len)
+    if capacity is None or max_len <= capacity + 1:
+        return max_len
+    least = num_prompt + max(s.min_tokens, 1) if s.max_tokens is None else max_len
+    if least > capacity + 1:
+        raise ContextLengthError(
+            f"prompt has {num_prompt} tokens and with its answer needs room for {least - 1}; "
+            f"the KV cache holds {capacity}",
+            param="prompt" if s.max_tokens is None else "max_tokens",
+        )
+    return capacity + 1
+
+
+def _check_values(request: TokenRequest, vocab_size: int) -> None:
+    s = request.sampling
+    if not request.prompt_token_ids:
+        raise InvalidRequestError("prompt_token_ids must hold at least one token, got none", param="prompt_token_ids")
+    _check_ids("prompt_token_ids", request.prompt_token_ids, vocab_size)
+    _check_ids("stop_token_ids", s.stop_token_ids or (), vocab_size)
+    _check_ids("logit_bias", s.logit_bias or (), vocab_size)
+    if not 0 <= request.seed < 2**64:
+        raise InvalidRequestError(f"seed must be an integer in [0, 2**64), got {request.seed}", param="seed")
+    for name, count in (("logprobs", s.logprobs), ("prompt_logprobs", s.prompt_logprobs)):
+        if count is not None and count > vocab_size:
+            raise InvalidRequestError(f"{name} must be at most the vocabulary's {vocab_size}, got {count}", param=name)
+
+
+def _check_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    if not token_ids or (set(map(type, token_ids)) == {int} and min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    found = next(i for i in token_ids if type(i) is not int or not 0 <= i < vocab_size)
+    raise InvalidRequestError(f"{name}: token ids must be integers in [0, {vocab_size}), got {found!r}", param=name)

@@ -1,0 +1,69 @@
+"""Builds the arrays of one step from its chunks. Decides nothing: who computes what is the scheduler's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+
+import numpy as np
+
+from tuili.backend import Batch, Int32
+from tuili.engine.sampling import SampleRow, sampling_arrays
+from tuili.engine.sequence import Chunk
+
+
+def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_copies: Int32) -> Batch:
+    """The step that computes `chunks`.
+
+    tables [group, slot, block] are the block tables. Rows come in the order of the chunks: of each
+    first its scored prompt positions, then its samples, which all read the chunk's last token.
+    """
+    slots = np.array([chunk.sequence.slot for chunk in chunks], dtype=np.int32)
+    starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+    ends = np.array([chunk.end for chunk in chunks], dtype=np.int32)
+    query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
+    np.cumsum(ends - starts, out=query_start[1:])
+    input_ids: list[int] = []
+    for chunk in chunks:
+        input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+    shift = np.repeat(starts - query_start[:-1], ends - starts)
+    positions = np.arange(len(input_ids), dtype=np.int32) + shift
+    blocks = tables[:, np.repeat(slots, ends - starts), positions // block_size]
+    sample_rows, targets, counts, rows = _rows(chunks, query_start.tolist())
+    return Batch(
+        input_ids=np.array(input_ids, dtype=np.int32),
+        positions=positions,
+        query_start=query_start,
+        seq_lens=ends,
+        block_tables=tables[:, slots, : -(-int(ends.max()) // block_size)],
+        slot_mapping=blocks * np.int32(block_size) + positions % block_size,
+        block_copies=block_copies,
+        slots=slots,
+        carry=np.zeros(len(chunks), dtype=np.bool_),
+        sample_rows=np.array(sample_rows, dtype=np.int32),
+        targets=np.array(targets, dtype=np.int32),
+        num_logprobs=np.array(counts, dtype=np.int32),
+        sampling=sampling_arrays(rows),
+    )
+
+
+def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], list[int], list[int], list[SampleRow]]:
+    """Token index, target, number of logprobs and sampling of every row."""
+    tokens: list[int] = []
+    targets: list[int] = []
+    counts: list[int] = []
+    rows: list[SampleRow] = []
+    for chunk, first in zip(chunks, query_start, strict=False):
+        sequence, sampling = chunk.sequence, chunk.sequence.sampling
+        for position in chunk.scored:
+            tokens.append(first + position - 1 - chunk.start)
+            targets.append(sequence.token_ids[position])
+            counts.append(sequence.num_prompt_logprobs)
+            rows.append(SampleRow(sampling, 0, position))
+        if chunk.num_samples:
+            bias = sequence.bias
+            for index in sequence.indexes:
+                tokens.append(first + chunk.num_tokens - 1)
+                targets.append(-1)
+                counts.append(sequence.num_logprobs)
+                rows.append(SampleRow(sampling, index, chunk.end, sequence.history, bias))
+    return tokens, targets, counts, rows

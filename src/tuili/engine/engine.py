@@ -1,0 +1,256 @@
+"""The engine: requests in, token deltas out, one step at a time.
+
+schedule -> build -> execute -> commit -> deliver. Single-threaded; knows token ids only. Every
+answer of every request ends in exactly one terminal delta, whatever happens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+
+from tuili.backend import Backend, StepResult
+from tuili.config import EngineConfig
+from tuili.engine.admission import check_request
+from tuili.engine.batch import build_batch
+from tuili.engine.block_manager import BlockManager
+from tuili.engine.cache_plan import plan_cache
+from tuili.engine.logprobs import token_logprobs
+from tuili.engine.scheduler import Scheduler
+from tuili.engine.sequence import Chunk, Sequence, Sink
+from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """A moment of the engine. Sequences count, so a request with n = 4 may count four times."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: tuple[int, ...]  # per cache group
+    num_free_blocks: tuple[int, ...]  # of those: held by no sequence
+    num_preemptions: int
+    num_prefix_queries: int  # prompt tokens looked up in the prefix cache
+    num_prefix_hits: int  # of those: found
+    num_computed_tokens: int
+    num_output_tokens: int
+
+
+class Engine:
+    """Runs requests on a backend. The backend stays open: whoever loaded it closes it."""
+
+    def __init__(self, backend: Backend, config: EngineConfig) -> None:
+        """Sizes and allocates the cache. Raises UnsupportedModelError or InsufficientMemoryError."""
+        groups = backend.cache_groups(config.block_size)
+        num_blocks = plan_cache(groups, config)
+        backend.allocate_cache(num_blocks)
+        self.config = config
+        self.blocks = BlockManager(
+            groups,
+            num_blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=config.max_model_len,
+        )
+        self._backend = backend
+        self._scheduler = Scheduler(self.blocks, config)
+        self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
+        self._outbox: deque[tuple[Sink, TokenDelta]] = deque()
+        self._delivering = False
+        self._closed = False
+        self._num_arrivals = 0
+        self._num_computed_tokens = 0
+        self._num_output_tokens = 0
+
+    def check_request(self, request: TokenRequest) -> int:
+        """Raises what add() would raise for the request's own sake; any thread may ask. Returns its length limit."""
+        return check_request(
+            request,
+            vocab_size=self._backend.vocab_size,
+            max_model_len=self.config.max_model_len,
+            capacity=self.blocks.capacity,
+        )
+
+    def add(self, request: TokenRequest, sink: Sink) -> None:
+        """Queues a request; its deltas go to `sink`, which must not block.
+
+        Raises InvalidRequestError, ContextLengthError (with the numbers) or EngineUnavailableError.
+        """
+        if self._closed:
+            raise EngineUnavailableError("the engine is closed")
+        if request.request_id in self._live:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is already in use", param="request_id")
+        sequence = Sequence(
+            request,
+            sink,
+            arrival=self._num_arrivals,
+            max_len=self.check_request(request),
+            block_size=self.config.block_size,
+            vocab_size=self._backend.vocab_size,
+        )
+        self._num_arrivals += 1
+        self._scheduler.add(sequence)
+        self._live[request.request_id] = [sequence]
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or one answer of it, wherever it is; what is not there any more is left alone."""
+        for sequence in list(self._live.get(request_id, ())):
+            for i in list(sequence.indexes):
+                if index is None or i == index:
+                    self._end(sequence, i, "abort")
+        self._deliver()
+
+    def step(self) -> bool:
+        """Computes one step and delivers what came of it; False when nothing is left to do.
+
+        A backend that fails ends the sequences of that step with an error, and no others.
+        """
+        chunks = self._scheduler.schedule()
+        if chunks:
+            batch = build_batch(chunks, self.blocks.tables, self.config.block_size, self.blocks.take_copies())
+            try:
+                result = self._backend.execute(batch).result()
+            except Exception as error:
+                self._fail(chunks, error)
+            else:
+                self._commit(chunks, result)
+            self._deliver()
+        assert chunks or not self._live, "sequences wait, but none can run"
+        return self.has_work()
+
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_blocks=tuple(pool.num_blocks for pool in self.blocks.pools),
+            num_free_blocks=tuple(pool.num_free for pool in self.blocks.pools),
+            num_preemptions=self._scheduler.num_preemptions,
+            num_prefix_queries=self._scheduler.num_prefix_queries,
+            num_prefix_hits=self._scheduler.num_prefix_hits,
+            num_computed_tokens=self._num_computed_tokens,
+            num_output_tokens=self._num_output_tokens,
+        )
+
+    def check(self) -> None:
+        """Asserts that every sequence, slot and block is accounted for."""
+        queued = self._scheduler.waiting + self._scheduler.running
+        live = [sequence for sequences in self._live.values() for sequence in sequences]
+        assert set(map(id, queued)) == set(map(id, live)), "a sequence is lost"
+        self._scheduler.check()
+
+    def close(self, error: TuiliError | None = None) -> None:
+        """Ends every request with an error delta and takes no more."""
+        self._closed = True
+        error = error or EngineUnavailableError("the engine was closed")
+        for sequences in list(self._live.values()):
+            for sequence in list(sequences):
+                self._end_all(sequence, error)
+        self._deliver()
+
+    def _commit(self, chunks: ListLike[Chunk], result: StepResult) -> None:
+        row = 0
+        token_ids = result.token_ids.tolist()
+        for chunk in chunks:
+            sequence, scored, num_samples = chunk.sequence, chunk.scored, chunk.num_samples
+            self._scheduler.commit(chunk)
+            if sequence.prompt_logprobs is not None:
+                rows = range(row, row + len(scored))
+                sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in rows]
+            row += len(scored)
+            if num_samples:
+                for answer in self._fork_answers(sequence):
+                    self._choose(answer, token_ids[row], token_logprobs(result, row, sequence.num_logprobs))
+                    row += 1
+            self._num_computed_tokens += chunk.num_tokens
+
+    def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
+        """One sequence for each answer that `sequence` stood for, itself first."""
+        if len(sequence.indexes) == 1:
+            return [sequence]
+        twins = [self._scheduler.fork(sequence, index) for index in sequence.indexes[1:]]
+        self._live[sequence.request.request_id] += twins
+        return [sequence, *twins]
+
+    def _choose(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        reason = sequence.append(token_id)
+        first = sequence.num_output_tokens == 1 and sequence.indexes[0] == 0
+        self._num_output_tokens += 1
+        delta = TokenDelta(
+            request_id=sequence.request.request_id,
+            index=sequence.indexes[0],
+            token_ids=(token_id,),
+            finish_reason=reason,
+            stop_token_id=token_id if reason == "stop" else None,
+            logprobs=None if logprobs is None else (logprobs,),
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if first and sequence.prompt_logprobs else None,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+        if reason is not None:
+            self._drop(sequence)
+        self._outbox.append((sequence.sink, delta))
+
+    def _fail(self, chunks: ListLike[Chunk], error: Exception) -> None:
+        """A step failed: its sequences end, the others start over, as the cache cannot be trusted any more."""
+        _log.error("a step of %d sequences failed", len(chunks), exc_info=error)
+        if not isinstance(error, TuiliError):
+            error = TuiliError("the backend failed while computing a step")
+        for chunk in chunks:
+            self._end_all(chunk.sequence, error)
+        self._scheduler.recompute_all()
+
+    def _end_all(self, sequence: Sequence, error: TuiliError) -> None:
+        for index in list(sequence.indexes):
+            self._end(sequence, index, "error", error)
+
+    def _end(self, sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None = None) -> None:
+        """Ends one answer early."""
+        delta = TokenDelta(
+            request_id=sequence.request.request_id,
+            index=index,
+            token_ids=(),
+            finish_reason=reason,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            error=error,
+        )
+        if len(sequence.indexes) == 1:
+            self._drop(sequence)
+        else:
+            sequence.indexes.remove(index)
+        self._outbox.append((sequence.sink, delta))
+
+    def _drop(self, sequence: Sequence) -> None:
+        self._scheduler.finish(sequence)
+        request_id = sequence.request.request_id
+        self._live[request_id].remove(sequence)
+        if not self._live[request_id]:
+            del self._live[request_id]
+
+    def _deliver(self) -> None:
+        """Empties the outbox in order. A sink may call add() and abort(): what they say comes after."""
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._outbox:
+                sink, delta = self._outbox.popleft()
+                try:
+                    sink(delta)
+                except Exception as error:
+                    _log.warning("the sink of request %r failed: it is aborted", delta.request_id, exc_info=error)
+                    self._silence(delta.request_id)
+        finally:
+            self._delivering = False
+
+    def _silence(self, request_id: str) -> None:
+        """Drops a request whose sink is broken, without a word to it."""
+        for sequence in list(self._live.get(request_id, ())):
+            self._drop(sequence)
+        self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)

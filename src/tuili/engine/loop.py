@@ -1,0 +1,116 @@
+"""An engine in a thread of its own. Two queues are the only doors: requests go in, deltas go to sinks.
+
+Sleeps on a condition while there is nothing to do; never polls.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from tuili.engine.engine import Engine, EngineStats
+from tuili.engine.sequence import Sink
+from tuili.errors import EngineUnavailableError, TuiliError
+from tuili.types import TokenDelta, TokenRequest
+
+_log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs an Engine until close(). Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stats = engine.stats()
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name="tuili-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: TokenRequest, sink: Sink) -> None:
+        """Queues a request. `sink` gets its deltas in the engine's thread and must not block.
+
+        Raises InvalidRequestError, ContextLengthError or EngineUnavailableError here and now; a
+        request_id that is in use ends in an error delta.
+        """
+        self._engine.check_request(request)
+        self._send(lambda: self._add(request, sink))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request or one answer of it; no-op when it is unknown or the engine is gone."""
+        try:
+            self._send(lambda: self._engine.abort(request_id, index))
+        except EngineUnavailableError:
+            return  # closing has ended, or is ending, every request
+
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        return self._stats
+
+    def close(self) -> None:
+        """Ends every request with an EngineUnavailableError delta and waits for the thread."""
+        with self._wake:
+            self._open = False
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _send(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            if not self._open:
+                raise EngineUnavailableError("the engine is closed")
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def _add(self, request: TokenRequest, sink: Sink) -> None:
+        try:
+            self._engine.add(request, sink)
+        except Exception as error:
+            if not isinstance(error, TuiliError):
+                _log.error("request %r could not be queued", request.request_id, exc_info=error)
+                error = TuiliError("the request could not be queued")
+            self._refuse(request, sink, error)
+
+    def _refuse(self, request: TokenRequest, sink: Sink, error: TuiliError) -> None:
+        try:
+            for index in range(request.sampling.n):
+                sink(
+                    TokenDelta(
+                        request_id=request.request_id, index=index, token_ids=(), finish_reason="error", error=error
+                    )
+                )
+        except Exception as failure:
+            _log.warning("the sink of request %r failed", request.request_id, exc_info=failure)
+
+    def _run(self) -> None:
+        error = EngineUnavailableError("the engine was closed")
+        try:
+            while self._take_commands():
+                self._engine.step()
+                self._stats = self._engine.stats()
+        except BaseException as failure:
+            _log.critical("the engine stopped", exc_info=failure)
+            error = EngineUnavailableError("the engine stopped after an internal error")
+        with self._wake:
+            self._open = False
+            commands, self._inbox = self._inbox, []
+        self._engine.close(error)
+        for command in commands:  # requests on a closed engine are refused, with a delta
+            command()
+        self._stats = self._engine.stats()
+
+    def _take_commands(self) -> bool:
+        """Carries out what has arrived, waiting for it when there is no other work; False when closed."""
+        if not self._engine.has_work():
+            self._engine.check()
+        with self._wake:
+            while self._open and not self._inbox and not self._engine.has_work():
+                self._wake.wait()
+            if not self._open:
+                return False
+            commands, self._inbox = self._inbox, []
+        for command in commands:
+            command()
+        return True

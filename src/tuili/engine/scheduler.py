@@ -1,0 +1,187 @@
+"""Who computes what in the next step, under the limits of tokens, slots and blocks.
+
+Decodes go first, then prompts in chunks, then new sequences in the order of priority and arrival.
+When blocks run out, the last in that order is preempted: it gives up slot and blocks, waits at its
+place near the head, and later computes its prompt and output anew. Nothing is ever lost, and no
+one waits for ever: the first in order takes from everybody after it and is itself never a victim,
+and Engine.add refuses what could not fit even alone. Knows sequences and blocks, not backends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence as ListLike
+
+from tuili.config import EngineConfig
+from tuili.engine.block_manager import BlockManager
+from tuili.engine.sequence import Chunk, Sequence, Status
+
+MAX_LOGPROB_ENTRIES = 1 << 22  # of a step's [rows, logprobs]: 32 MiB of ids and values
+
+
+class Scheduler:
+    """The waiting and the running sequences, both in order."""
+
+    def __init__(self, blocks: BlockManager, config: EngineConfig) -> None:
+        self.blocks = blocks
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_prefix_queries = 0  # tokens looked up in the prefix cache by new sequences
+        self.num_prefix_hits = 0  # tokens of those that were found
+        self._config = config
+        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence at its place."""
+        sequence.status = Status.WAITING
+        insort(self.waiting, sequence, key=_key)
+
+    def schedule(self) -> list[Chunk]:
+        """The chunks of the next step, decodes first; their blocks are theirs and writable."""
+        preemptions = self.num_preemptions
+        budget = self._config.max_num_batched_tokens
+        chunks: list[Chunk] = []
+        stalled = False
+        decodes = [s for s in self.running if s.num_remaining_tokens == 1]
+        prompts = [s for s in self.running if s.num_remaining_tokens > 1]
+        for sequence in decodes + prompts:
+            if not budget or sequence.status is not Status.RUNNING:
+                continue
+            chunk = self._next_chunk(sequence, budget, chunks)
+            if self._make_room(chunk, chunks):
+                chunks.append(chunk)
+                budget -= chunk.num_tokens
+            else:
+                stalled = True
+        if not stalled and self.num_preemptions == preemptions:
+            self._admit(chunks, budget)
+        return chunks
+
+    def commit(self, chunk: Chunk) -> None:
+        """Takes note that a chunk is computed: its full blocks can be found from now on."""
+        sequence, size = chunk.sequence, self.blocks.block_size
+        sequence.num_computed_tokens = chunk.end
+        first, last = chunk.start // size, chunk.end // size
+        if first < last and self._config.enable_prefix_caching:
+            self.blocks.register(sequence.slot, first, sequence.block_hashes.first(last, sequence.token_ids)[first:])
+
+    def fork(self, sequence: Sequence, index: int) -> Sequence:
+        """Splits answer `index` off a running sequence; without a free slot it waits and computes its end anew."""
+        twin = sequence.fork(index)
+        if self._free_slots:
+            self._start(twin)
+            self.blocks.fork(sequence.slot, twin.slot)
+        else:
+            twin.num_computed_tokens = 0
+            self.add(twin)
+        return twin
+
+    def finish(self, sequence: Sequence) -> None:
+        """Drops a waiting or running sequence and frees all it holds."""
+        if sequence.status is Status.RUNNING:
+            self._stop(sequence)
+        elif sequence.status is Status.WAITING:
+            _remove(self.waiting, sequence)
+        sequence.status = Status.FINISHED
+
+    def recompute_all(self) -> None:
+        """Distrusts everything in the cache: running sequences wait to be computed anew."""
+        for sequence in list(self.running):
+            self._requeue(sequence)
+        self.blocks.forget()
+
+    def check(self) -> None:
+        """Asserts that lists, slots and blocks agree."""
+        for sequences, status in ((self.waiting, Status.WAITING), (self.running, Status.RUNNING)):
+            assert all(s.status is status for s in sequences)
+            assert sorted(sequences, key=_key) == sequences, "sequences are out of order"
+        slots = [s.slot for s in self.running] + self._free_slots
+        assert sorted(slots) == list(range(self._config.max_num_seqs)), "a slot is lost or taken twice"
+        assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
+        self.blocks.check()
+
+    def _next_chunk(self, sequence: Sequence, budget: int, chunks: ListLike[Chunk]) -> Chunk:
+        start, size = sequence.num_computed_tokens, min(sequence.num_remaining_tokens, budget)
+        if sequence.scores_prompt:
+            size = min(size, self._max_scored(sequence, chunks))
+        return Chunk(sequence, start, start + size)
+
+    def _max_scored(self, sequence: Sequence, chunks: ListLike[Chunk]) -> int:
+        """Prompt tokens that can be scored in one step: result arrays are as wide as their widest row."""
+        widest = max(sequence.num_prompt_logprobs, sequence.num_logprobs, *(c.sequence.num_logprobs for c in chunks))
+        return max(MAX_LOGPROB_ENTRIES // max(widest, 1) - len(chunks), 1)
+
+    def _make_room(self, chunk: Chunk, chunks: ListLike[Chunk]) -> bool:
+        """Gets the chunk its blocks, from those after it in order if need be; False when it must wait a step."""
+        sequence = chunk.sequence
+        while not self.blocks.grow(sequence.slot, chunk.start, chunk.end):
+            victim = self._victim(sequence, chunks)
+            if victim is None:
+                return False
+            self._requeue(victim)
+            self.num_preemptions += 1
+        return True
+
+    def _victim(self, sequence: Sequence, chunks: ListLike[Chunk]) -> Sequence | None:
+        """The last in order after `sequence` that has no chunk in this step."""
+        busy = {chunk.sequence.slot for chunk in chunks}
+        after = self.running[bisect_left(self.running, sequence.key, key=_key) + 1 :]
+        return next((other for other in reversed(after) if other.slot not in busy), None)
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        """Starts waiting sequences, strictly in order, while their whole context finds room."""
+        while budget and self.waiting and self._free_slots:
+            sequence = self.waiting[0]
+            hashes = self._reusable(sequence)
+            if not self.blocks.fits(sequence.num_tokens, hashes):
+                return
+            del self.waiting[0]
+            self._start(sequence)
+            self.blocks.reuse(sequence.slot, hashes)
+            sequence.num_computed_tokens = len(hashes) * self.blocks.block_size
+            self._count_prefix(sequence)
+            chunk = self._next_chunk(sequence, budget, chunks)
+            grown = self.blocks.grow(sequence.slot, chunk.start, chunk.end)
+            assert grown, "a context that fits has no room"
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+
+    def _reusable(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the cached blocks to start from, all wholly before the last token, which must be computed."""
+        if not self._config.enable_prefix_caching or sequence.scores_prompt:
+            return []
+        hashes = sequence.block_hashes.first((sequence.num_tokens - 1) // self.blocks.block_size, sequence.token_ids)
+        return hashes[: self.blocks.match(hashes)]
+
+    def _count_prefix(self, sequence: Sequence) -> None:
+        if sequence.num_cached_tokens is None and self._config.enable_prefix_caching:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.num_prefix_queries += sequence.num_tokens
+            self.num_prefix_hits += sequence.num_computed_tokens
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.slot = self._free_slots.pop()
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=_key)
+
+    def _stop(self, sequence: Sequence) -> None:
+        _remove(self.running, sequence)
+        self.blocks.free(sequence.slot)
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+    def _requeue(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        sequence.num_computed_tokens = 0
+        self.add(sequence)
+
+
+def _key(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.key
+
+
+def _remove(sequences: list[Sequence], sequence: Sequence) -> None:
+    i = bisect_left(sequences, sequence.key, key=_key)
+    assert sequences[i] is sequence
+    del sequences[i]

@@ -1,0 +1,163 @@
+"""One answer in the making: its tokens, how far they are computed, and what ends it.
+
+Knows token ids and sampling parameters; not blocks, batches or other sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from tuili.engine.history import TokenHistory
+from tuili.engine.prefix_cache import HashChain, chain_root
+from tuili.engine.sampling import Bias, row_sampling
+from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
+
+Sink = Callable[[TokenDelta], None]
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Prompt and output of one answer, or of several while they are still the same.
+
+    `indexes` are the answers of n it stands for. All n share one sequence until the prompt is
+    computed; then each first token starts a sequence of its own (fork).
+
+        0 .......... num_cached_tokens ... num_computed_tokens ............ num_tokens
+        | found in the prefix cache | computed | to compute: next chunk(s) |
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "history",
+        "indexes",
+        "max_len",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_logprobs",
+        "num_prompt_logprobs",
+        "num_prompt_tokens",
+        "order",
+        "prompt_logprobs",
+        "request",
+        "sampling",
+        "sink",
+        "slot",
+        "status",
+        "stop_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self, request: TokenRequest, sink: Sink, *, arrival: int, max_len: int, block_size: int, vocab_size: int
+    ) -> None:
+        s = request.sampling
+        self.request = request
+        self.sink = sink
+        self.order = (request.priority, arrival)
+        self.indexes = list(range(s.n))
+        self.max_len = max_len  # tokens of prompt and output at which it ends
+        self.stop_ids = frozenset(s.stop_token_ids or ()) | frozenset(() if s.ignore_eos else request.eos_token_ids)
+        self.sampling = row_sampling(request, self.stop_ids, vocab_size)
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None  # known once it is admitted for the first time
+        self.num_logprobs = _num_logprobs(s.logprobs, vocab_size)
+        self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
+        self.history = TokenHistory(self.token_ids) if self.sampling.uses_history else None
+        self.block_hashes = HashChain(block_size, chain_root(request.cache_salt))
+        self.status = Status.WAITING
+        self.slot = -1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens to compute before the next one can be chosen: 1 when decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Sorts sequences: who comes first is served first and preempted last."""
+        return (*self.order, self.indexes[0])
+
+    @property
+    def bias(self) -> Bias:
+        """What to add to the logits of the next token."""
+        below = self.num_output_tokens < self.request.sampling.min_tokens
+        return self.sampling.bias_below_min_tokens if below else self.sampling.bias
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether logprobs of prompt tokens are still to be found, so that none may be skipped."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Takes the token that was chosen; the reason when it was the last one."""
+        self.token_ids.append(token_id)
+        if self.history is not None:
+            self.history.add(token_id)
+        if token_id in self.stop_ids:
+            return "stop"
+        return "length" if len(self.token_ids) >= self.max_len else None
+
+    def fork(self, index: int) -> Sequence:
+        """Splits off answer `index`: the same tokens so far, but no slot yet."""
+        twin = Sequence.__new__(Sequence)
+        for name in Sequence.__slots__:
+            setattr(twin, name, getattr(self, name))
+        self.indexes = [i for i in self.indexes if i != index]
+        twin.indexes = [index]
+        twin.token_ids = list(self.token_ids)
+        twin.history = None if self.history is None else self.history.copy()
+        twin.block_hashes = self.block_hashes.copy()
+        twin.status = Status.WAITING
+        twin.slot = -1
+        return twin
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, end) of a sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens chosen from the last logits: none before the end, else one for each answer."""
+        return len(self.sequence.indexes) if self.end == self.sequence.num_tokens else 0
+
+    @property
+    def scored(self) -> range:
+        """Prompt positions whose logprobs this chunk finds; position p is predicted by token p - 1."""
+        known = self.sequence.prompt_logprobs
+        if known is None:
+            return range(0)
+        return range(max(self.start + 1, len(known)), min(self.end + 1, self.sequence.num_prompt_tokens))
+
+
+def _num_logprobs(wanted: int | None, vocab_size: int) -> int:
+    """A request's count in the batch's terms: None is -1 (none), -1 is the whole vocabulary."""
+    if wanted is None:
+        return -1
+    return vocab_size if wanted < 0 else wanted

@@ -1,0 +1,290 @@
+"""A backend whose answers depend on every cached token, so that any mistake with a block shows.
+
+Each cache entry keeps its token id, its position and a chain over all tokens up to it. Writing a
+token extends the chain *read through the block table*; a row's logits come from the chains and ids
+it can see. It checks what a real backend must be able to rely on, and computes nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from tuili.backend import Batch, CacheGroup, Float32, Int32, SamplingArrays, StepResult, UInt32
+from tuili.types import TokenRequest
+
+VOCAB = 61
+_MIX = 6364136223846793005
+_MASK = (1 << 64) - 1
+
+
+def chain_step(previous: int, token_id: int, position: int) -> int:
+    mixed = (previous ^ (token_id * 0x9E3779B97F4A7C15 + position)) * _MIX + 1442695040888963407
+    return (mixed ^ (mixed >> 29)) & _MASK
+
+
+def chain_of(token_ids: list[int] | tuple[int, ...]) -> int:
+    chain = 0
+    for position, token_id in enumerate(token_ids):
+        chain = chain_step(chain, token_id, position)
+    return chain
+
+
+def logits_of(chain: int) -> Float32:
+    """[VOCAB] in steps of 1/8, so that ties and exact comparisons occur."""
+    state = (np.arange(1, VOCAB + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)) ^ np.uint64(chain)
+    state *= np.uint64(_MIX)
+    return ((state >> np.uint64(40)) % np.uint64(64)).astype(np.float32) / np.float32(8)
+
+
+def log_softmax(logits: Float32) -> Float32:
+    shifted = logits.astype(np.float64) - logits.max()
+    return (shifted - np.log(np.exp(shifted).sum())).astype(np.float32)
+
+
+def adjust(logits: Float32, history: dict[int, int], bias: dict[int, float], penalties: tuple) -> Float32:
+    """Steps 1 and 2 of docs/sampling.md; history maps ids seen to their counts in the output."""
+    repetition, presence, frequency = penalties
+    out = logits.copy()
+    for token_id, value in bias.items():
+        out[token_id] += np.float32(value)
+    for token_id, count in history.items():
+        value = out[token_id]
+        value = value / np.float32(repetition) if value > 0 else value * np.float32(repetition)
+        out[token_id] = value - np.float32(frequency) * count - np.float32(presence) * (count > 0)
+    return out
+
+
+def draw(logits: Float32, temperature: float, seed: int, sample_index: int, position: int) -> int:
+    """Greedy, or one of the eight best by a hash of what a draw may depend on."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    best = np.argsort(-logits, kind="stable")[:8]
+    best = best[logits[best] > -np.inf]
+    pick = chain_step(chain_step(seed, sample_index, position), int(temperature * 1000), 7)
+    return int(best[(pick >> 20) % len(best)])
+
+
+def solo(request: TokenRequest, index: int, max_model_len: int) -> tuple[list[int], str]:
+    """The answer by definition: no batch, no cache, no engine."""
+    s = request.sampling
+    stops = set(s.stop_token_ids or ()) | (set() if s.ignore_eos else set(request.eos_token_ids))
+    tokens, output = list(request.prompt_token_ids), []
+    penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+    while True:
+        history = {} if penalties == (1.0, 0.0, 0.0) else {t: output.count(t) for t in tokens}
+        bias = dict(s.logit_bias or {})
+        if len(output) < s.min_tokens:
+            bias |= dict.fromkeys(stops, -np.inf)
+        logits = adjust(logits_of(chain_of(tokens)), history, bias, penalties)
+        token = draw(logits, s.temperature, request.seed, index, len(tokens))
+        tokens.append(token)
+        output.append(token)
+        if token in stops:
+            return output, "stop"
+        if len(output) == s.max_tokens or len(tokens) == max_model_len:
+            return output, "length"
+
+
+@dataclass
+class Plane:
+    """The cache of one group."""
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    chains: np.ndarray
+
+
+@dataclass
+class Handle:
+    outcome: StepResult | Exception
+
+    def result(self) -> StepResult:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@dataclass
+class FakeBackend:
+    """Implements Backend over groups given as windows (None: full)."""
+
+    windows: tuple[int | None, ...] = (None,)
+    block_bytes: int = 1
+    vocab_size: int = VOCAB
+    fail_on: set[int] = field(default_factory=set)  # numbers of the steps that fail
+    fail_late: bool = False  # in result() instead of execute()
+    error: Exception = field(default_factory=lambda: RuntimeError("device lost at 0xdeadbeef"))
+    num_steps: int = 0
+    batches: list[Batch] = field(default_factory=list)
+    keep_batches: bool = False
+    closed: bool = False
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        self.block_size = block_size
+        return tuple(
+            CacheGroup(
+                kind="full" if window is None else "window",
+                block_bytes=self.block_bytes,
+                block_size=block_size,
+                window=window,
+            )
+            for window in self.windows
+        )
+
+    def allocate_cache(self, num_blocks: list[int]) -> None:
+        self.num_blocks = list(num_blocks)
+        self.planes = [
+            Plane(
+                np.full(count * self.block_size, -1, np.int32),
+                np.full(count * self.block_size, -1, np.int32),
+                np.zeros(count * self.block_size, np.uint64),
+            )
+            for count in num_blocks
+        ]
+
+    def execute(self, batch: Batch) -> Handle:
+        self.num_steps += 1
+        if self.keep_batches:
+            self.batches.append(batch)
+        if self.num_steps in self.fail_on:
+            self._scribble(batch)
+            if self.fail_late:
+                return Handle(self.error)
+            raise self.error
+        self._check_shapes(batch)
+        self._copy(batch.block_copies)
+        self._check_ownership(batch)
+        return Handle(self._compute(batch))
+
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _scribble(self, batch: Batch) -> None:
+        """A step that fails leaves garbage everywhere."""
+        for plane in self.planes:
+            plane.token_ids[:] = -7
+            plane.positions[:] = -7
+
+    def _check_shapes(self, batch: Batch) -> None:
+        T, S, R, G = len(batch.input_ids), len(batch.seq_lens), len(batch.sample_rows), len(self.windows)
+        assert T > 0
+        assert batch.block_tables.shape[:2] == (G, S)
+        assert batch.slot_mapping.shape == (G, T)
+        assert batch.positions.shape == (T,)
+        assert batch.query_start[0] == 0
+        assert batch.query_start[-1] == T
+        assert (np.diff(batch.query_start) > 0).all()
+        assert (np.diff(batch.sample_rows) >= 0).all()
+        assert len(set(batch.slots.tolist())) == S
+        assert batch.targets.shape == batch.num_logprobs.shape == (R,)
+        for source in (batch, batch.sampling):
+            for f in fields(source):
+                array = getattr(source, f.name)
+                if isinstance(array, np.ndarray):
+                    assert array.flags.c_contiguous, f.name
+                    wanted = {"seed": np.uint64, "carry": np.bool_}.get(f.name)
+                    floats = ("temperature", "top_p", "min_p", "bias_values")
+                    if f.name in floats or f.name.endswith("_penalty"):
+                        wanted = np.float32
+                    assert array.dtype == (wanted or np.int32), f.name
+        s = batch.sampling
+        assert len(s.history_start) == len(s.bias_start) == R + 1
+        assert s.history_start[-1] == len(s.history_ids) == len(s.history_counts)
+        assert s.bias_start[-1] == len(s.bias_ids) == len(s.bias_values)
+
+    def _copy(self, copies: Int32) -> None:
+        size = self.block_size
+        for group, source, target in copies.tolist():
+            plane = self.planes[group]
+            for array in (plane.token_ids, plane.positions, plane.chains):
+                array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
+
+    def _check_ownership(self, batch: Batch) -> None:
+        """A block that is written belongs to one sequence of the batch only."""
+        for g in range(len(self.windows)):
+            table = batch.block_tables[g]
+            written = np.unique(batch.slot_mapping[g] // self.block_size)
+            for block in written.tolist():
+                assert block >= 0
+                assert (table == block).any(axis=1).sum() == 1, f"block {block} is written while shared"
+
+    def _compute(self, batch: Batch) -> StepResult:
+        chains = np.zeros(len(batch.input_ids), dtype=np.uint64)
+        for s, seq_len in enumerate(batch.seq_lens.tolist()):
+            first, last = batch.query_start[s], batch.query_start[s + 1]
+            assert batch.positions[first:last].tolist() == list(range(seq_len - int(last - first), seq_len))
+            for t in range(first, last):
+                chains[t] = self._write(batch, s, t)
+        return self._answer(batch, chains)
+
+    def _write(self, batch: Batch, s: int, t: int) -> int:
+        """Writes token t in every group, then reads all that it can see."""
+        position, token_id = int(batch.positions[t]), int(batch.input_ids[t])
+        found = set()
+        for g, window in enumerate(self.windows):
+            plane, table = self.planes[g], batch.block_tables[g, s]
+            slot = int(table[position // self.block_size]) * self.block_size + position % self.block_size
+            assert slot == batch.slot_mapping[g, t]
+            previous = 0
+            if position and window != 1:
+                before = position - 1
+                assert table[before // self.block_size] >= 0
+                previous = plane.chains[table[before // self.block_size] * self.block_size + before % self.block_size]
+            chain = chain_step(int(previous), token_id, position)
+            plane.token_ids[slot], plane.positions[slot], plane.chains[slot] = token_id, position, chain
+            found.add(chain)
+            visible = np.arange(0 if window is None else max(position - window + 1, 0), position + 1)
+            blocks = table[visible // self.block_size]
+            assert (blocks >= 0).all(), "a visible block was freed"
+            assert window is None or (table[: visible[0] // self.block_size] == -1).all(), "a block outlives its window"
+            entries = blocks * self.block_size + visible % self.block_size
+            assert (plane.positions[entries] == visible).all(), "a visible entry was never written"
+            links = zip(
+                plane.chains[entries[:-1]].tolist(), plane.token_ids[entries[1:]].tolist(), visible[1:], strict=True
+            )
+            assert [chain_step(c, i, int(p)) for c, i, p in links] == plane.chains[entries[1:]].tolist()
+        assert len(found) == 1, "groups disagree about the context"
+        return found.pop()
+
+    def _answer(self, batch: Batch, chains: np.ndarray) -> StepResult:
+        R, s = len(batch.sample_rows), batch.sampling
+        width = max([0, *batch.num_logprobs.tolist()])
+        result = StepResult(
+            token_ids=np.zeros(R, np.int32),
+            logprobs=np.full(R, np.nan, np.float32),
+            ranks=np.zeros(R, np.int32),
+            top_ids=np.full((R, width), -1, np.int32),
+            top_logprobs=np.full((R, width), np.nan, np.float32),
+        )
+        for r, t in enumerate(batch.sample_rows.tolist()):
+            logits = logits_of(int(chains[t]))
+            token_id = int(batch.targets[r])
+            if token_id < 0:
+                history = slice(s.history_start[r], s.history_start[r + 1])
+                bias = slice(s.bias_start[r], s.bias_start[r + 1])
+                ids = s.history_ids[history].tolist()
+                assert len(set(ids)) == len(ids)
+                penalties = (s.repetition_penalty[r], s.presence_penalty[r], s.frequency_penalty[r])
+                adjusted = adjust(
+                    logits,
+                    dict(zip(ids, s.history_counts[history].tolist(), strict=True)),
+                    dict(zip(s.bias_ids[bias].tolist(), s.bias_values[bias].tolist(), strict=True)),
+                    penalties,
+                )
+                place = (int(s.seed[r]), int(s.sample_index[r]), int(s.position[r]))
+                assert place[2] == batch.positions[t] + 1
+                token_id = draw(adjusted, float(s.temperature[r]), *place)
+            result.token_ids[r] = token_id
+            if (count := int(batch.num_logprobs[r])) >= 0:
+                logprobs = log_softmax(logits)
+                best = np.argsort(-logits, kind="stable")[:count]
+                result.logprobs[r] = logprobs[token_id]
+                result.ranks[r] = 1 + (logits > logits[token_id]).sum()
+                result.top_ids[r, :count] = best
+                result.top_logprobs[r, :count] = logprobs[best]
+        return result
