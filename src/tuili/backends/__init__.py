@@ -1,1 +1,24 @@
+"""Backends by name. One is imported when it is asked for, so that none pays for another's dependencies."""
 
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from tuili.backend import Backend, BackendOptions
+from tuili.errors import InvalidRequestError
+from tuili.models.spec import ModelSpec
+from tuili.quant.format import Tensor
+
+BACKENDS = ("cpu", "reference")
+
+
+def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:
+    """Loads `spec` with its canonical weights into the backend called `name`.
+
+    Raises InvalidRequestError for a name that is not in BACKENDS, UnsupportedModelError for what the backend lacks.
+    """
+    if name not in BACKENDS:
+        raise InvalidRequestError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}", param="backend")
+    backend: Backend = importlib.import_module(f"{__name__}.{name}").load(spec, weights, options)
+    return backend

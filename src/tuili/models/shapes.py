@@ -23,7 +23,7 @@ def tensor_shapes(spec: ModelSpec) -> Shapes:
     if spec.position == "learned":
         shapes["embed_positions.weight"] = (spec.max_position + spec.position_offset, hidden)
     if spec.embedding_norm:
-        shapes |= _norm("embed_norm", embedding, spec)
+        shapes |= _norm("embed_norm", hidden, spec)
     if embedding != hidden:
         shapes |= {"project_in.weight": (hidden, embedding), "project_out.weight": (embedding, hidden)}
     for i, layer in enumerate(spec.layers):

@@ -1,1 +1,8 @@
+"""The reference backend: NumPy, float32, complete and slow. Every other backend is measured against it.
 
+Weights are dequantized to float32 when loaded; arithmetic is plain float32 with sums as NumPy and its BLAS do them.
+"""
+
+from tuili.backends.reference.executor import load
+
+__all__ = ["load"]

@@ -1,0 +1,155 @@
+"""The Backend of the reference: a batch in, a StepResult out. Knows the batch's fields; the mathematics is below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
+
+import numpy as np
+
+from tuili.backend import (
+    Backend,
+    BackendOptions,
+    Batch,
+    CacheGroup,
+    Float32,
+    Int32,
+    SamplingArrays,
+    StepHandle,
+    StepResult,
+    UInt32,
+)
+from tuili.backends.reference.cache import PagedCache
+from tuili.backends.reference.forward import Forward
+from tuili.backends.reference.sampling import choose, choose_row, score
+from tuili.errors import InvalidRequestError, ModelFileError, UnsupportedModelError
+from tuili.models.features import unsupported_features
+from tuili.models.shapes import tensor_shapes
+from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.quant.format import Tensor
+
+ROW_TILE = 16  # rows whose logits exist at one time
+
+SUPPORTED = frozenset(
+    (
+        *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
+        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=full", "rope=None", "sinks"),
+        *("sliding_window", "attention.logit_softcap", "norms=post", "norms=sandwich", "norms=output", "parallel"),
+        *("residual_scale", "norm=layer", "norm_bias", "final_norm=False", "embedding_norm", "embedding_scale"),
+        *("embedding_size", "logit_scale", "logit_softcap", "lm_head_bias"),
+        *("position=learned", "position=alibi", "position=none"),
+    )
+)
+
+
+def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:
+    """Dequantizes every weight to float32 and returns a backend without a cache.
+
+    Raises UnsupportedModelError naming what the reference lacks, ModelFileError for weights that are not the spec's.
+    """
+    if options.isa is not None:
+        raise InvalidRequestError(f"isa must be None for the reference backend, got {options.isa!r}", param="isa")
+    if missing := unsupported_features(spec, SUPPORTED):
+        raise UnsupportedModelError(f"{spec.family}: the reference backend does not implement {', '.join(missing)}")
+    expected = tensor_shapes(spec)
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ModelFileError(f"weight {name}: found shape {found.get(name)}; allowed: {expected.get(name)}")
+    arrays = {name: np.ascontiguousarray(tensor.dequantize(), np.float32) for name, tensor in weights.items()}
+    return ReferenceBackend(spec, arrays, options.max_model_len)
+
+
+class ReferenceBackend:
+    """A loaded model, its cache and the token each slot sampled last."""
+
+    def __init__(self, spec: ModelSpec, weights: dict[str, Float32], max_model_len: int) -> None:
+        self._spec = spec
+        self._weights = weights
+        self._forward = Forward(spec, weights, max_model_len)
+        self._cache = PagedCache(tuple(y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)))
+        self._last_tokens: dict[int, int] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        return self._spec.vocab_size
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        return self._cache.groups(block_size)
+
+    def allocate_cache(self, num_blocks: ListLike[int]) -> None:
+        self._cache.allocate(num_blocks)
+
+    def execute(self, batch: Batch) -> StepHandle:
+        """Runs the step at once; the handle is ready. Raises UnsupportedModelError naming a field it does not read."""
+        unread = {
+            "adapter_ids": batch.adapter_ids is not None,
+            "input_embeds": batch.input_embeds is not None,
+            "positions [3, T]": batch.positions.ndim != 1,
+        }
+        if names := [name for name, is_used in unread.items() if is_used]:
+            raise UnsupportedModelError(f"batch: the reference backend does not implement {', '.join(names)}")
+        x = self._forward.hidden(batch, self._input_ids(batch), self._cache)
+        hidden = self._forward.final_norm(x[batch.sample_rows])
+        result = self._rows(batch, hidden)
+        self._remember(batch, result.token_ids)
+        return _Finished(result)
+
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+        return choose(logits, sampling, allow_mask)
+
+    def close(self) -> None:
+        """Gives the memory back by forgetting it; the backend is of no use afterwards."""
+        self._weights.clear()
+        self._cache = PagedCache(())
+
+    def _input_ids(self, batch: Batch) -> Int32:
+        ids = batch.input_ids.copy()
+        for s in np.flatnonzero(batch.carry):
+            ids[batch.query_start[s + 1] - 1] = self._last_tokens[int(batch.slots[s])]
+        return ids
+
+    def _remember(self, batch: Batch, token_ids: Int32) -> None:
+        """A slot's last token is the one chosen for it; scored targets leave it as it is."""
+        for r in np.flatnonzero(batch.targets < 0):
+            s = int(np.searchsorted(batch.query_start, batch.sample_rows[r], side="right")) - 1
+            self._last_tokens[int(batch.slots[s])] = int(token_ids[r])
+
+    def _rows(self, batch: Batch, hidden: Float32) -> StepResult:
+        """Logits, choices and scores of the R rows, a few rows at a time."""
+        num_rows, k = len(hidden), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
+        token_ids = batch.targets.copy()
+        logprobs, ranks = np.full(num_rows, np.nan, np.float32), np.zeros(num_rows, np.int32)
+        top_ids, top_logprobs = np.full((num_rows, k), -1, np.int32), np.full((num_rows, k), np.nan, np.float32)
+        kept_logits = np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None
+        for start in range(0, num_rows, ROW_TILE):
+            logits = self._forward.logits(hidden[start : start + ROW_TILE])
+            if kept_logits is not None:
+                kept_logits[start : start + ROW_TILE] = logits
+            for r, row in enumerate(logits, start):
+                if token_ids[r] < 0:
+                    token_ids[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
+                if batch.num_logprobs[r] >= 0:
+                    scored = score(row, int(token_ids[r]), int(batch.num_logprobs[r]))
+                    logprobs[r], ranks[r] = scored.logprob, scored.rank
+                    top_ids[r, : len(scored.top_ids)] = scored.top_ids
+                    top_logprobs[r, : len(scored.top_ids)] = scored.top_logprobs
+        return StepResult(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            ranks=ranks,
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+            logits=kept_logits,
+            hidden=hidden if batch.want_hidden else None,
+        )
+
+
+class _Finished:
+    """The handle of a step that is done already."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        return self._result
