@@ -1,5 +1,6 @@
 // Chooses an instruction set's kernels by what this build holds and this CPU and operating system run.
 #include <cstring>
+#include <initializer_list>
 
 #include "kernels.h"
 

@@ -1,5 +1,6 @@
 // Sixteen-lane vectors for one instruction set, chosen by the including translation unit, which defines
-// TUILI_ISA_NAMESPACE and one of TUILI_ISA_AVX512, TUILI_ISA_AVX2, TUILI_ISA_SCALAR. Knows lanes; not formats or models.
+// TUILI_ISA_NAMESPACE and one of TUILI_ISA_AVX512, TUILI_ISA_AVX2, TUILI_ISA_SCALAR. Knows lanes; not formats or
+// models.
 //
 // Every function gives the same bits on every instruction set: lanes never mix, reductions follow one tree
 // (16 -> 8 -> 4 -> 2 -> 1, lane i with lane i + half), fma is fused everywhere, and max, min, comparisons and

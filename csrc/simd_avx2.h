@@ -173,5 +173,90 @@ TUILI_INLINE int32_t reduce_add(I32x16 a) {
     const __m128i d = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
     return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 1)));
 }
+TUILI_INLINE I32x16 max(I32x16 a, I32x16 b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+}
+TUILI_INLINE int32_t reduce_max(I32x16 a) {
+    const __m256i e = _mm256_max_epi32(a.low, a.high);
+    const __m128i q = _mm_max_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+    const __m128i d = _mm_max_epi32(q, _mm_unpackhi_epi64(q, q));
+    return _mm_cvtsi128_si32(_mm_max_epi32(d, _mm_shuffle_epi32(d, 1)));
+}
+
+// --- u8 codes x s8 activations ------------------------------------------------------------------------------------
+struct Codes {
+    __m256i low, high;  // 16 columns x 4 consecutive k, unsigned bytes
+};
+struct Quad {
+    __m256i v;  // 4 consecutive activations, for every column
+};
+TUILI_INLINE Codes load_codes(const uint8_t* p) { return {load_256(p), load_256(p + 32)}; }
+TUILI_INLINE Quad load_quad(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return {_mm256_set1_epi32(four)};
+}
+TUILI_INLINE Codes low_nibbles(Codes a) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
+}
+TUILI_INLINE Codes high_nibbles(Codes a) {
+    return low_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
+}
+
+// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+template <int kMask, int kShift>
+TUILI_INLINE __m256i with_top(__m256i nibbles, __m256i plane) {
+    if constexpr (kShift > 0) plane = _mm256_slli_epi16(plane, kShift);
+    if constexpr (kShift < 0) plane = _mm256_srli_epi16(plane, -kShift);
+    return _mm256_or_si256(nibbles, _mm256_and_si256(plane, _mm256_set1_epi8(kMask)));
+}
+template <int kMask, int kShift>
+TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+    return {with_top<kMask, kShift>(nibbles.low, plane.low), with_top<kMask, kShift>(nibbles.high, plane.high)};
+}
+
+// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
+// Codes up to 6 bits add pairs of products in 16 bits, as many steps as cannot overflow.
+template <int kMaxCode>
+struct Dot {
+    static constexpr int kStepsPerWiden = kMaxCode < 32 ? 4 : 2;
+    static_assert(kMaxCode * 128 * 2 * kStepsPerWiden <= INT16_MAX);
+    __m256i low, high, narrow_low, narrow_high;
+    TUILI_INLINE void start(int32_t value) {
+        low = high = _mm256_set1_epi32(value);
+        narrow_low = narrow_high = _mm256_setzero_si256();
+    }
+    TUILI_INLINE void add(Codes w, Quad a) {
+        narrow_low = _mm256_add_epi16(narrow_low, _mm256_maddubs_epi16(w.low, a.v));
+        narrow_high = _mm256_add_epi16(narrow_high, _mm256_maddubs_epi16(w.high, a.v));
+    }
+    TUILI_INLINE void widen() {
+        const __m256i ones = _mm256_set1_epi16(1);
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(narrow_low, ones));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(narrow_high, ones));
+        narrow_low = narrow_high = _mm256_setzero_si256();
+    }
+    TUILI_INLINE I32x16 total() const { return {low, high}; }
+};
+
+// 8-bit codes would saturate vpmaddubsw: multiply even and odd bytes as 16-bit words.
+template <>
+struct Dot<255> {
+    static constexpr int kStepsPerWiden = 4;
+    __m256i low, high;
+    TUILI_INLINE void start(int32_t value) { low = high = _mm256_set1_epi32(value); }
+    static TUILI_INLINE __m256i add_products(__m256i sum, __m256i w, __m256i a) {
+        const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(0xFF)), odd = _mm256_srli_epi16(w, 8);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8)));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, _mm256_srai_epi16(a, 8)));
+    }
+    TUILI_INLINE void add(Codes w, Quad a) {
+        low = add_products(low, w.low, a.v);
+        high = add_products(high, w.high, a.v);
+    }
+    TUILI_INLINE void widen() {}
+    TUILI_INLINE I32x16 total() const { return {low, high}; }
+};
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

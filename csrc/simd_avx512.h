@@ -109,5 +109,43 @@ TUILI_INLINE float reduce_max(F32x16 a) {
     return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
 }
 TUILI_INLINE int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+TUILI_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+TUILI_INLINE int32_t reduce_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
+
+// --- u8 codes x s8 activations ------------------------------------------------------------------------------------
+struct Codes {
+    __m512i v;  // 16 columns x 4 consecutive k, unsigned bytes
+};
+struct Quad {
+    __m512i v;  // 4 consecutive activations, for every column
+};
+TUILI_INLINE Codes load_codes(const uint8_t* p) { return {_mm512_load_si512(p)}; }
+TUILI_INLINE Quad load_quad(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return {_mm512_set1_epi32(four)};
+}
+TUILI_INLINE Codes low_nibbles(Codes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+TUILI_INLINE Codes high_nibbles(Codes a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+
+// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+template <int kMask, int kShift>
+TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+    __m512i shifted = plane.v;
+    if constexpr (kShift > 0) shifted = _mm512_slli_epi16(plane.v, kShift);
+    if constexpr (kShift < 0) shifted = _mm512_srli_epi16(plane.v, -kShift);
+    return {_mm512_ternarylogic_epi32(nibbles.v, shifted, _mm512_set1_epi8(kMask), 0xF8)};
+}
+
+// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
+template <int kMaxCode>
+struct Dot {
+    static constexpr int kStepsPerWiden = 4;
+    __m512i sum;
+    TUILI_INLINE void start(int32_t value) { sum = _mm512_set1_epi32(value); }
+    TUILI_INLINE void add(Codes w, Quad a) { sum = _mm512_dpbusd_epi32(sum, w.v, a.v); }
+    TUILI_INLINE void widen() {}
+    TUILI_INLINE I32x16 total() const { return {sum}; }
+};
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

@@ -189,5 +189,61 @@ TUILI_INLINE int32_t reduce_add(I32x16 a) {
     for (int i = 0; i < 16; i++) total += static_cast<uint32_t>(a.v[i]);
     return wrap(total);
 }
+TUILI_INLINE I32x16 max(I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+TUILI_INLINE int32_t reduce_max(I32x16 a) {
+    int32_t best = a.v[0];
+    for (int i = 1; i < 16; i++) best = a.v[i] > best ? a.v[i] : best;
+    return best;
+}
+
+// --- u8 codes x s8 activations ------------------------------------------------------------------------------------
+struct Codes {
+    uint8_t v[64];  // 16 columns x 4 consecutive k
+};
+struct Quad {
+    int8_t v[4];  // 4 consecutive activations, for every column
+};
+template <class F>
+TUILI_INLINE Codes make_codes(F f) {
+    Codes out;
+    for (int i = 0; i < 64; i++) out.v[i] = static_cast<uint8_t>(f(i));
+    return out;
+}
+TUILI_INLINE Codes load_codes(const uint8_t* p) {
+    return make_codes([&](int i) { return p[i]; });
+}
+TUILI_INLINE Quad load_quad(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+TUILI_INLINE Codes low_nibbles(Codes a) {
+    return make_codes([&](int i) { return a.v[i] & 15; });
+}
+TUILI_INLINE Codes high_nibbles(Codes a) {
+    return make_codes([&](int i) { return a.v[i] >> 4; });
+}
+
+// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+template <int kMask, int kShift>
+TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+    return make_codes([&](int i) {
+        const int shifted =
+            kShift > 0 ? plane.v[i] << (kShift > 0 ? kShift : 0) : plane.v[i] >> (kShift < 0 ? -kShift : 0);
+        return nibbles.v[i] | (shifted & kMask);
+    });
+}
+
+// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
+template <int kMaxCode>
+struct Dot {
+    static constexpr int kStepsPerWiden = 4;
+    I32x16 sum;
+    TUILI_INLINE void start(int32_t value) { sum = broadcast_int(value); }
+    TUILI_INLINE void add(Codes w, Quad a) {
+        for (int i = 0; i < 16; i++)
+            for (int k = 0; k < 4; k++) sum.v[i] += w.v[4 * i + k] * a.v[k];
+    }
+    TUILI_INLINE void widen() {}
+    TUILI_INLINE I32x16 total() const { return sum; }
+};
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE
