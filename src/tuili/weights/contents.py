@@ -1,0 +1,55 @@
+"""What a checkpoint holds, whichever way it was packed: spec, canonical weights, and what text needs.
+
+Knows neither GGUF nor Hugging Face folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tuili.errors import ModelFileError
+from tuili.models.spec import ModelSpec
+from tuili.quant.format import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """An opened model. Its weights are views of mapped files, transformed when they are asked for.
+
+    config:            config.json as it is, or GGUF's metadata.
+    generation_config: sampling defaults and limits under the names of generation_config.json.
+    tokenizer_files:   files by name for a Hugging Face tokenizer; empty when `config` is GGUF metadata and
+                       holds the vocabulary itself.
+    num_bytes:         size of the files that hold the weights.
+    """
+
+    path: Path
+    source: Literal["gguf", "huggingface"]
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    bos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]
+    num_bytes: int
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
+    license: str | None = None
+    license_text: str | None = None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template for conversations, where the model has one."""
+        return self.chat_templates.get("default")
+
+
+def token_ids(value: object, key: str, vocab_size: int, file_name: str) -> tuple[int, ...]:
+    """One id, a list of ids or null -> distinct ids in order. Raises ModelFileError for ids outside the vocabulary."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for item in ids:
+        if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < vocab_size:
+            raise ModelFileError(f"{file_name}: {key} is {value!r:.80}, ids in [0, {vocab_size}) are allowed")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,45 @@
+"""What a family may ask to be done to a weight so that its values are canonical. Knows no files.
+
+A transform keeps the shape. It works on packed bytes where it can, so nothing is quantized twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from tuili import quant
+from tuili.errors import UnsupportedModelError
+from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.quant.format import Tensor
+
+Transform = Callable[[Tensor, ModelSpec, str], Tensor]
+
+
+def unpermute_rope(tensor: Tensor, spec: ModelSpec, name: str) -> Tensor:
+    """GGUF's llama order of a q or k projection's rows, rotated pairs side by side, to half-split order.
+
+    Row 2 j + s of a head becomes row s * head_dim / 2 + j. Takes weights [heads * head_dim, hidden] of any
+    format and unquantized biases [heads * head_dim]. Source: `permute` of llama.cpp's convert_hf_to_gguf.py.
+    """
+    mixer = spec.layers[int(name.split(".")[1])].mixer
+    assert isinstance(mixer, AttentionSpec)
+    if len(tensor.shape) == 1 and tensor.format.group_size > 1:
+        raise UnsupportedModelError(f"{name} is a bias in {tensor.format.name}, only unquantized biases are allowed")
+    num_rows = tensor.shape[0]
+    sources = np.arange(num_rows).reshape(-1, mixer.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    data = tensor.data.reshape(num_rows, -1)[sources].reshape(tensor.data.shape)
+    return Tensor(tensor.format, tensor.shape, data)
+
+
+def add_one(tensor: Tensor, spec: ModelSpec, name: str) -> Tensor:
+    """A norm gain stored as its difference from one, as Gemma's are: in float32 afterwards."""
+    gain = tensor.dequantize() + np.float32(1)
+    float32 = quant.BY_NAME["F32"]
+    assert float32.quantize is not None
+    return Tensor(float32, tensor.shape, float32.quantize(gain.reshape(1, -1)))
+
+
+TRANSFORMS: Mapping[str, Transform] = MappingProxyType({"unpermute_rope": unpermute_rope, "add_one": add_one})
