@@ -27,7 +27,9 @@ NEUTRAL: Mapping[str, tuple[type[np.generic], float]] = {
 
 def sampling_arrays(rows: Sequence[Mapping[str, Any]]) -> SamplingArrays:
     """One mapping per row; beside the fields' own names: history {id: output count} and bias {id: value}."""
-    columns = {name: np.array([row.get(name, value) for row in rows], dtype) for name, (dtype, value) in NEUTRAL.items()}
+    columns = {
+        name: np.array([row.get(name, value) for row in rows], dtype) for name, (dtype, value) in NEUTRAL.items()
+    }
     histories, biases = [row.get("history", {}) for row in rows], [row.get("bias", {}) for row in rows]
     return SamplingArrays(
         **columns,

@@ -1,7 +1,7 @@
 """Checkpoint tensor name -> canonical name, as tables every family shares. Knows names; not shapes or values.
 
-A table maps prefixes ending in "." to canonical prefixes; "{i}" stands for a layer index. A family adds
-only where it differs: `HF | HF_SANDWICH`.
+A table maps prefixes ending in "." to canonical prefixes; "{i}" stands for a layer index and the longest prefix
+wins. A family adds only where it differs: `HF | HF_SANDWICH`.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ def rename(name: str, table: NameTable) -> str | None:
     found = _LAYER_INDEX.search(name)
     index = found[1] if found else ""
     generic = f"{name[: found.start()]}.{{i}}.{name[found.end() :]}" if found else name
-    for prefix, target in table.items():
-        if generic.startswith(prefix):
-            return (target + generic[len(prefix) :]).replace("{i}", index)
-    return None
+    prefix = max((p for p in table if generic.startswith(p)), key=len, default=None)
+    return None if prefix is None else (table[prefix] + generic[len(prefix) :]).replace("{i}", index)
 
 
 def is_ignored(name: str, affixes: tuple[str, ...]) -> bool:
