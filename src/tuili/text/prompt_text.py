@@ -1,0 +1,201 @@
+"""Text that remembers which of its characters came from outside the chat template.
+
+Every operation a template may apply to a string keeps the marks; where the origin of a character cannot be
+followed, the result counts as from outside. Knows no templates and no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, SupportsIndex
+
+Spans = tuple[tuple[int, int], ...]  # half-open, ascending, apart
+
+
+class PromptText(str):
+    """A string and the spans of it that are untrusted: message content, tool schemas, template arguments."""
+
+    __slots__ = ("untrusted",)
+    untrusted: Spans
+
+    def __new__(cls, text: str, untrusted: Spans = ()) -> PromptText:
+        self = super().__new__(cls, text)
+        self.untrusted = untrusted
+        return self
+
+    @classmethod
+    def outside(cls, text: str) -> PromptText:
+        """Text none of which is to be trusted."""
+        return cls(text, ((0, len(text)),) if text else ())
+
+    @classmethod
+    def of(cls, text: str) -> PromptText:
+        """The text with its marks; a plain string is the template's own."""
+        return text if isinstance(text, PromptText) else cls(text)
+
+    @classmethod
+    def concat(cls, parts: Iterable[str]) -> PromptText:
+        """Joins parts, marks and all."""
+        parts = list(parts)
+        spans: list[tuple[int, int]] = []
+        offset = 0
+        for part in parts:
+            for start, stop in part.untrusted if isinstance(part, PromptText) else ():
+                if spans and spans[-1][1] == start + offset:
+                    start = spans.pop()[0] - offset
+                spans.append((start + offset, stop + offset))
+            offset += len(part)
+        return cls("".join(parts), tuple(spans))
+
+    def plain(self) -> str:
+        """The characters alone, as an ordinary string."""
+        return "".join((self,)) if type(self) is str else str.__getitem__(self, slice(None))
+
+    def trusted(self) -> Iterator[tuple[int, int]]:
+        """The stretches between untrusted spans, ascending."""
+        position = 0
+        for start, stop in self.untrusted:
+            if position < start:
+                yield position, start
+            position = stop
+        if position < len(self):
+            yield position, len(self)
+
+    def _cut(self, start: int, stop: int) -> PromptText:
+        spans = tuple(
+            (max(a, start) - start, min(b, stop) - start) for a, b in self.untrusted if a < stop and b > start
+        )
+        return PromptText(str.__getitem__(self, slice(start, stop)), spans)
+
+    def _changed(self, text: str) -> PromptText:
+        """`text` is this text with characters changed in place; if the length moved, the origin is lost."""
+        if not self.untrusted or len(text) == len(self):
+            return PromptText(text, self.untrusted)
+        return PromptText.outside(text)
+
+    def _found(self, pieces: Iterable[str]) -> list[PromptText]:
+        """Cuts out pieces of this text, in order, each at its first place after the one before."""
+        found: list[PromptText] = []
+        position = 0
+        for piece in pieces:
+            start = str.index(self, piece, position)
+            position = start + len(piece)
+            found.append(self._cut(start, position))
+        return found
+
+    def __str__(self) -> PromptText:
+        return self
+
+    def __iter__(self) -> Iterator[PromptText]:
+        return (self._cut(i, i + 1) for i in range(len(self)))
+
+    def __getitem__(self, key: SupportsIndex | slice) -> PromptText:
+        if not isinstance(key, slice):
+            index = range(len(self))[key]
+            return self._cut(index, index + 1)
+        start, stop, step = key.indices(len(self))
+        if step == 1:
+            return self._cut(start, max(start, stop))
+        return PromptText.concat(self._cut(i, i + 1) for i in range(start, stop, step))
+
+    def __add__(self, other: str) -> PromptText:
+        return PromptText.concat((self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> PromptText:
+        return PromptText.concat((other, self)) if isinstance(other, str) else NotImplemented
+
+    def __mul__(self, count: SupportsIndex) -> PromptText:
+        return PromptText.concat([self] * count.__index__())
+
+    __rmul__ = __mul__
+
+    def __mod__(self, values: Any) -> PromptText:
+        """printf-style; exact for a format of plain %s, else the result counts as from outside."""
+        operands = values if isinstance(values, tuple) else (values,)
+        pieces = self.split("%s")
+        if any("%" in piece for piece in pieces) or isinstance(values, dict):
+            return PromptText.outside(str.__mod__(self, values))
+        if len(operands) != len(pieces) - 1:
+            raise TypeError("the number of arguments does not match the format string")
+        parts: list[str] = [pieces[0]]
+        for operand, piece in zip(operands, pieces[1:], strict=True):
+            parts += [str(operand), piece]
+        return PromptText.concat(parts)
+
+    def strip(self, chars: str | None = None) -> PromptText:
+        return self.lstrip(chars).rstrip(chars)
+
+    def lstrip(self, chars: str | None = None) -> PromptText:
+        return self._cut(len(self) - len(str.lstrip(self, chars)), len(self))
+
+    def rstrip(self, chars: str | None = None) -> PromptText:
+        return self._cut(0, len(str.rstrip(self, chars)))
+
+    def removeprefix(self, prefix: str) -> PromptText:
+        return self._cut(len(prefix), len(self)) if str.startswith(self, prefix) else self
+
+    def removesuffix(self, suffix: str) -> PromptText:
+        return self._cut(0, len(self) - len(suffix)) if suffix and str.endswith(self, suffix) else self
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+        pieces = str.split(self, sep, maxsplit)
+        return list(self._found(pieces)) if sep is None else list(self._separated(pieces, len(sep)))
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+        pieces = str.rsplit(self, sep, maxsplit)
+        return list(self._found(pieces)) if sep is None else list(self._separated(pieces, len(sep)))
+
+    def _separated(self, pieces: Iterable[str], gap: int) -> Iterator[PromptText]:
+        position = 0
+        for piece in pieces:
+            yield self._cut(position, position + len(piece))
+            position += len(piece) + gap
+
+    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+        lines = list(self._separated(str.splitlines(self, keepends=True), 0))
+        return [line if keepends else line._cut(0, len(str.splitlines(line)[0])) for line in lines]
+
+    def partition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+        head, found, tail = str.partition(self, sep)
+        first, second, third = self._separated((head, found, tail), 0)
+        return first, second, third
+
+    def rpartition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+        head, found, tail = str.rpartition(self, sep)
+        first, second, third = self._separated((head, found, tail), 0)
+        return first, second, third
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> PromptText:  # type: ignore[override]
+        if not old:
+            return self._between_characters(new, count.__index__())
+        return PromptText.of(new).join(self.split(old, count))
+
+    def _between_characters(self, new: str, count: int) -> PromptText:
+        limit = len(self) + 1 if count < 0 else count
+        parts = [part for i, char in enumerate(self) for part in ((new, char) if i < limit else (char,))]
+        return PromptText.concat([*parts, new] if len(self) < limit else parts)
+
+    def join(self, parts: Iterable[str]) -> PromptText:
+        pieces = [piece for part in parts for piece in (self, part)]
+        return PromptText.concat(pieces[1:])
+
+    def lower(self) -> PromptText:
+        return self._changed(str.lower(self))
+
+    def upper(self) -> PromptText:
+        return self._changed(str.upper(self))
+
+    def title(self) -> PromptText:
+        return self._changed(str.title(self))
+
+    def capitalize(self) -> PromptText:
+        return self._changed(str.capitalize(self))
+
+    def center(self, width: SupportsIndex, fillchar: str = " ") -> PromptText:
+        return PromptText.outside(str.center(self, width, fillchar))
+
+    def ljust(self, width: SupportsIndex, fillchar: str = " ") -> PromptText:
+        return PromptText.concat((self, fillchar * (width.__index__() - len(self))))
+
+    def rjust(self, width: SupportsIndex, fillchar: str = " ") -> PromptText:
+        return PromptText.concat((fillchar * (width.__index__() - len(self)), self))
