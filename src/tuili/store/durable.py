@@ -1,0 +1,86 @@
+"""File writes that survive a power cut: synced before they are renamed, and the folder synced after.
+
+Also says what a full or read-only disk means to a user. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuili.errors import InsufficientStorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns the operating system's refusals to write into InsufficientStorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InsufficientStorageError(
+                "the disk of the model store is full: free some space, or name another folder with TUILI_HOME"
+            ) from error
+        if error.errno in _REFUSED:
+            raise InsufficientStorageError(
+                f"the model store cannot be used ({os.strerror(error.errno)}): see to its folder, "
+                "or name another with TUILI_HOME"
+            ) from error
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its parents, each entered durably into the one above."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames and removals in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(part: Path, final: Path) -> None:
+    """Moves a complete file to its final name: contents first, then the name."""
+    make_folder(final.parent)
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(final)
+    sync_folder(final.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a small file so that a reader sees the old or the new contents, nothing between."""
+    make_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        publish(Path(name), path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""The record of one stored model: which files, from where, under which licence. Knows its JSON form.
+
+A manifest is written last, so a model is visible exactly when all its files are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tuili.errors import ModelFileError
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 4 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """A file of a model; sha256 is None where its source did not say."""
+
+    name: str
+    num_bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """A stored model. `folder` None means the store's own blobs; else the files lie there, in place.
+
+    `created` is seconds since the epoch. A model of one file is that file; of several, the folder.
+    """
+
+    name: str
+    source: str
+    files: tuple[FileRecord, ...]
+    created: int
+    folder: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    quantization: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads and checks a manifest. Raises FileNotFoundError, or ModelFileError naming the field."""
+    with path.open("rb") as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ModelFileError(f"manifest {path.stem} has more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"manifest is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ModelFileError(f"manifest must be a JSON object, found {type(fields).__name__}")
+    if fields.get("format") != FORMAT:
+        raise ModelFileError(f"manifest format must be {FORMAT}, found {fields.get('format')!r}: upgrade tuili?")
+    return _checked(fields)
+
+
+def _checked(fields: dict[str, Any]) -> Manifest:
+    optional = {name: _field(fields, name, str, None) for name in ("folder", "revision", "licence", "quantization")}
+    files = fields.get("files")
+    if not isinstance(files, list) or not files or not all(isinstance(file, dict) for file in files):
+        raise ModelFileError(f"manifest field files must be a list of objects, found {files!r:.100}")
+    if optional["folder"] is None and (len(files) != 1 or files[0].get("sha256") is None):
+        raise ModelFileError("manifest without a folder must have one file with a sha256")
+    return Manifest(
+        name=_field(fields, "name", str),
+        source=_field(fields, "source", str),
+        files=tuple(_checked_file(file) for file in files),
+        created=_field(fields, "created", int),
+        **optional,
+    )
+
+
+def _checked_file(fields: dict[str, Any]) -> FileRecord:
+    record = FileRecord(
+        name=_field(fields, "name", str),
+        num_bytes=_field(fields, "num_bytes", int),
+        sha256=_field(fields, "sha256", str, None),
+    )
+    path = PurePosixPath(record.name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in record.name or record.num_bytes < 0:
+        raise ModelFileError(f"manifest names a file outside its folder or of negative size: {record.name!a}")
+    if record.sha256 is not None and not _SHA256.fullmatch(record.sha256):
+        raise ModelFileError(f"manifest field sha256 must be 64 lower-case hex digits, found {record.sha256!a:.100}")
+    return record
+
+
+def _field(fields: dict[str, Any], name: str, kind: type, *default: None) -> Any:
+    value = fields.get(name)
+    if value is None and default:
+        return None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ModelFileError(f"manifest field {name} must be {kind.__name__}, found {value!r:.100}")
+    return value

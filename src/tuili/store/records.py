@@ -1,0 +1,157 @@
+"""Manifests and blobs on disk: read, publish, forget, check. Knows their layout; no source and no catalogue.
+
+<root>/blobs/sha256-<hex>       files, named by their contents
+<root>/manifests/<name>.json    one per model, written last: visible means complete
+<root>/locks/publish.lock       held while manifests and blobs change together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from tuili.errors import ModelFileError
+from tuili.store.durable import make_folder, publish, sha256_of, sync_folder, write_atomic
+from tuili.store.manifest import FileRecord, Manifest, read_manifest
+from tuili.store.names import ModelName, name_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """A model on this machine: `path` is a .gguf file or a Hugging Face directory.
+
+    source is "local" for a path used in place; created is seconds since the epoch.
+    """
+
+    name: str
+    path: Path
+    source: str
+    num_bytes: int
+    created: int
+    licence: str | None = None
+    quantization: str | None = None
+
+
+class Records:
+    """The stored models below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def has(self, model: ModelName) -> bool:
+        """Whether a manifest of that name exists, sound or not."""
+        return self._manifest_path(model).exists()
+
+    def load(self, model: ModelName) -> ModelFiles:
+        """A stored model whose files are there in full size. Raises ModelFileError saying what to do."""
+        try:
+            manifest = read_manifest(self._manifest_path(model))
+        except ModelFileError as error:
+            raise ModelFileError(f"model {str(model)!r}: {error}; remove it and pull it again") from error
+        for problem in self._file_problems(manifest, contents=False):
+            raise ModelFileError(f"{problem}: pull it again")
+        return self._model_files(manifest)
+
+    def intact(self, model: ModelName) -> Manifest | None:
+        """The manifest when it is sound and its files are there in full size."""
+        path = self._manifest_path(model)
+        if not path.exists() or any(self._problems(path, contents=False)):
+            return None
+        return read_manifest(path)
+
+    def all(self) -> tuple[ModelFiles, ...]:
+        """Every model whose manifest can be read, by name."""
+        return tuple(sorted(map(self._model_files, self._sound_manifests()[0]), key=lambda files: files.name))
+
+    def publish(self, model: ModelName, manifest: Manifest, part: Path | None) -> None:
+        """Moves `part` to its blob, then makes the model visible: in this order, each step durable."""
+        with self._publishing():
+            if part is not None:
+                publish(part, self._file_path(manifest, manifest.files[0]))
+            write_atomic(self._manifest_path(model), manifest.to_bytes())
+            self._drop_unused_blobs()
+
+    def forget(self, model: ModelName) -> None:
+        """Removes a manifest and the blobs only it named. Nothing happens when there is none."""
+        path = self._manifest_path(model)
+        if path.exists():
+            with self._publishing():
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+                self._drop_unused_blobs()
+
+    def problems(self, *, contents: bool) -> tuple[str, ...]:
+        """What is wrong, one line each; `contents` False compares sizes only, True also every sha256."""
+        return tuple(problem for path in self._manifest_paths() for problem in self._problems(path, contents))
+
+    def _problems(self, path: Path, contents: bool) -> Iterator[str]:
+        try:
+            manifest = read_manifest(path)
+        except ModelFileError as error:
+            yield f"{path.relative_to(self._root)}: {error}"
+        else:
+            yield from self._file_problems(manifest, contents)
+
+    def _file_problems(self, manifest: Manifest, contents: bool) -> Iterator[str]:
+        for record in manifest.files:
+            file, label = self._file_path(manifest, record), f"model {manifest.name!r}: file {record.name!r}"
+            if not file.is_file():
+                yield f"{label} is missing"
+            elif (found := file.stat().st_size) != record.num_bytes:
+                yield f"{label} has {found} bytes, {record.num_bytes} expected"
+            elif contents and record.sha256 is not None and sha256_of(file) != record.sha256:
+                yield f"{label} changed on disk: its sha256 differs"
+
+    def _manifest_path(self, model: ModelName) -> Path:
+        path = name_path(model)
+        return self._root / "manifests" / path.with_name(f"{path.name}.json")
+
+    def _manifest_paths(self) -> list[Path]:
+        return sorted((self._root / "manifests").glob("*/*/*.json"))
+
+    def _file_path(self, manifest: Manifest, record: FileRecord) -> Path:
+        if manifest.folder is not None:
+            return Path(manifest.folder) / record.name
+        return self._root / "blobs" / f"sha256-{record.sha256}"
+
+    def _model_files(self, manifest: Manifest) -> ModelFiles:
+        is_file = len(manifest.files) == 1
+        return ModelFiles(
+            name=manifest.name,
+            path=self._file_path(manifest, manifest.files[0]) if is_file else Path(str(manifest.folder)),
+            source=manifest.source,
+            num_bytes=manifest.num_bytes,
+            created=manifest.created,
+            licence=manifest.licence,
+            quantization=manifest.quantization,
+        )
+
+    def _sound_manifests(self) -> tuple[list[Manifest], bool]:
+        """The manifests that can be read, and whether these are all."""
+        sound, is_complete = [], True
+        for path in self._manifest_paths():
+            try:
+                sound.append(read_manifest(path))
+            except FileNotFoundError:  # removed by another process since it was listed
+                continue
+            except ModelFileError:
+                is_complete = False
+        return sound, is_complete
+
+    def _drop_unused_blobs(self) -> None:
+        """Removes blobs no manifest names; none while a manifest is unreadable, as it might name them."""
+        manifests, is_complete = self._sound_manifests()
+        used = {f"sha256-{file.sha256}" for manifest in manifests for file in manifest.files}
+        for blob in (self._root / "blobs").glob("sha256-*") if is_complete else ():
+            if blob.name not in used:
+                blob.unlink()
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        make_folder(self._root / "locks")
+        with FileLock(self._root / "locks" / "publish.lock"):
+            yield

