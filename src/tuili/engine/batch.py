@@ -20,22 +20,22 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
     slots = np.array([chunk.sequence.slot for chunk in chunks], dtype=np.int32)
     starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
     ends = np.array([chunk.end for chunk in chunks], dtype=np.int32)
+    lengths = ends - starts
     query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
-    np.cumsum(ends - starts, out=query_start[1:])
+    np.cumsum(lengths, out=query_start[1:])
     input_ids: list[int] = []
     for chunk in chunks:
         input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
-    shift = np.repeat(starts - query_start[:-1], ends - starts)
-    positions = np.arange(len(input_ids), dtype=np.int32) + shift
-    blocks = tables[:, np.repeat(slots, ends - starts), positions // block_size]
+    positions = np.arange(len(input_ids), dtype=np.int32) + np.repeat(starts - query_start[:-1], lengths)
+    blocks = tables[:, np.repeat(slots, lengths), positions // block_size]
     sample_rows, targets, counts, rows = _rows(chunks, query_start.tolist())
     return Batch(
         input_ids=np.array(input_ids, dtype=np.int32),
         positions=positions,
         query_start=query_start,
         seq_lens=ends,
-        block_tables=tables[:, slots, : -(-int(ends.max()) // block_size)],
-        slot_mapping=blocks * np.int32(block_size) + positions % block_size,
+        block_tables=np.take(tables[:, :, : -(-int(ends.max()) // block_size)], slots, axis=1),
+        slot_mapping=np.ascontiguousarray(blocks * np.int32(block_size) + positions % block_size),
         block_copies=block_copies,
         slots=slots,
         carry=np.zeros(len(chunks), dtype=np.bool_),
@@ -53,17 +53,15 @@ def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], l
     counts: list[int] = []
     rows: list[SampleRow] = []
     for chunk, first in zip(chunks, query_start, strict=False):
-        sequence, sampling = chunk.sequence, chunk.sequence.sampling
+        sequence = chunk.sequence
         for position in chunk.scored:
             tokens.append(first + position - 1 - chunk.start)
             targets.append(sequence.token_ids[position])
             counts.append(sequence.num_prompt_logprobs)
-            rows.append(SampleRow(sampling, 0, position))
-        if chunk.num_samples:
-            bias = sequence.bias
-            for index in sequence.indexes:
-                tokens.append(first + chunk.num_tokens - 1)
-                targets.append(-1)
-                counts.append(sequence.num_logprobs)
-                rows.append(SampleRow(sampling, index, chunk.end, sequence.history, bias))
+            rows.append(SampleRow(sequence.sampling, 0, position))
+        for index in chunk.samples:
+            tokens.append(first + chunk.end - chunk.start - 1)
+            targets.append(-1)
+            counts.append(sequence.num_logprobs)
+            rows.append(SampleRow(sequence.sampling, index, chunk.end, sequence.history, sequence.bias))
     return tokens, targets, counts, rows

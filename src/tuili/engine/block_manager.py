@@ -43,6 +43,7 @@ class BlockManager:
             (len(groups), max_num_seqs, -(-max_model_len // self.block_size)), -1, dtype=np.int32
         )
         self._windows = tuple(group.window if group.kind == "window" else None for group in groups)
+        self._window_groups = tuple(g for g, window in enumerate(self._windows) if window is not None)
         self._peaks = tuple(
             None if window is None else num_spanned(window - 1 + max_num_batched_tokens, self.block_size)
             for window in self._windows
@@ -102,7 +103,7 @@ class BlockManager:
         First frees what no query from `start` on can see.
         """
         self._trim(slot, start)
-        shared = self._shared_groups(slot, start)
+        shared = self._shared_groups(slot, start) if slot in self._maybe_shared else []
         missing = max(-(-end // self.block_size) - self._num_blocks[slot], 0)
         if missing or shared:
             if any(pool.num_free < missing + (g in shared) for g, pool in enumerate(self.pools)):
@@ -175,19 +176,19 @@ class BlockManager:
         return next((i for i in range(first, len(hashes)) if self.pools[group].find(hashes[i]) is None), None)
 
     def _trim(self, slot: int, position: int) -> None:
-        for g, window in enumerate(self._windows):
-            if window is None:
-                continue
+        for g in self._window_groups:
             first, live = self._first_needed(g, position), self._first_live[g][slot]
-            for i in range(live, first):
-                self.pools[g].release(int(self.tables[g, slot, i]))
-                self.tables[g, slot, i] = -1
-            self._first_live[g][slot] = max(first, live)
+            if first <= live:
+                continue
+            for block in self.tables[g, slot, live:first].tolist():
+                self.pools[g].release(block)
+            self.tables[g, slot, live:first] = -1
+            self._first_live[g][slot] = first
 
     def _shared_groups(self, slot: int, start: int) -> list[int]:
         """Groups in which the block of token `start` exists and others hold it too."""
         i = start // self.block_size
-        if slot not in self._maybe_shared or i >= self._num_blocks[slot]:
+        if i >= self._num_blocks[slot]:
             return []
         return [g for g, pool in enumerate(self.pools) if pool.refcount(int(self.tables[g, slot, i])) > 1]
 

@@ -159,17 +159,17 @@ class Engine:
         row = 0
         token_ids = result.token_ids.tolist()
         for chunk in chunks:
-            sequence, scored, num_samples = chunk.sequence, chunk.scored, chunk.num_samples
+            sequence, scored, samples = chunk.sequence, chunk.scored, chunk.samples
             self._scheduler.commit(chunk)
-            if sequence.prompt_logprobs is not None:
+            self._num_computed_tokens += chunk.num_tokens
+            if scored:
+                assert sequence.prompt_logprobs is not None
                 rows = range(row, row + len(scored))
                 sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in rows]
-            row += len(scored)
-            if num_samples:
-                for answer in self._fork_answers(sequence):
-                    self._choose(answer, token_ids[row], token_logprobs(result, row, sequence.num_logprobs))
-                    row += 1
-            self._num_computed_tokens += chunk.num_tokens
+                row += len(scored)
+            for answer in self._fork_answers(sequence) if samples else ():
+                self._choose(answer, token_ids[row], token_logprobs(result, row, sequence.num_logprobs))
+                row += 1
 
     def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
         """One sequence for each answer that `sequence` stood for, itself first."""

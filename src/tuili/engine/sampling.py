@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuili.backend import Float32, Int32, SamplingArrays
 from tuili.engine.history import TokenHistory
 from tuili.types import TokenRequest
 
-Array = TypeVar("Array", Int32, Float32)
+Number = TypeVar("Number", np.int32, np.float32)
 
 _PARAMS = np.dtype(
     [
@@ -29,8 +30,6 @@ _PARAMS = np.dtype(
         ("seed", np.uint64),
     ]
 )
-_NO_IDS = np.empty(0, dtype=np.int32)
-_NO_VALUES = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,11 @@ class RowSampling:
 
     params: bytes  # one _PARAMS record
     uses_history: bool
-    bias: Bias
-    bias_below_min_tokens: Bias  # the same, with everything that would end the answer banned
+    bias: Bias | None
+    bias_below_min_tokens: Bias | None  # the same, with everything that would end the answer banned
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRow:
+class SampleRow(NamedTuple):
     """One row that chooses a token (history and bias given) or only scores one (neither)."""
 
     sampling: RowSampling
@@ -74,32 +72,37 @@ def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: in
 
 def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
     """Stacks R rows."""
-    params = np.frombuffer(b"".join([row.sampling.params for row in rows]), dtype=_PARAMS)
-    histories = [row.history for row in rows]
-    biases = [row.bias for row in rows]
+    samplings, sample_indexes, positions, histories, biases = zip(*rows, strict=True) if rows else ((),) * 5
+    params = np.frombuffer(b"".join([sampling.params for sampling in samplings]), dtype=_PARAMS)
+    history_start, history_ids, history_counts = _joined([h and (h.ids, h.counts) for h in histories], np.int32)
+    bias_start, bias_ids, bias_values = _joined([b and (b.ids, b.values) for b in biases], np.float32)
     return SamplingArrays(
         **{name: np.ascontiguousarray(params[name]) for name in _PARAMS.names or ()},
-        sample_index=np.array([row.sample_index for row in rows], dtype=np.int32),
-        position=np.array([row.position for row in rows], dtype=np.int32),
-        history_start=_starts([0 if h is None else len(h.ids) for h in histories]),
-        history_ids=_joined([h.ids for h in histories if h is not None], _NO_IDS),
-        history_counts=_joined([h.counts for h in histories if h is not None], _NO_IDS),
-        bias_start=_starts([0 if b is None else len(b.ids) for b in biases]),
-        bias_ids=_joined([b.ids for b in biases if b is not None], _NO_IDS),
-        bias_values=_joined([b.values for b in biases if b is not None], _NO_VALUES),
+        sample_index=np.array(sample_indexes, dtype=np.int32),
+        position=np.array(positions, dtype=np.int32),
+        history_start=history_start,
+        history_ids=history_ids,
+        history_counts=history_counts,
+        bias_start=bias_start,
+        bias_ids=bias_ids,
+        bias_values=bias_values,
     )
 
 
-def _bias(values: dict[int, float]) -> Bias:
+def _bias(values: dict[int, float]) -> Bias | None:
+    if not values:
+        return None
     ids = sorted(values)
     return Bias(np.array(ids, dtype=np.int32), np.array([values[i] for i in ids], dtype=np.float32))
 
 
-def _starts(lengths: list[int]) -> Int32:
-    starts = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
-def _joined(parts: list[Array], empty: Array) -> Array:
-    return np.concatenate(parts) if parts else empty
+def _joined(
+    rows: list[tuple[Int32, NDArray[Number]] | None], dtype: type[Number]
+) -> tuple[Int32, Int32, NDArray[Number]]:
+    """CSR: starts [R + 1], ids and values of all rows one after another; None is an empty row."""
+    starts = np.zeros(len(rows) + 1, dtype=np.int32)
+    found = [row for row in rows if row is not None]
+    if not found:
+        return starts, np.empty(0, dtype=np.int32), np.empty(0, dtype=dtype)
+    np.cumsum([0 if row is None else len(row[0]) for row in rows], out=starts[1:])
+    return starts, np.concatenate([ids for ids, _ in found]), np.concatenate([values for _, values in found])

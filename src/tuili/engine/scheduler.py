@@ -43,9 +43,7 @@ class Scheduler:
         budget = self._config.max_num_batched_tokens
         chunks: list[Chunk] = []
         stalled = False
-        decodes = [s for s in self.running if s.num_remaining_tokens == 1]
-        prompts = [s for s in self.running if s.num_remaining_tokens > 1]
-        for sequence in decodes + prompts:
+        for sequence in sorted(self.running, key=_is_prompt):
             if not budget or sequence.status is not Status.RUNNING:
                 continue
             chunk = self._next_chunk(sequence, budget, chunks)
@@ -102,7 +100,8 @@ class Scheduler:
         self.blocks.check()
 
     def _next_chunk(self, sequence: Sequence, budget: int, chunks: ListLike[Chunk]) -> Chunk:
-        start, size = sequence.num_computed_tokens, min(sequence.num_remaining_tokens, budget)
+        start = sequence.num_computed_tokens
+        size = min(len(sequence.token_ids) - start, budget)
         if sequence.scores_prompt:
             size = min(size, self._max_scored(sequence, chunks))
         return Chunk(sequence, start, start + size)
@@ -179,6 +178,10 @@ class Scheduler:
 
 def _key(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.key
+
+
+def _is_prompt(sequence: Sequence) -> bool:
+    return sequence.num_remaining_tokens > 1
 
 
 def _remove(sequences: list[Sequence], sequence: Sequence) -> None:

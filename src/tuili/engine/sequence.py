@@ -6,8 +6,8 @@ Knows token ids and sampling parameters; not blocks, batches or other sequences.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tuili.engine.history import TokenHistory
 from tuili.engine.prefix_cache import HashChain, chain_root
@@ -15,6 +15,7 @@ from tuili.engine.sampling import Bias, row_sampling
 from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
 
 Sink = Callable[[TokenDelta], None]
+NO_POSITIONS = range(0)
 
 
 class Status(Enum):
@@ -96,7 +97,7 @@ class Sequence:
         return (*self.order, self.indexes[0])
 
     @property
-    def bias(self) -> Bias:
+    def bias(self) -> Bias | None:
         """What to add to the logits of the next token."""
         below = self.num_output_tokens < self.request.sampling.min_tokens
         return self.sampling.bias_below_min_tokens if below else self.sampling.bias
@@ -130,8 +131,7 @@ class Sequence:
         return twin
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tokens [start, end) of a sequence, computed in one step."""
 
     sequence: Sequence
@@ -143,16 +143,16 @@ class Chunk:
         return self.end - self.start
 
     @property
-    def num_samples(self) -> int:
-        """Tokens chosen from the last logits: none before the end, else one for each answer."""
-        return len(self.sequence.indexes) if self.end == self.sequence.num_tokens else 0
+    def samples(self) -> list[int]:
+        """The answers whose next token is chosen from the chunk's last logits: none before the end."""
+        return self.sequence.indexes if self.end == len(self.sequence.token_ids) else []
 
     @property
     def scored(self) -> range:
         """Prompt positions whose logprobs this chunk finds; position p is predicted by token p - 1."""
         known = self.sequence.prompt_logprobs
         if known is None:
-            return range(0)
+            return NO_POSITIONS
         return range(max(self.start + 1, len(known)), min(self.end + 1, self.sequence.num_prompt_tokens))
 
 
