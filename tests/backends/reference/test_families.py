@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from support import tiny_models
 from support.batches import Driver
-
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.models.families import for_hf

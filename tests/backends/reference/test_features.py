@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import tiny_models
-from support.batches import Driver
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
+from support import tiny_models
+from support.batches import Driver
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.reference.layers import ACTIVATIONS, attend

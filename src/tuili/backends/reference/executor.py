@@ -51,13 +51,18 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
         raise InvalidRequestError(f"isa must be None for the reference backend, got {options.isa!r}", param="isa")
     if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the reference backend does not implement {', '.join(missing)}")
-    expected = tensor_shapes(spec)
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ModelFileError(f"weight {name}: found shape {found.get(name)}; allowed: {expected.get(name)}")
-    arrays = {name: np.ascontiguousarray(tensor.dequantize(), np.float32) for name, tensor in weights.items()}
-    return ReferenceBackend(spec, arrays, options.max_model_len)
+    return ReferenceBackend(spec, _dequantized(weights, tensor_shapes(spec)), options.max_model_len)
+
+
+def _dequantized(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32]:
+    if wrong := sorted(weights.keys() ^ shapes.keys()):
+        raise ModelFileError(f"weights missing or not the spec's: {', '.join(wrong[:4])}")
+    arrays = {}
+    for name, tensor in weights.items():
+        if tensor.shape != shapes[name]:
+            raise ModelFileError(f"weight {name} has shape {tensor.shape}; allowed: {shapes[name]}")
+        arrays[name] = np.ascontiguousarray(tensor.dequantize(), np.float32)
+    return arrays
 
 
 class ReferenceBackend:
