@@ -19,6 +19,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR}
 
 
+def is_storage_error(error: OSError) -> bool:
+    """Whether it was the disk or its permissions that refused, rather than a network."""
+    return error.errno in _FULL | _REFUSED
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Turns the operating system's refusals to write into InsufficientStorageError."""
