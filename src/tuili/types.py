@@ -64,8 +64,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_ranges()
-        self._check_flags()
         self._canonicalize()
         if self.n > 1 and self.temperature == 0:
             raise InvalidRequestError("n must be 1 when temperature is 0: greedy answers are all alike", param="n")
@@ -99,10 +99,19 @@ class SamplingParams:
             _check_int("logit_bias", token_id, 0, 2**31 - 1)
             _check_number("logit_bias", value, -100.0, 100.0, "in [-100, 100]")
 
-    def _check_flags(self) -> None:
+    def _check_types(self) -> None:
         for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", param=name)
+        allowed_types: dict[str, tuple[tuple[type, ...], str]] = {
+            "stop": ((str, list, tuple), "a string or a list of strings"),
+            "stop_token_ids": ((list, tuple), "a list of token ids"),
+            "logit_bias": ((Mapping,), "a mapping of token ids to numbers"),
+        }
+        for name, (types, allowed) in allowed_types.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, types):
+                raise InvalidRequestError(f"{name} must be {allowed}, got {value!r:.200}", param=name)
 
     def _canonicalize(self) -> None:
         """One form inside: tuples for lists, None for seed -1, 0 for top_k -1, 0 for a vanishing temperature."""

@@ -90,9 +90,11 @@ class Answer:
         for i, token_id in enumerate(delta.token_ids):
             stream.num_tokens += 1
             is_stop_token = delta.stop_token_id is not None and i == len(delta.token_ids) - 1
-            text, stop = "", None
+            text = ""
             if stream.detokenizer is not None and not is_stop_token:
-                text, stop = stream.stops.push(stream.detokenizer.push((token_id,)))
+                text = stream.detokenizer.push((token_id,))
+                if stream.num_tokens > self.request.sampling.min_tokens:
+                    text = stream.stops.push(text)
             logprobs = delta.logprobs and (self._decoded(delta.logprobs[i]),)
             yield TextDelta(
                 index=delta.index,
@@ -102,10 +104,10 @@ class Answer:
                 prompt_logprobs=prompt_logprobs,
             )
             prompt_logprobs = None
-            if stop is not None:
+            if stream.stops.found is not None:
                 if delta.finish_reason is None:
                     self.stopped.append(delta.index)
-                yield from self._finish(stream, delta.index, "stop", stop)
+                yield from self._finish(stream, delta.index, "stop", stream.stops.found)
                 return
 
     def _finish(
@@ -113,10 +115,11 @@ class Answer:
     ) -> Iterator[Event]:
         stream.is_finished = True
         if stream.detokenizer is not None and not isinstance(stop_reason, str):
-            rest, stop = stream.stops.push(stream.detokenizer.flush())
-            rest += "" if stop is not None else stream.stops.flush()
-            if stop is not None:
-                reason, stop_reason = "stop", stop
+            rest = stream.stops.push(stream.detokenizer.flush())
+            if stream.stops.found is None:
+                rest += stream.stops.flush()
+            else:
+                reason, stop_reason = "stop", stream.stops.found
             if rest:
                 yield TextDelta(index=index, text=rest, token_ids=(), logprobs=self._no_logprobs())
         yield Finished(index=index, finish_reason=reason, stop_reason=stop_reason)

@@ -79,6 +79,10 @@ class LLMArguments:
             raise UnsupportedModelError(
                 f"quantization={self.quantization!r} is not implemented: weights run in their file's own format"
             )
+        if self.revision is not None:
+            raise InvalidRequestError(
+                f"revision={self.revision!r} is not implemented: a source's newest files are used", param="revision"
+            )
 
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""
@@ -93,7 +97,6 @@ class LLMArguments:
             enable_prefix_caching=self.enable_prefix_caching,
             chat_template=self.chat_template,
             tokenizer=self.tokenizer,
-            revision=self.revision,
         )
 
 

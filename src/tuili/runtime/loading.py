@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig, store_dir
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
-from tuili.errors import InvalidRequestError
+from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.models.spec import ModelSpec
 from tuili.runtime.memory import CacheDemand, available_bytes, fitting_model_len, kv_cache_bytes
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.text_parts import open_chat_template, open_tokenizer
+from tuili.store.progress import ProgressCallback, ignore_progress
 from tuili.store.store import Store
-from tuili.text.chat_template import ChatTemplate
-from tuili.text.tokenizer import Tokenizer
-from tuili.types import SamplingParams
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
+
+DEFAULT_BACKEND = "cpu"
+DEFAULT_BATCHED_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadOptions:
-    """How to load. None lets the model and the machine decide."""
+    """How to load. None lets the model and the machine decide.
+
+    chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the
+    tokenizer from.
+    """
 
     backend: str | None = None
     num_threads: int = 0
@@ -38,4 +43,79 @@ class LoadOptions:
     enable_prefix_caching: bool = True
     chat_template: str | None = None
     tokenizer: str | None = None
-    revision: str | None = None
+
+
+def find_model(name: str, on_progress: ProgressCallback = ignore_progress) -> Path:
+    """The files of a stored name or a path; a name that a source offers is fetched.
+
+    Raises ModelNotFoundError, DownloadError, InvalidRequestError.
+    """
+    store = Store(store_dir())
+    try:
+        return store.path(name)
+    except ModelNotFoundError as missing:
+        try:
+            return store.pull(name, on_progress).path
+        except (InvalidRequestError, ModelNotFoundError):
+            raise missing from None
+
+
+def open_model(
+    name: str, options: LoadOptions | None = None, on_progress: ProgressCallback = ignore_progress
+) -> Pipeline:
+    """Loads a model by name or path and starts its engine.
+
+    Raises what find_model raises, ModelFileError, UnsupportedModelError, InsufficientMemoryError, and
+    InvalidRequestError for options the model cannot meet.
+    """
+    options = options or LoadOptions()
+    path = find_model(name, on_progress)
+    start = time.monotonic()
+    checkpoint = open_checkpoint(path)
+    tokenizer_source = checkpoint if options.tokenizer is None else open_checkpoint(find_model(options.tokenizer))
+    tokenizer = open_tokenizer(tokenizer_source)
+    free_bytes = available_bytes()
+    backend = _load_backend(checkpoint, options)
+    config = _engine_config(checkpoint.spec, backend, options, free_bytes)
+    return Pipeline(
+        name=name,
+        spec=checkpoint.spec,
+        tokenizer=tokenizer,
+        chat_template=open_chat_template(checkpoint, tokenizer, options.chat_template),
+        backend=backend,
+        loop=EngineLoop(Engine(backend, config)),
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        default_sampling=sampling_defaults(checkpoint.generation_config),
+        load_s=time.monotonic() - start,
+    )
+
+
+def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
+    limit = checkpoint.spec.max_position
+    wanted = options.max_model_len or limit
+    if wanted > limit:
+        raise InvalidRequestError(f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len")
+    backend_options = BackendOptions(max_model_len=wanted, num_threads=options.num_threads)
+    return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
+
+
+def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free_bytes: int) -> EngineConfig:
+    """Limits from the options where given, else what the model allows and the memory holds."""
+    groups = backend.cache_groups(options.block_size)
+    max_model_len = options.max_model_len or spec.max_position
+    demand = CacheDemand(groups=groups, max_model_len=max_model_len, max_num_seqs=options.max_num_seqs)
+    cache_bytes = options.kv_cache_bytes
+    if cache_bytes is None:
+        if options.max_model_len is None:
+            max_model_len = fitting_model_len(demand, free_bytes)
+        demand = CacheDemand(groups=groups, max_model_len=max_model_len, max_num_seqs=options.max_num_seqs)
+        cache_bytes = kv_cache_bytes(demand, free_bytes)
+    return EngineConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
+        block_size=options.block_size,
+        kv_cache_bytes=cache_bytes,
+        enable_prefix_caching=options.enable_prefix_caching,
+    )

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.outputs import collect
 from tuili.runtime.pipeline import Pipeline
-from tuili.types import GenerateRequest, SamplingParams
+from tuili.types import Failed, GenerateRequest, SamplingParams, TextDelta, TokenLogprobs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +35,9 @@ def perplexity(
     wanted = available if num_chunks is None else min(num_chunks, available)
     if wanted < 1:
         raise InvalidRequestError(f"text has {len(ids)} tokens, one chunk needs {context_len}", param="text")
-    bos = pipeline.tokenizer.bos_token_id if pipeline.tokenizer.adds_bos else None
-    losses: list[float] = []
-    for chunk in _chunks(ids, context_len, wanted, bos):
-        losses.extend(_second_half_losses(pipeline, chunk))
+    bos = pipeline.tokenizer.names.bos_token_id
+    chunks = _chunks(ids, context_len, wanted, bos if bos == ids[0] else None)
+    losses = _second_half_losses(pipeline, list(chunks))
     mean = sum(losses) / len(losses)
     variance = sum((x - mean) ** 2 for x in losses) / max(len(losses) - 1, 1)
     value = math.exp(mean)
@@ -57,15 +55,21 @@ def _chunks(ids: Sequence[int], context_len: int, count: int, bos: int | None) -
         yield chunk if bos is None else (bos, *chunk[1:])
 
 
-def _second_half_losses(pipeline: Pipeline, chunk: tuple[int, ...]) -> list[float]:
-    """Negative log likelihoods of tokens len/2 + 1 .. len - 1, given all before them."""
+def _second_half_losses(pipeline: Pipeline, chunks: Sequence[tuple[int, ...]]) -> list[float]:
+    """Negative log likelihoods of tokens len/2 + 1 .. len - 1 of each chunk, given all before them."""
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-    request = GenerateRequest(request_id=uuid.uuid4().hex, sampling=params, prompt_token_ids=chunk)
-    output = collect(request.request_id, 1, pipeline.stream(request))
-    assert output.prompt_logprobs is not None
+    requests = [
+        GenerateRequest(request_id=uuid.uuid4().hex, sampling=params, prompt_token_ids=chunk) for chunk in chunks
+    ]
+    losses: dict[int, list[float]] = {}
+    for index, event in pipeline.run(requests):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, TextDelta) and event.prompt_logprobs is not None:
+            losses[index] = _losses(chunks[index], event.prompt_logprobs)
+    return [loss for index in sorted(losses) for loss in losses[index]]
+
+
+def _losses(chunk: tuple[int, ...], scores: Sequence[TokenLogprobs | None]) -> list[float]:
     first = len(chunk) // 2 + 1
-    losses = []
-    for token_id, entry in zip(chunk[first:], output.prompt_logprobs[first:], strict=True):
-        assert entry is not None
-        losses.append(-entry[token_id].logprob)
-    return losses
+    return [-entry[token].logprob for token, entry in zip(chunk[first:], scores[first:], strict=True) if entry]

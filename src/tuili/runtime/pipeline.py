@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tuili.backend import Backend
 from tuili.engine.client import InProcess
 from tuili.engine.loop import EngineLoop
 from tuili.errors import InvalidRequestError
@@ -30,6 +31,7 @@ class Pipeline:
     spec: ModelSpec
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    backend: Backend
     loop: EngineLoop
     max_model_len: int
     max_num_seqs: int
@@ -45,6 +47,7 @@ class Pipeline:
     def close(self) -> None:
         """Ends every running request with an error event and frees weights and cache."""
         self.loop.close()
+        self.backend.close()
 
     @property
     def has_chat_template(self) -> bool:

@@ -1,0 +1,114 @@
+"""LLM's arguments: names known, ranges checked, GPU-only ones accepted without effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tuili import SamplingParams
+from tuili.errors import InvalidRequestError, UnsupportedModelError
+from tuili.runtime.arguments import LLMArguments
+
+
+def test_a_vllm_scripts_arguments_are_accepted() -> None:
+    arguments = LLMArguments.parse(
+        {
+            "dtype": "bfloat16",
+            "gpu_memory_utilization": 0.9,
+            "swap_space": 4,
+            "enforce_eager": True,
+            "max_model_len": 4096,
+            "tensor_parallel_size": 1,
+            "trust_remote_code": True,
+        }
+    )
+    assert arguments.load_options().max_model_len == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("gpu_memory_utilization", 0.0, r"in \(0, 1\]"),
+        ("gpu_memory_utilization", 1.5, r"in \(0, 1\]"),
+        ("swap_space", -1, ">= 0"),
+        ("max_model_len", 0, "integer >= 1"),
+        ("max_num_seqs", 2.5, "integer >= 1"),
+        ("num_threads", True, "integer >= 0"),
+        ("backend", "gpu", "one of"),
+        ("dtype", "int3", "one of"),
+        ("tensor_parallel_size", 2, "must be 1 on a CPU"),
+        ("revision", "main", "not implemented"),
+        ("no_such_argument", 1, "unknown argument 'no_such_argument'"),
+    ],
+)
+def test_a_bad_argument_is_named(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=allowed) as caught:
+        LLMArguments.parse({name: value})
+    assert isinstance(caught.value, InvalidRequestError)
+    assert caught.value.param == name
+    assert name in str(caught.value)
+
+
+def test_quantizing_at_load_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="quantization='awq'"):
+        LLMArguments.parse({"quantization": "awq"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 129),
+        ("n", True),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", float("nan")),
+        ("temperature", "hot"),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("min_p", 2.0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -3),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("seed", -2),
+        ("seed", 2**64),
+        ("max_tokens", 0),
+        ("max_tokens", 2**63),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("stop", [""]),
+        ("stop", ["x" * 2000]),
+        ("stop", [str(i) for i in range(17)]),
+        ("stop_token_ids", [-1]),
+        ("logprobs", -2),
+        ("prompt_logprobs", "many"),
+        ("logit_bias", {1: 1000.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", [1]),
+        ("stop", 5),
+        ("stop_token_ids", 5),
+        ("ignore_eos", 1),
+    ],
+)
+def test_a_bad_sampling_parameter_is_named_with_what_was_found(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+    assert str(caught.value).startswith(name)
+
+
+def test_greedy_answers_cannot_differ() -> None:
+    with pytest.raises(InvalidRequestError, match="n must be 1 when temperature is 0"):
+        SamplingParams(n=2, temperature=0)
+
+
+def test_parameters_have_one_form_inside() -> None:
+    params = SamplingParams(stop="end", stop_token_ids=[5, 5, 6], seed=-1, top_k=-1, temperature=1e-6, logprobs=True)
+    assert (params.stops, params.stop_token_ids, params.seed, params.top_k) == (("end",), (5, 6), None, 0)
+    assert (params.temperature, params.logprobs) == (0.0, 1)
+    assert SamplingParams(temperature=0.001).temperature == 0.01
+    assert params.with_seed(7).seed == 7

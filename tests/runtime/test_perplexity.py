@@ -1,0 +1,28 @@
+"""Perplexity agrees with llama.cpp's on the same file and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuili.errors import InvalidRequestError
+from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.perplexity import perplexity
+
+# llama-perplexity -m smollm2 Q4_1 -f wikitext2/test.txt -c 512: after 40 chunks, and Gemma 3 270M after 8.
+SMOLLM2_40_CHUNKS = 19.03
+
+
+@pytest.mark.timeout(600)
+def test_smollm2_is_within_half_a_percent_of_llama_cpp(smollm2_gguf: Path, wikitext: str) -> None:
+    with open_model(str(smollm2_gguf), LoadOptions(max_model_len=1024)) as model:
+        score = perplexity(model, wikitext, num_chunks=40)
+    assert score.num_scored == 40 * 255
+    assert score.value == pytest.approx(SMOLLM2_40_CHUNKS, rel=0.005)
+
+
+def test_a_text_without_a_whole_chunk_is_refused(smollm2_gguf: Path) -> None:
+    options = LoadOptions(max_model_len=1024, backend="reference")
+    with open_model(str(smollm2_gguf), options) as model, pytest.raises(InvalidRequestError, match="one chunk needs 512"):
+        perplexity(model, "too short")
