@@ -5,7 +5,6 @@ Configurations are hostile input: every value is checked for type and range befo
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
@@ -138,7 +137,7 @@ class ConfigReader:
             value = self._config.get(key)
             if key in self._read or value is None or value in neutral:
                 continue
-            if key == "layer_types" and set(value) == {"full_attention"}:
+            if key == "layer_types" and isinstance(value, list) and all(item == "full_attention" for item in value):
                 continue
             allowed = " or ".join(["no such key", *(repr(item) for item in neutral)])
             raise self._unsupported(key, value, f"{allowed} for this model type")
@@ -166,7 +165,7 @@ class ConfigReader:
 
     def _positive(self, key: str, value: Any) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not 1 / MAX_NUMBER <= value <= MAX_NUMBER:
+        if not is_number or not 1 / MAX_NUMBER <= value <= MAX_NUMBER:
             raise self._error(key, value, "a finite number > 0")
         return _shortest_decimal(float(value))
 
@@ -305,7 +304,7 @@ def gguf_config(metadata: Mapping[str, Any], tensor_names: Iterable[str]) -> Con
     config: Config = {name: found[key] for key, name in GGUF_KEYS.items() if key in found}
     config["model_type"] = arch
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if "vocab_size" not in config and tokens is not None:
+    if "vocab_size" not in config and isinstance(tokens, (list, tuple)):
         config["vocab_size"] = len(tokens)
     names = set(tensor_names)
     config["tie_word_embeddings"] = "output.weight" not in names
