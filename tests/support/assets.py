@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 import tarfile
+import tempfile
 from pathlib import Path
 
 import filelock
+import httpx
 import platformdirs
 
 from tuili.errors import DownloadError, ModelNotFoundError
+from tuili.store.package_index import parse_page
+from tuili.store.pip_settings import pip_settings
 from tuili.store.store import Store
 
-LLAMA_CPP_PROJECT, LLAMA_CPP_VERSION = "llama-cpp-python", "0.3.36"
+LLAMA_CPP_PROJECT = "llama-cpp-python"
 LLAMA_CPP_FILE = "llama_cpp_python-0.3.36.tar.gz"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_MEMBERS = "llama_cpp_python-0.3.36/vendor/llama.cpp/models/"
@@ -59,18 +64,42 @@ def llama_cpp_models() -> Path:
 
 def _source_archive() -> Path:
     archive = cache_dir() / LLAMA_CPP_FILE
-    if not archive.is_file():
-        try:
-            download_file(LLAMA_CPP_PROJECT, LLAMA_CPP_VERSION, LLAMA_CPP_FILE, LLAMA_CPP_SHA256, archive)
-        except DownloadError as error:
-            raise AssetUnavailableError(f"{LLAMA_CPP_FILE} is neither cached nor reachable: {error}") from error
-    return archive
+    if archive.is_file():
+        return archive
+    settings = pip_settings()
+    with httpx.Client(verify=ssl.create_default_context(), follow_redirects=True, timeout=60) as client:
+        for index_url in settings.index_urls:
+            try:
+                if (url := _archive_url(client, index_url)) is not None:
+                    _download(client, url, archive)
+                    return archive
+            except httpx.HTTPError as error:
+                raise AssetUnavailableError(f"{LLAMA_CPP_FILE} is neither cached nor reachable: {error}") from error
+    raise AssetUnavailableError(f"{LLAMA_CPP_FILE} is not cached, and no configured package index offers it")
+
+
+def _archive_url(client: httpx.Client, index_url: str) -> str | None:
+    if not index_url.startswith("http"):
+        return None
+    page = client.get(f"{index_url.rstrip('/')}/{LLAMA_CPP_PROJECT}/")
+    links = parse_page(page.text, page.headers.get("content-type", ""), str(page.url)) if page.is_success else []
+    return next((link.url for link in links if link.file_name == LLAMA_CPP_FILE), None)
+
+
+def _download(client: httpx.Client, url: str, target: Path) -> None:
+    part, digest = target.with_suffix(".part"), hashlib.sha256()
+    with client.stream("GET", url) as response, part.open("wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_bytes(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != LLAMA_CPP_SHA256:
+        raise AssetUnavailableError(f"{LLAMA_CPP_FILE}: found sha256 {digest.hexdigest()}, not {LLAMA_CPP_SHA256}")
+    part.rename(target)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Copies the wanted members; the folder appears only when it is complete."""
-    with archive.open("rb") as file:
-        assert hashlib.file_digest(file, "sha256").hexdigest() == LLAMA_CPP_SHA256
     with tempfile.TemporaryDirectory(dir=archive.parent) as name, tarfile.open(archive) as tar:
         for member in tar:
             if member.isfile() and member.name.startswith(LLAMA_CPP_MEMBERS):
