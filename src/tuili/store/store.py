@@ -39,7 +39,7 @@ def existing_path(text: str) -> Path | None:
     """The file or folder a text names, if there is one."""
     try:
         path = Path(text).expanduser()
-        return path if path.exists() else None
+        return path if text and path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL character, no such home
         return None
 

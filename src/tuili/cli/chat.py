@@ -1,0 +1,84 @@
+"""The chat: reads entries, answers them with the history so far, keeps going whatever an answer does.
+
+Ctrl-C stops the answer, or clears the line; Ctrl-D ends. Slash commands are `chat_commands.py`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from tuili.cli.answer import PrintedAnswer, print_answer, timing_lines
+from tuili.cli.conversation import Conversation
+from tuili.cli.line_reader import read_entry
+from tuili.cli.sampling_options import sampling_params
+from tuili.cli.terminal import report_error
+from tuili.errors import TuiliError
+from tuili.types import GenerateRequest
+
+if TYPE_CHECKING:
+    from tuili.runtime.pipeline import Pipeline
+
+
+@dataclass(slots=True)
+class Chat:
+    """One person talking to one model."""
+
+    pipeline: Pipeline
+    conversation: Conversation
+    out: TextIO
+    is_verbose: bool = False
+    num_answers: int = 0
+
+    def answer(self, text: str) -> None:
+        """Answers one message and remembers both. What failed, or was stopped before a word, is not remembered."""
+        conversation = self.conversation
+        conversation.messages.append({"role": "user", "content": text})
+        answered = None
+        try:
+            answered = self._printed(self._request())
+        finally:
+            if answered is None or not answered.text:
+                conversation.messages.pop()
+            else:
+                conversation.messages.append({"role": "assistant", "content": answered.text})
+
+    def _request(self) -> GenerateRequest:
+        self.num_answers += 1
+        return GenerateRequest(
+            request_id=f"chat-{self.num_answers}",
+            sampling=sampling_params(self.pipeline.default_sampling, self.conversation.sampling),
+            messages=self.conversation.prompt_messages(),
+            template_args=self.conversation.template_args,
+        )
+
+    def _printed(self, request: GenerateRequest) -> PrintedAnswer:
+        answered = print_answer(self.pipeline.stream(request), self.out, is_interruptible=True)
+        if self.is_verbose:
+            sys.stderr.write("".join(f"{line}\n" for line in timing_lines(answered, self.pipeline.load_s)))
+        return answered
+
+
+def run_chat(chat: Chat, run_command: Callable[[Chat, str], bool], read: Callable[[], str] = read_entry) -> None:
+    """Talks until the input ends or a command says so.
+
+    `run_command` gets the entries that start with a slash and returns whether to go on.
+    """
+    chat.out.write("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends\n")
+    while True:
+        try:
+            entry = read()
+            if entry.startswith("/"):
+                if not run_command(chat, entry):
+                    return
+            elif entry:
+                chat.answer(entry)
+        except KeyboardInterrupt:
+            chat.out.write("\n")
+        except EOFError:
+            chat.out.write("\n")
+            return
+        except TuiliError as error:
+            report_error(str(error))

@@ -1,0 +1,89 @@
+"""The `tuili` command: finds its subcommands, and turns every failure into one line and an exit code.
+
+0 done, 1 failed, 2 wrong usage, 130 interrupted. Subcommands live one per file in `commands/`, each with
+a function `command`, and import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import tuili
+from tuili.cli import commands
+from tuili.cli.terminal import is_debugging, is_plain, report_error
+from tuili.errors import TuiliError
+from tuili.registry import discover
+
+INTERRUPTED = 130
+_CommandLineError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps it
+
+
+def build_app() -> typer.Typer:
+    """The application with every command of `tuili.cli.commands`."""
+    app = typer.Typer(
+        name="tuili",
+        rich_markup_mode=None if is_plain(sys.stdout) else "rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name, module in discover(commands).items():
+        app.command(name)(module.command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line, without the program's name; None takes the process's. Returns the exit code."""
+    try:
+        code = build_app()(args=arguments, prog_name="tuili", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to flush
+        return 1
+    except Exception as error:
+        if is_debugging():
+            raise
+        return _reported(error)
+
+
+def _reported(error: Exception) -> int:
+    if isinstance(error, _CommandLineError):
+        report_error(error.format_message())  # type: ignore[attr-defined]
+        return 2
+    if isinstance(error, TuiliError):
+        report_error(str(error))
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        report_error("out of memory")
+        return 1
+    report_error(f"internal error, {type(error).__name__}: {error} (TUILI_DEBUG=1 shows where)")
+    return 1
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tuili {tuili.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run open large language models on your own hardware."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
