@@ -4,6 +4,7 @@
 // A row's bits never depend on the other rows of the unit: scores accumulate over head_dim in order, sums over
 // tokens in ascending order, and a masked token contributes exactly zero. Only keys and values that some row of
 // the unit sees are used, so blocks behind a window and slots not written yet are never read as numbers.
+#pragma once
 #include "kernels.h"
 #include "simd.h"
 
@@ -212,7 +213,8 @@ inline void attention_finish(const AttentionState& state, const AttentionUnit& u
     const int padded = padded_head_dim(unit.head_dim);
     for (int r = 0; r < unit.num_rows(); r++) {
         const float* row = state.weighted + static_cast<size_t>(r) * padded;
-        float* head = out + (r / unit.group_size) * out_stride + static_cast<size_t>(r % unit.group_size) * unit.head_dim;
+        float* head =
+            out + (r / unit.group_size) * out_stride + static_cast<size_t>(r % unit.group_size) * unit.head_dim;
         const F32x16 factor = broadcast(1.0f) / broadcast(state.sum[r]);
         for (int d = 0; d < unit.head_dim; d += 16) {
             const int count = unit.head_dim - d < 16 ? unit.head_dim - d : 16;

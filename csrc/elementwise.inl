@@ -1,5 +1,6 @@
 // Norms, activations, rotary embedding and other functions over one row, for one instruction set.
 // Knows vectors of floats; not where they come from.
+#pragma once
 #include "kernels.h"
 #include "simd.h"
 
@@ -98,11 +99,16 @@ TUILI_INLINE F32x16 activate(F32x16 x) {
 template <class Body>
 TUILI_INLINE void with_activation(int kind, Body body) {
     switch (kind) {
-        case kSilu: return body.template operator()<kSilu>();
-        case kGelu: return body.template operator()<kGelu>();
-        case kGeluTanh: return body.template operator()<kGeluTanh>();
-        case kRelu: return body.template operator()<kRelu>();
-        default: return body.template operator()<kRelu2>();
+        case kSilu:
+            return body.template operator()<kSilu>();
+        case kGelu:
+            return body.template operator()<kGelu>();
+        case kGeluTanh:
+            return body.template operator()<kGeluTanh>();
+        case kRelu:
+            return body.template operator()<kRelu>();
+        default:
+            return body.template operator()<kRelu2>();
     }
 }
 

@@ -1,5 +1,6 @@
 // Reductions over a row of logits, for one instruction set. Knows numbers; docs/sampling.md and sampler.cpp
 // know what they are for.
+#pragma once
 #include "kernels.h"
 #include "simd.h"
 

@@ -9,6 +9,8 @@
 
 namespace tuili {
 
+constexpr int kMaxThreads = 256;
+
 class ThreadPool;
 
 // One thread's place in the team during a run.

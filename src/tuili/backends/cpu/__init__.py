@@ -1,1 +1,5 @@
+"""The CPU backend: packed weights, int8 activations and paged bfloat16 keys and values, in C++ (csrc)."""
 
+from tuili.backends.cpu.backend import load
+
+__all__ = ["load"]

@@ -1,0 +1,173 @@
+// The Python module _native: a model, and what this machine is. Knows NumPy arrays and the names of tuili's dataclass
+// fields; computes nothing. Arrays are checked for dtype and shape here, for values in batch.cpp.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "bindings_arrays.h"
+#include "bindings_spec.h"
+#include "model.h"
+#include "platform.h"
+
+namespace nb = nanobind;
+
+namespace tuili {
+
+void bind_kernels(nb::module_& module);
+
+namespace {
+
+template <class T>
+using Output = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+// Reads SamplingArrays of `num_rows` rows.
+SamplingInput read_sampling(ArrayReader& read, nb::handle s, int num_rows, nb::handle allow_mask, int vocab_size) {
+    const int64_t rows = num_rows, mask_words = (int64_t{vocab_size} + 31) / 32;
+    const auto history = read.array<int32_t>(s, "history_ids", {kAny});
+    const auto bias = read.array<int32_t>(s, "bias_ids", {kAny});
+    return SamplingInput{
+        .temperature = read.array<float>(s, "temperature", {rows}).data,
+        .top_k = read.array<int32_t>(s, "top_k", {rows}).data,
+        .top_p = read.array<float>(s, "top_p", {rows}).data,
+        .min_p = read.array<float>(s, "min_p", {rows}).data,
+        .repetition_penalty = read.array<float>(s, "repetition_penalty", {rows}).data,
+        .presence_penalty = read.array<float>(s, "presence_penalty", {rows}).data,
+        .frequency_penalty = read.array<float>(s, "frequency_penalty", {rows}).data,
+        .seed = read.array<uint64_t>(s, "seed", {rows}).data,
+        .sample_index = read.array<int32_t>(s, "sample_index", {rows}).data,
+        .position = read.array<int32_t>(s, "position", {rows}).data,
+        .history_start = read.array<int32_t>(s, "history_start", {rows + 1}).data,
+        .history_ids = history.data,
+        .history_counts = read.array<int32_t>(s, "history_counts", {history.size(0)}).data,
+        .num_history = static_cast<int>(history.size(0)),
+        .bias_start = read.array<int32_t>(s, "bias_start", {rows + 1}).data,
+        .bias_ids = bias.data,
+        .bias_values = read.array<float>(s, "bias_values", {bias.size(0)}).data,
+        .num_bias = static_cast<int>(bias.size(0)),
+        .allow_mask =
+            allow_mask.is_none() ? nullptr : read.value<uint32_t>(allow_mask, "allow_mask", {rows, mask_words}).data,
+    };
+}
+
+BatchInput read_batch(ArrayReader& read, nb::handle batch, const ModelSpec& spec) {
+    const auto input_ids = read.array<int32_t>(batch, "input_ids", {kAny});
+    const auto seq_lens = read.array<int32_t>(batch, "seq_lens", {kAny});
+    const auto sample_rows = read.array<int32_t>(batch, "sample_rows", {kAny});
+    const int64_t tokens = input_ids.size(0), sequences = seq_lens.size(0), rows = sample_rows.size(0);
+    const int64_t groups = spec.num_cache_groups;
+    const auto tables = read.array<int32_t>(batch, "block_tables", {groups, sequences, kAny});
+    const auto copies = read.array<int32_t>(batch, "block_copies", {kAny, 3});
+    if (tokens == 0 || sequences == 0) throw std::invalid_argument("a batch must hold at least one token");
+    const nb::object sampling = batch.attr("sampling"), allow_mask = batch.attr("allow_mask");
+    return BatchInput{
+        .num_tokens = static_cast<int>(tokens),
+        .num_sequences = static_cast<int>(sequences),
+        .num_rows = static_cast<int>(rows),
+        .max_blocks = static_cast<int>(tables.size(2)),
+        .num_copies = static_cast<int>(copies.size(0)),
+        .input_ids = input_ids.data,
+        .positions = read.array<int32_t>(batch, "positions", {tokens}).data,
+        .query_start = read.array<int32_t>(batch, "query_start", {sequences + 1}).data,
+        .seq_lens = seq_lens.data,
+        .block_tables = tables.data,
+        .slot_mapping = read.array<int32_t>(batch, "slot_mapping", {groups, tokens}).data,
+        .block_copies = copies.data,
+        .slots = read.array<int32_t>(batch, "slots", {sequences}).data,
+        .carry = read.array<bool>(batch, "carry", {sequences}).data,
+        .sample_rows = sample_rows.data,
+        .targets = read.array<int32_t>(batch, "targets", {rows}).data,
+        .num_logprobs = read.array<int32_t>(batch, "num_logprobs", {rows}).data,
+        .sampling = read_sampling(read, sampling, static_cast<int>(rows), allow_mask, spec.vocab_size),
+    };
+}
+
+template <class T>
+T* output(const Output<T>& array, const char* name, std::initializer_list<int64_t> shape) {
+    check_shape(array, name, shape);
+    return array.data();
+}
+
+void execute(Model& model, nb::handle batch, const Output<int32_t>& token_ids, const Output<float>& logprobs,
+             const Output<int32_t>& ranks, const Output<int32_t>& top_ids, const Output<float>& top_logprobs,
+             const std::optional<Output<float>>& logits, const std::optional<Output<float>>& hidden) {
+    ArrayReader read;
+    const BatchInput input = read_batch(read, batch, model.spec());
+    const int64_t rows = input.num_rows, k = top_ids.ndim() == 2 ? top_ids.shape(1) : 0;
+    const int64_t vocab_size = model.spec().vocab_size, hidden_size = model.spec().hidden_size;
+    const StepOutput result{
+        .token_ids = output(token_ids, "token_ids", {rows}),
+        .logprobs = output(logprobs, "logprobs", {rows}),
+        .ranks = output(ranks, "ranks", {rows}),
+        .max_logprobs = static_cast<int>(k),
+        .top_ids = output(top_ids, "top_ids", {rows, k}),
+        .top_logprobs = output(top_logprobs, "top_logprobs", {rows, k}),
+        .logits = logits ? output(*logits, "logits", {rows, vocab_size}) : nullptr,
+        .hidden = hidden ? output(*hidden, "hidden", {rows, hidden_size}) : nullptr,
+    };
+    nb::gil_scoped_release release;
+    model.execute(input, result);
+}
+
+void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle allow_mask, const Output<int32_t>& ids) {
+    ArrayReader read;
+    const int vocab_size = model.spec().vocab_size;
+    const auto rows = read.value<float>(logits, "logits", {kAny, vocab_size});
+    const auto num_rows = static_cast<int>(rows.size(0));
+    const SamplingInput input = read_sampling(read, sampling, num_rows, allow_mask, vocab_size);
+    int32_t* out = output(ids, "ids", {num_rows});
+    nb::gil_scoped_release release;
+    model.sample(rows.data, num_rows, input, out);
+}
+
+void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
+          const std::vector<int>& layer_ropes, nb::list ropes, nb::dict tensors, const std::optional<std::string>& isa,
+          int num_threads) {
+    if (num_threads < 1 || num_threads > kMaxThreads) throw std::invalid_argument("num_threads is out of range");
+    const Kernels* kernels = isa ? kernels_for(isa->c_str()) : &best_kernels();
+    if (kernels == nullptr) throw std::invalid_argument("isa: this build or CPU has no " + *isa);
+    ArrayReader read;
+    const ModelSpec native = read_spec(spec, max_model_len, layer_groups, layer_ropes);
+    const auto rope_tables = read_rope_tables(read, ropes, max_model_len);
+    const SourceTensors sources = read_tensors(read, tensors);
+    nb::gil_scoped_release release;
+    new (self) Model(native, sources, rope_tables, *kernels, num_threads);
+}
+
+bool has_isa(const std::string& name) { return kernels_for(name.c_str()) != nullptr; }
+
+size_t block_bytes(const Model& model, int group, int block_size) {
+    return cache_block_bytes(model.spec(), group, block_size);
+}
+
+}  // namespace
+}  // namespace tuili
+
+NB_MODULE(_native, module) {
+    using namespace tuili;
+    nb::class_<Model>(module, "Model")
+        .def("__init__", load, nb::arg("spec"), nb::kw_only(), nb::arg("max_model_len"), nb::arg("layer_groups"),
+             nb::arg("layer_ropes"), nb::arg("ropes"), nb::arg("tensors"), nb::arg("isa").none(),
+             nb::arg("num_threads"))
+        .def("cache_block_bytes", block_bytes, nb::arg("group"), nb::arg("block_size"))
+        .def("allocate_cache", &Model::allocate_cache, nb::arg("block_size"), nb::arg("num_blocks"),
+             nb::call_guard<nb::gil_scoped_release>())
+        .def("execute", execute, nb::arg("batch"), nb::arg("token_ids").noconvert(), nb::arg("logprobs").noconvert(),
+             nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
+             nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
+        .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
+             nb::arg("ids").noconvert())
+        .def_prop_ro("isa", &Model::isa)
+        .def_prop_ro("num_threads", &Model::num_threads)
+        .def_prop_ro("weight_bytes", &Model::weight_bytes);
+    module.def("cpu_name", &cpu_name);
+    module.def("cpu_features", &cpu_features);
+    module.attr("MAX_THREADS") = kMaxThreads;
+    module.def("has_isa", has_isa, nb::arg("name"));
+    module.def("best_isa", [] { return best_kernels().isa; });
+    bind_kernels(module);
+}

@@ -1,0 +1,86 @@
+// NumPy arrays as pointers, with dtype and shape checked and named in errors.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace tuili {
+
+namespace nb = nanobind;
+
+constexpr int64_t kAny = -1;  // any extent
+
+template <class T>
+struct ArrayView {
+    const T* data;
+    std::vector<int64_t> shape;
+    int64_t size(int axis) const { return shape[axis]; }
+};
+
+inline std::string shape_text(std::initializer_list<int64_t> shape) {
+    std::string text = "[";
+    for (int64_t n : shape) {
+        if (text.size() > 1) text += ", ";
+        text += n == kAny ? "any" : std::to_string(n);
+    }
+    text += "]";
+    return text;
+}
+
+// Throws std::invalid_argument naming the array, what its shape is and must be.
+template <class Array>
+void check_shape(const Array& array, const char* name, std::initializer_list<int64_t> shape) {
+    bool fits = array.ndim() == shape.size();
+    std::string found;
+    for (size_t axis = 0; axis < array.ndim(); axis++) {
+        const auto extent = static_cast<int64_t>(array.shape(axis));
+        const int64_t wanted = axis < shape.size() ? shape.begin()[axis] : kAny;
+        fits = fits && (wanted == kAny || wanted == extent) && extent < INT32_MAX;
+        found += (axis ? ", " : "") + std::to_string(extent);
+    }
+    if (!fits) throw std::invalid_argument(std::string(name) + " has shape [" + found + "], not " + shape_text(shape));
+}
+
+// Reads arrays for one call and keeps alive what it had to copy to make contiguous.
+class ArrayReader {
+  public:
+    template <class T>
+    ArrayView<T> array(nb::handle owner, const char* name, std::initializer_list<int64_t> shape) {
+        return value<T>(owner.attr(name), name, shape);
+    }
+
+    template <class T>
+    ArrayView<T> value(nb::handle object, const char* name, std::initializer_list<int64_t> shape) {
+        nb::ndarray<nb::ro, nb::device::cpu> any;
+        if (!nb::try_cast(object, any) || any.dtype() != nb::dtype<T>()) {
+            const std::string found = nb::hasattr(object, "dtype") ? nb::str(object.attr("dtype")).c_str()
+                                                                   : nb::type_name(object.type()).c_str();
+            throw std::invalid_argument(std::string(name) + " has dtype " + found + ", not " + dtype_name<T>());
+        }
+        check_shape(any, name, shape);
+        auto contiguous = nb::cast<nb::ndarray<const T, nb::c_contig, nb::device::cpu>>(object);
+        ArrayView<T> view{contiguous.data(), {}};
+        for (size_t axis = 0; axis < contiguous.ndim(); axis++) view.shape.push_back(contiguous.shape(axis));
+        kept_.emplace_back(std::move(contiguous));
+        return view;
+    }
+
+  private:
+    template <class T>
+    static const char* dtype_name() {
+        if constexpr (std::is_same_v<T, bool>) return "bool";
+        if constexpr (std::is_same_v<T, uint8_t>) return "uint8";
+        if constexpr (std::is_same_v<T, int32_t>) return "int32";
+        if constexpr (std::is_same_v<T, uint32_t>) return "uint32";
+        if constexpr (std::is_same_v<T, uint64_t>) return "uint64";
+        return "float32";
+    }
+
+    std::vector<nb::ndarray<>> kept_;
+};
+
+}  // namespace tuili

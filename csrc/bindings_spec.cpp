@@ -1,0 +1,138 @@
+#include "bindings_spec.h"
+
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+
+namespace tuili {
+namespace {
+
+template <class T>
+T field(nb::handle owner, const char* name) {
+    return nb::cast<T>(owner.attr(name));
+}
+
+// None is 0.
+template <class T>
+T optional_field(nb::handle owner, const char* name) {
+    const nb::object value = owner.attr(name);
+    return value.is_none() ? T{} : nb::cast<T>(value);
+}
+
+// The index of a literal among its allowed values, in the order of the enumeration it becomes.
+int literal(nb::handle owner, const char* name, std::initializer_list<const char*> allowed) {
+    const auto value = field<std::string>(owner, name);
+    const auto found = std::find(allowed.begin(), allowed.end(), value);
+    if (found == allowed.end()) throw std::invalid_argument(std::string(name) + " is " + value);
+    return static_cast<int>(found - allowed.begin());
+}
+
+AttentionSpec read_attention(nb::handle a, int cache_group, int rope_table) {
+    const nb::object rope = a.attr("rope");
+    return AttentionSpec{
+        .num_heads = field<int>(a, "num_heads"),
+        .num_kv_heads = field<int>(a, "num_kv_heads"),
+        .head_dim = field<int>(a, "head_dim"),
+        .scale = field<float>(a, "scale"),
+        .rope_dim = rope.is_none() ? 0 : field<int>(rope, "dim"),
+        .rope_table = rope_table,
+        .q_bias = field<bool>(a, "q_bias"),
+        .k_bias = field<bool>(a, "k_bias"),
+        .v_bias = field<bool>(a, "v_bias"),
+        .out_bias = field<bool>(a, "out_bias"),
+        .qk_norm = static_cast<QkNorm>(literal(a, "qk_norm", {"none", "head", "full"})),
+        .sliding_window = optional_field<int>(a, "sliding_window"),
+        .logit_softcap = optional_field<float>(a, "logit_softcap"),
+        .cache_group = cache_group,
+    };
+}
+
+MlpSpec read_mlp(nb::handle m) {
+    return MlpSpec{
+        .intermediate_size = field<int>(m, "intermediate_size"),
+        .activation = literal(m, "activation", {"silu", "gelu", "gelu_tanh", "relu", "relu2"}),
+        .gated = field<bool>(m, "gated"),
+        .bias = field<bool>(m, "bias"),
+    };
+}
+
+void check_attention(const AttentionSpec& a, size_t layer, int num_ropes) {
+    const bool has_heads = a.num_kv_heads > 0 && a.num_heads > 0 && a.num_heads % a.num_kv_heads == 0 && a.head_dim > 0;
+    const bool has_rope = a.rope_dim == 0 ? a.rope_table == -1 : a.rope_table >= 0 && a.rope_table < num_ropes;
+    if (!has_heads || !has_rope || a.rope_dim % 2 != 0 || a.rope_dim > a.head_dim || a.sliding_window < 0) {
+        throw std::invalid_argument("layers[" + std::to_string(layer) + "]: heads, rope or window are inconsistent");
+    }
+}
+
+Format read_format(const std::string& name) {
+    constexpr const char* kNames[] = {"F32",  "F16",  "BF16", "Q4_0", "Q4_1", "Q5_0",
+                                      "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
+    const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
+    if (found == std::end(kNames)) throw std::invalid_argument("weight format " + name + " is not implemented");
+    return static_cast<Format>(found - std::begin(kNames));
+}
+
+}  // namespace
+
+ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
+                    const std::vector<int>& layer_ropes) {
+    ModelSpec out{
+        .vocab_size = field<int>(spec, "vocab_size"),
+        .hidden_size = field<int>(spec, "hidden_size"),
+        .max_model_len = max_model_len,
+        .layers = {},
+        .norm = static_cast<NormKind>(literal(spec, "norm", {"rms", "layer"})),
+        .norm_eps = field<float>(spec, "norm_eps"),
+        .norm_bias = field<bool>(spec, "norm_bias"),
+        .final_norm = field<bool>(spec, "final_norm"),
+        .embedding_scale = field<float>(spec, "embedding_scale"),
+        .logit_scale = field<float>(spec, "logit_scale"),
+        .logit_softcap = optional_field<float>(spec, "logit_softcap"),
+        .lm_head_bias = field<bool>(spec, "lm_head_bias"),
+        .tie_word_embeddings = field<bool>(spec, "tie_word_embeddings"),
+        .num_cache_groups = 1 + *std::max_element(layer_groups.begin(), layer_groups.end()),
+    };
+    for (nb::handle layer : spec.attr("layers")) {
+        const size_t i = out.layers.size();
+        out.layers.push_back(LayerSpec{
+            .attention = read_attention(layer.attr("mixer"), layer_groups.at(i), layer_ropes.at(i)),
+            .mlp = read_mlp(layer.attr("mlp")),
+            .norms = static_cast<NormPlacement>(literal(layer, "norms", {"pre", "post", "sandwich", "output"})),
+            .residual_scale = field<float>(layer, "residual_scale"),
+        });
+    }
+    const int num_ropes = 1 + *std::max_element(layer_ropes.begin(), layer_ropes.end());
+    for (size_t i = 0; i < out.layers.size(); i++) check_attention(out.layers[i].attention, i, num_ropes);
+    return out;
+}
+
+SourceTensors read_tensors(ArrayReader& read, nb::dict tensors) {
+    SourceTensors out;
+    for (auto [key, entry] : tensors) {
+        const auto name = nb::cast<std::string>(key);
+        const auto bytes = read.value<uint8_t>(entry[2], name.c_str(), {kAny, kAny});
+        const auto shape = nb::cast<nb::tuple>(entry[1]);
+        const bool is_matrix = shape.size() == 2;
+        if (!is_matrix && shape.size() != 1) throw std::invalid_argument(name + " is neither matrix nor vector");
+        out[name] = SourceTensor{
+            .format = read_format(nb::cast<std::string>(entry[0])),
+            .rows = is_matrix ? nb::cast<int>(shape[0]) : 1,
+            .cols = nb::cast<int>(shape[is_matrix ? 1 : 0]),
+            .data = bytes.data,
+            .num_bytes = static_cast<size_t>(bytes.size(0) * bytes.size(1)),
+        };
+    }
+    return out;
+}
+
+std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, int max_model_len) {
+    std::vector<SourceRopeTable> out;
+    for (nb::handle entry : ropes) {
+        const auto cos = read.value<float>(entry[0], "rope cos", {max_model_len, kAny});
+        const auto sin = read.value<float>(entry[1], "rope sin", {max_model_len, cos.size(1)});
+        out.push_back({static_cast<int>(2 * cos.size(1)), cos.data, sin.data});
+    }
+    return out;
+}
+
+}  // namespace tuili

@@ -1,0 +1,41 @@
+#include "kv_cache.h"
+
+#include <cstring>
+
+namespace tuili {
+
+size_t cache_block_bytes(const ModelSpec& spec, int group, int block_size) {
+    size_t elements = 0;
+    for (const auto& layer : spec.layers) {
+        const auto& a = layer.attention;
+        if (a.cache_group == group) elements += a.num_kv_heads * cache_plane_elements(a.head_dim, block_size);
+    }
+    return elements * sizeof(uint16_t);
+}
+
+KvCache::KvCache(const ModelSpec& spec, int block_size, const std::vector<int>& num_blocks)
+    : block_size_(block_size), num_blocks_(num_blocks) {
+    size_t num_bytes = 0;
+    for (int group = 0; group < spec.num_cache_groups; group++) {
+        num_bytes += cache_block_bytes(spec, group, block_size) * num_blocks[group];
+    }
+    pages_ = Pages(num_bytes);
+    auto* next = reinterpret_cast<uint16_t*>(pages_.data());
+    for (const auto& layer : spec.layers) {
+        const auto& a = layer.attention;
+        const size_t plane = cache_plane_elements(a.head_dim, block_size);
+        const size_t stride = plane * a.num_kv_heads;
+        layers_.push_back({a.cache_group, plane, stride, next});
+        next += stride * num_blocks[a.cache_group];
+    }
+}
+
+void KvCache::copy_block(int group, int source, int target) {
+    for (const auto& layer : layers_) {
+        if (layer.group != group) continue;
+        std::memcpy(layer.start + target * layer.block_stride, layer.start + source * layer.block_stride,
+                    layer.block_stride * sizeof(uint16_t));
+    }
+}
+
+}  // namespace tuili

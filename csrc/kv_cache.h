@@ -1,0 +1,49 @@
+// The paged key/value cache: where each layer's blocks lie. Knows sizes and addresses; what a plane holds is
+// attention.inl's, which block belongs to whom is the engine's.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "model_spec.h"
+#include "platform.h"
+
+namespace tuili {
+
+// Bytes that one block of a group takes over all its layers.
+size_t cache_block_bytes(const ModelSpec& spec, int group, int block_size);
+
+// Memory is [layer][block][kv head][plane], so that a layer's consecutive blocks are one stream.
+class KvCache {
+  public:
+    KvCache() = default;
+    // num_blocks[group]; throws std::bad_alloc.
+    KvCache(const ModelSpec& spec, int block_size, const std::vector<int>& num_blocks);
+
+    int block_size() const { return block_size_; }
+    int num_blocks(int group) const { return num_blocks_[group]; }
+    bool is_allocated() const { return block_size_ > 0; }
+
+    // Elements from a block of a layer to the next.
+    size_t block_stride(int layer) const { return layers_[layer].block_stride; }
+    // The plane of a kv head in block 0.
+    uint16_t* plane(int layer, int kv_head) const {
+        return layers_[layer].start + kv_head * layers_[layer].plane_elements;
+    }
+    void copy_block(int group, int source, int target);
+
+  private:
+    struct Layer {
+        int group;
+        size_t plane_elements;
+        size_t block_stride;
+        uint16_t* start;
+    };
+
+    int block_size_ = 0;
+    std::vector<int> num_blocks_;
+    std::vector<Layer> layers_;
+    Pages pages_;
+};
+
+}  // namespace tuili

@@ -1,0 +1,103 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "step.h"
+
+namespace tuili {
+
+Model::Model(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+             const Kernels& kernels, int num_threads)
+    : spec_(spec),
+      kernels_(kernels),
+      pool_(num_threads),
+      weights_(spec_, sources, rope_tables, pool_),
+      workspace_(spec_, weights_, num_threads) {}
+
+void Model::allocate_cache(int block_size, const std::vector<int>& num_blocks) {
+    cache_ = KvCache();  // the old one goes before the new one comes
+    cache_ = KvCache(spec_, block_size, num_blocks);
+}
+
+void Model::execute(const BatchInput& batch, const StepOutput& output) {
+    check_batch(batch, spec_, cache_);
+    prepare(batch, output);
+    Step step(spec_, weights_, kernels_, batch, output, cache_, workspace_);
+    pool_.run([&](Worker& worker) { step.run(worker); });
+    remember_choices(batch, output);
+}
+
+void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids) {
+    check_sampling(sampling, num_rows, spec_.vocab_size);
+    workspace_.needs_logits.assign(num_rows, 1);
+    workspace_.reserve_head(workspace_.head_rows(num_rows));
+    pool_.run([&](Worker& worker) {
+        worker.stage(num_rows, [&](int row) {
+            WorkerScratch& scratch = workspace_.workers[worker.index];
+            const size_t vocab_size = spec_.vocab_size;
+            std::memcpy(scratch.adjusted.data(), logits + row * vocab_size, vocab_size * sizeof(float));
+            const RowSampling params = row_sampling(sampling, row, spec_.vocab_size);
+            ids[row] = scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), spec_.vocab_size);
+        });
+    });
+}
+
+void Model::prepare(const BatchInput& batch, const StepOutput& output) {
+    resolve_input_ids(batch);
+    workspace_.reserve_tokens(batch.num_tokens);
+    plan_attention(batch);
+    workspace_.needs_logits.resize(batch.num_rows);
+    for (int row = 0; row < batch.num_rows; row++) {
+        const bool is_bare = batch.targets[row] < 0 && batch.num_logprobs[row] < 0 && output.logits == nullptr;
+        const bool is_greedy = row_sampling(batch.sampling, row, spec_.vocab_size).is_plain_greedy();
+        workspace_.needs_logits[row] = !(is_bare && is_greedy);
+    }
+    if (batch.num_rows > 0) workspace_.reserve_head(workspace_.head_rows(batch.num_rows));
+}
+
+void Model::resolve_input_ids(const BatchInput& batch) {
+    workspace_.input_ids.assign(batch.input_ids, batch.input_ids + batch.num_tokens);
+    for (int s = 0; s < batch.num_sequences; s++) {
+        if (!batch.carry[s]) continue;
+        const auto slot = static_cast<size_t>(batch.slots[s]);
+        const int32_t token = slot < last_tokens_.size() ? last_tokens_[slot] : -1;
+        if (token < 0) throw std::invalid_argument("carry: slot " + std::to_string(slot) + " has sampled nothing yet");
+        workspace_.input_ids[batch.query_start[s + 1] - 1] = token;
+    }
+}
+
+// Cuts sequences into tasks of a few queries. How they are cut never shows in the result.
+void Model::plan_attention(const BatchInput& batch) {
+    const int max_queries = std::max(1, kAttentionRows / workspace_.max_group_size);
+    int longest = 0;
+    workspace_.tasks.clear();
+    for (int s = 0; s < batch.num_sequences; s++) {
+        const int end = batch.query_start[s + 1];
+        for (int token = batch.query_start[s]; token < end; token += max_queries) {
+            const int count = std::min(max_queries, end - token);
+            workspace_.tasks.push_back({s, token, count, batch.positions[token]});
+        }
+        longest = std::max(longest, batch.seq_lens[s]);
+    }
+    const size_t num_units = workspace_.tasks.size() * workspace_.max_kv_heads;
+    workspace_.max_chunks = (longest + kAttentionChunk - 1) / kAttentionChunk;
+    workspace_.splits_chunks =
+        pool_.size() > 1 && num_units < 4 * static_cast<size_t>(pool_.size()) && workspace_.max_chunks > 1;
+    if (workspace_.splits_chunks) workspace_.reserve_partials(num_units * workspace_.max_chunks);
+}
+
+// What `carry` refers to: a slot's choice at the last token of its sequence.
+void Model::remember_choices(const BatchInput& batch, const StepOutput& output) {
+    int s = 0;
+    for (int row = 0; row < batch.num_rows; row++) {
+        while (batch.sample_rows[row] >= batch.query_start[s + 1]) s++;
+        if (batch.targets[row] >= 0 || batch.sample_rows[row] != batch.query_start[s + 1] - 1) continue;
+        const auto slot = static_cast<size_t>(batch.slots[s]);
+        if (slot >= last_tokens_.size()) last_tokens_.resize(slot + 1, -1);
+        last_tokens_[slot] = output.token_ids[row];
+    }
+}
+
+}  // namespace tuili

@@ -1,0 +1,52 @@
+// A loaded model: weights, cache, threads and scratch, and the three things it can do. Not thread safe.
+// Knows no Python; the caller's arrays are read and written during a call and not kept.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "batch.h"
+#include "kernels.h"
+#include "kv_cache.h"
+#include "model_spec.h"
+#include "thread_pool.h"
+#include "weights.h"
+#include "workspace.h"
+
+namespace tuili {
+
+class Model {
+  public:
+    // Copies everything out of `sources`. Throws std::invalid_argument (see Weights) and std::bad_alloc.
+    Model(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+          const Kernels& kernels, int num_threads);
+
+    // Replaces the cache by an empty one of num_blocks[group] blocks. Throws std::bad_alloc; there is none then.
+    void allocate_cache(int block_size, const std::vector<int>& num_blocks);
+
+    // Runs one step. Throws std::invalid_argument when a value of the batch is out of range.
+    void execute(const BatchInput& batch, const StepOutput& output);
+
+    // Chooses ids [num_rows] from given logits [num_rows][vocab].
+    void sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids);
+
+    const ModelSpec& spec() const { return spec_; }
+    const char* isa() const { return kernels_.isa; }
+    int num_threads() const { return pool_.size(); }
+    size_t weight_bytes() const { return weights_.num_bytes(); }
+
+  private:
+    void prepare(const BatchInput& batch, const StepOutput& output);
+    void resolve_input_ids(const BatchInput& batch);
+    void plan_attention(const BatchInput& batch);
+    void remember_choices(const BatchInput& batch, const StepOutput& output);
+
+    ModelSpec spec_;
+    const Kernels& kernels_;
+    ThreadPool pool_;
+    Weights weights_;
+    KvCache cache_;
+    Workspace workspace_;
+    std::vector<int32_t> last_tokens_;  // by slot; -1: none sampled yet
+};
+
+}  // namespace tuili

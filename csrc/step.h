@@ -1,0 +1,128 @@
+// One forward step over a checked batch: the order of stages and what each does with a row, a panel or a unit.
+// Every stage splits into items that any worker may do with the same result. Knows no Python and allocates nothing.
+#pragma once
+#include <algorithm>
+#include <initializer_list>
+
+#include "batch.h"
+#include "kernels.h"
+#include "kv_cache.h"
+#include "model_spec.h"
+#include "thread_pool.h"
+#include "weights.h"
+#include "workspace.h"
+
+namespace tuili {
+
+class Step {
+  public:
+    // `workspace` has room for the batch (see Model::execute); input_ids and tasks are set.
+    Step(const ModelSpec& spec, const Weights& weights, const Kernels& kernels, const BatchInput& batch,
+         const StepOutput& output, KvCache& cache, Workspace& workspace)
+        : spec_(spec),
+          weights_(weights),
+          kernels_(kernels),
+          batch_(batch),
+          output_(output),
+          cache_(cache),
+          work_(workspace) {}
+
+    // Every worker of the pool calls this.
+    void run(Worker& worker);
+
+  private:
+    // Rows [0, num_rows) in equal parts of whole row tiles' size at most.
+    struct RowParts {
+        explicit RowParts(int num_rows);
+        int begin(int part) const { return std::min(part * size, num_rows); }
+        int num_rows, count, size;
+    };
+
+    // step.cpp
+    void embed(Worker& worker);
+    void run_layer(Worker& worker, int layer);
+    void begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm);
+    void finish_sublayer(WorkerScratch& scratch, float* x, const float* y, const LayerSpec& layer, const Norm& norm);
+    void add_output(const LayerSpec& layer, int panel, int token, const float* values);
+    void project_qkv(Worker& worker, int layer);
+    void project_attention(Worker& worker, int layer);
+    void run_mlp(Worker& worker, int layer);
+    void gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end);
+    void store_mlp_rows(const LayerSpec& layer, int panel, int begin, int end, const float* values);
+    void norm_row(const float* x, const Norm& norm, float* out) const;
+
+    // step_attention.cpp
+    void attend(Worker& worker, int layer);
+    void attend_by_chunk(Worker& worker, int layer);
+    void prepare_heads(int layer, int token, int kv_head);
+    void prepare_token(int layer, int token);
+    void rotate_and_norm(int layer, const float* gain, int token, float* head);
+    static int first_chunk(const AttentionUnit& unit);
+    static int last_chunk(const AttentionUnit& unit);
+    AttentionUnit unit(int layer, const AttentionTask& task, int kv_head) const;
+    void run_unit(WorkerScratch& scratch, int layer, const AttentionTask& task, int kv_head);
+    void finish_unit(const AttentionState& state, const AttentionUnit& unit, int layer, const AttentionTask& task,
+                     int kv_head);
+
+    // step_head.cpp
+    void run_head(Worker& worker);
+    void normalize_sampled(Worker& worker, int first_row, int num_rows);
+    void project_logits(Worker& worker, int first_row, int num_rows);
+    void finish_row(WorkerScratch& scratch, int row, int index);
+    void report_logprobs(WorkerScratch& scratch, int row, const float* logits, int id);
+    int greedy_choice(int index) const;
+
+    WorkerScratch& scratch(const Worker& worker) { return work_.workers[worker.index]; }
+    const LayerSpec& layer_spec(int layer) const { return spec_.layers[layer]; }
+    const LayerWeights& layer_weights(int layer) const { return weights_.layers()[layer]; }
+    float* x_row(int token) const { return work_.x.data() + static_cast<size_t>(token) * spec_.hidden_size; }
+    float* y_row(int token) const { return work_.y.data() + static_cast<size_t>(token) * spec_.hidden_size; }
+    float* qkv_row(int token) const { return work_.qkv.data() + static_cast<size_t>(token) * work_.qkv_stride; }
+    float* attention_row(int layer, int token) const;
+
+    // Panel `panel` of `linear` times rows [begin, end) of x, plus bias, into out [end - begin][32].
+    void multiply_panel(const Linear& linear, int panel, const Activations& x, int begin, int end, float* out,
+                        const uint8_t* next) const;
+
+    // Runs matrices over the same rows as one stage and hands each finished tile to
+    // epilogue(index of the linear, panel, row begin, row end, values [rows][32]).
+    template <class Epilogue>
+    void multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Activations& x,
+                  Epilogue&& epilogue);
+
+    const ModelSpec& spec_;
+    const Weights& weights_;
+    const Kernels& kernels_;
+    const BatchInput& batch_;
+    const StepOutput& output_;
+    KvCache& cache_;
+    Workspace& work_;
+};
+
+template <class Epilogue>
+void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Activations& x,
+                    Epilogue&& epilogue) {
+    const RowParts parts(x.num_rows);
+    int num_panels = 0;
+    for (const Linear* linear : linears) num_panels += linear->weight.num_panels();
+    float* out = scratch(worker).panels.data();
+    worker.stage(num_panels * parts.count, [&](int item) {
+        int index = 0, panel = item / parts.count;
+        for (const Linear* linear : linears) {
+            if (panel < linear->weight.num_panels()) break;
+            panel -= linear->weight.num_panels();
+            index++;
+        }
+        const Linear& linear = **(linears.begin() + index);
+        const bool is_last = panel + 1 == linear.weight.num_panels();
+        const uint8_t* next = is_last ? nullptr : linear.weight.panels + (panel + 1) * linear.weight.panel_bytes;
+        const int part_end = parts.begin(item % parts.count + 1);
+        for (int begin = parts.begin(item % parts.count); begin < part_end; begin += kRowTile) {
+            const int end = std::min(begin + kRowTile, part_end);
+            multiply_panel(linear, panel, x, begin, end, out, next);
+            epilogue(index, panel, begin, end, out);
+        }
+    });
+}
+
+}  // namespace tuili

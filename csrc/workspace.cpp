@@ -1,0 +1,141 @@
+#include "workspace.h"
+
+#include <algorithm>
+
+namespace tuili {
+namespace {
+
+constexpr size_t kMaxLogits = size_t{8} << 20;  // floats of logits held at once
+constexpr int kMinHeadRows = 8;
+constexpr int kMaxHeadRows = 128;
+
+// Rows allocated per group such that consecutive groups do not fall on the same cache sets.
+int spread_stride(int num_rows) { return num_rows <= 32 ? (num_rows + 1) / 2 * 2 : (num_rows + 121) / 128 * 128 + 6; }
+
+}  // namespace
+
+void ActivationForms::add(const Linear& consumer) {
+    if (consumer.weight.panels == nullptr) return;
+    const Format format = consumer.weight.format;
+    has_floats |= is_float(format);
+    has_groups |= !is_float(format);
+    has_half_sums |= format == Format::kQ6_K;
+}
+
+void ActivationBuffer::configure(int max_cols, const ActivationForms& forms) {
+    forms_ = forms;
+    view_.cols = max_cols;
+}
+
+Activations ActivationBuffer::view(int cols) const {
+    Activations view = view_;
+    view.cols = cols;
+    return view;
+}
+
+void ActivationBuffer::reserve(int num_rows) {
+    view_.num_rows = num_rows;
+    view_.row_stride = spread_stride(num_rows);
+    if (forms_.has_floats) {
+        floats_.reserve(static_cast<size_t>(num_rows) * view_.cols);
+        view_.f32 = floats_.data();
+    }
+    if (!forms_.has_groups) return;
+    const size_t count = static_cast<size_t>(view_.cols / kGroup) * view_.row_stride;
+    groups_.reserve(count * kGroup);
+    scales_.reserve(count);
+    scaled_sums_.reserve(count);
+    sums_.reserve(count);
+    view_.q = groups_.data();
+    view_.scale = scales_.data();
+    view_.scaled_sum = scaled_sums_.data();
+    view_.sum = sums_.data();
+    if (!forms_.has_half_sums) return;
+    half_sums_.reserve(count);
+    view_.half_sum = half_sums_.data();
+}
+
+size_t attention_state_floats(int num_rows, int head_dim) {
+    return static_cast<size_t>(num_rows) * (padded_head_dim(head_dim) + 2);
+}
+
+AttentionState attention_state(float* memory, int num_rows, int head_dim) {
+    float* max = memory + static_cast<size_t>(num_rows) * padded_head_dim(head_dim);
+    return {memory, max, max + num_rows};
+}
+
+Workspace::Workspace(const ModelSpec& spec, const Weights& weights, int num_threads)
+    : workers(num_threads), hidden_size_(spec.hidden_size), vocab_size_(spec.vocab_size) {
+    measure(spec);
+    configure_activations(spec, weights);
+    for (auto& worker : workers) {
+        worker.panels.reserve(2 * kRowTile * kPanelCols);
+        worker.row.reserve(hidden_size_);
+        worker.head_row.reserve(hidden_size_);
+        worker.scores.reserve(static_cast<size_t>(max_unit_rows) * kAttentionChunk);
+        worker.state.reserve(state_floats());
+        worker.chunk.reserve(state_floats());
+    }
+}
+
+void Workspace::measure(const ModelSpec& spec) {
+    for (const auto& layer : spec.layers) {
+        const auto& a = layer.attention;
+        qkv_stride = std::max(qkv_stride, a.q_size() + 2 * a.kv_size());
+        max_q_size_ = std::max(max_q_size_, a.q_size());
+        max_group_size = std::max(max_group_size, a.group_size());
+        max_head_dim = std::max(max_head_dim, a.head_dim);
+        max_kv_heads = std::max(max_kv_heads, a.num_kv_heads);
+        max_intermediate_size_ = std::max(max_intermediate_size_, layer.mlp.intermediate_size);
+    }
+    qkv_stride = (qkv_stride + 15) / 16 * 16;
+    max_unit_rows = std::max(kAttentionRows, max_group_size);
+}
+
+void Workspace::configure_activations(const ModelSpec& spec, const Weights& weights) {
+    ActivationForms hidden_forms, attention_forms, mlp_forms, head_forms;
+    for (const auto& layer : weights.layers()) {
+        for (const auto* consumer : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up}) hidden_forms.add(*consumer);
+        attention_forms.add(layer.o);
+        mlp_forms.add(layer.down);
+    }
+    head_forms.add(weights.head());
+    hidden.configure(spec.hidden_size, hidden_forms);
+    attention.configure(max_q_size_, attention_forms);
+    mlp.configure(max_intermediate_size_, mlp_forms);
+    head.configure(spec.hidden_size, head_forms);
+}
+
+void Workspace::reserve_tokens(int num_tokens) {
+    const auto count = static_cast<size_t>(num_tokens);
+    x.reserve(count * hidden_size_);
+    y.reserve(count * hidden_size_);
+    qkv.reserve(count * qkv_stride);
+    attention_out.reserve(count * max_q_size_);
+    hidden.reserve(num_tokens);
+    attention.reserve(num_tokens);
+    mlp.reserve(num_tokens);
+}
+
+int Workspace::head_rows(int num_rows) const {
+    const auto fitting = static_cast<int>(kMaxLogits / static_cast<size_t>(vocab_size_));
+    return std::min(num_rows, std::clamp(fitting, kMinHeadRows, kMaxHeadRows));
+}
+
+void Workspace::reserve_head(int num_rows) {
+    head.reserve(num_rows);
+    const bool has_logits =
+        std::any_of(needs_logits.begin(), needs_logits.end(), [](uint8_t need) { return need != 0; });
+    if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * vocab_size_);
+    for (auto& worker : workers) {
+        worker.best_logits.reserve(num_rows);
+        worker.best_ids.reserve(num_rows);
+        if (!has_logits) continue;
+        worker.adjusted.reserve(vocab_size_);
+        worker.sampler.reserve(vocab_size_);
+    }
+}
+
+void Workspace::reserve_partials(size_t num_states) { partials.reserve(num_states * state_floats()); }
+
+}  // namespace tuili

@@ -1,0 +1,130 @@
+// The memory a step works in: grown when a step needs more than any before, otherwise reused. Rows are tokens
+// unless said otherwise. Knows sizes; not what is computed.
+#pragma once
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "kernels.h"
+#include "model_spec.h"
+#include "sampler.h"
+#include "weights.h"
+
+namespace tuili {
+
+// Uninitialized memory on a cache line boundary. Growing loses what was there.
+template <class T>
+class Buffer {
+  public:
+    void reserve(size_t count) {
+        if (count <= capacity_) return;
+        data_.reset();
+        capacity_ = 0;
+        data_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kLine))));
+        capacity_ = count;
+    }
+    T* data() const { return data_.get(); }
+
+  private:
+    static constexpr size_t kLine = 64;
+    struct Free {
+        void operator()(T* p) const { ::operator delete(p, std::align_val_t(kLine)); }
+    };
+    std::unique_ptr<T, Free> data_;
+    size_t capacity_ = 0;
+};
+
+// The forms of its input that a matrix format multiplies.
+struct ActivationForms {
+    bool has_groups = false;     // int8
+    bool has_half_sums = false;  // int8, for scales per 16
+    bool has_floats = false;
+
+    void add(const Linear& consumer);
+};
+
+class ActivationBuffer {
+  public:
+    void configure(int max_cols, const ActivationForms& forms);
+    // Makes room for `num_rows` rows of undefined content.
+    void reserve(int num_rows);
+    // The buffer as rows of `cols`, which may differ between layers.
+    Activations view(int cols) const;
+
+  private:
+    ActivationForms forms_;
+    Activations view_;
+    Buffer<int8_t> groups_;
+    Buffer<float> scales_, scaled_sums_, floats_;
+    Buffer<int32_t> sums_, half_sums_;
+};
+
+// What one thread needs for itself.
+struct WorkerScratch {
+    Buffer<float> panels;         // [2][kRowTile][32]
+    Buffer<float> row, head_row;  // [hidden]
+    Buffer<float> scores;         // [max_unit_rows][256]
+    Buffer<float> state, chunk;   // attention states
+    Buffer<float> best_logits;    // [head rows] of the panels this worker did
+    Buffer<int32_t> best_ids;     // [head rows]
+    Buffer<float> adjusted;       // [vocab] logits while sampling changes them
+    Sampler sampler;
+};
+
+// A run of consecutive queries of one sequence that attend together.
+struct AttentionTask {
+    int sequence;
+    int first_token;
+    int num_queries;
+    int first_position;
+};
+
+constexpr int kRowTile = 60;        // rows that share a panel's time in cache; whole tiles of 4, 5 and 6
+constexpr int kAttentionRows = 24;  // rows of a unit, unless one query has more heads than that
+
+// Floats of an AttentionState.
+size_t attention_state_floats(int num_rows, int head_dim);
+AttentionState attention_state(float* memory, int num_rows, int head_dim);
+
+class Workspace {
+  public:
+    Workspace(const ModelSpec& spec, const Weights& weights, int num_threads);
+
+    void reserve_tokens(int num_tokens);
+    // At most this many of the sampled rows go through the head together.
+    int head_rows(int num_rows) const;
+    void reserve_head(int num_rows);
+    void reserve_partials(size_t num_states);
+
+    size_t state_floats() const { return attention_state_floats(max_unit_rows, max_head_dim); }
+
+    int qkv_stride = 0;
+    int max_group_size = 1;
+    int max_unit_rows = 1;
+    int max_head_dim = 0;
+    int max_kv_heads = 0;
+    Buffer<float> x;              // [num_tokens][hidden] residual stream
+    Buffer<float> y;              // [num_tokens][hidden] output of a sublayer that is normed before it is added
+    Buffer<float> qkv;            // [num_tokens][qkv_stride] queries, keys, values
+    Buffer<float> attention_out;  // [num_tokens][q_size]
+    ActivationBuffer hidden, attention, mlp, head;
+    Buffer<float> partials;             // attention states of chunks
+    Buffer<float> logits;               // [head rows][vocab]
+    std::vector<int32_t> input_ids;     // with carried tokens filled in
+    std::vector<uint8_t> needs_logits;  // [num_rows] 0: the largest logit's id is all that is wanted
+    std::vector<AttentionTask> tasks;
+    bool splits_chunks = false;  // few tasks, long contexts: work is split by chunk
+    int max_chunks = 0;          // of any task
+    std::vector<WorkerScratch> workers;
+
+  private:
+    void measure(const ModelSpec& spec);
+    void configure_activations(const ModelSpec& spec, const Weights& weights);
+
+    int hidden_size_;
+    int vocab_size_;
+    int max_q_size_ = 0;
+    int max_intermediate_size_ = 0;
+};
+
+}  // namespace tuili

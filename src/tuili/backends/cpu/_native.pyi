@@ -1,0 +1,52 @@
+"""The C++ runtime (csrc/bindings.cpp). Arrays must have the dtype and shape that tuili.backend states."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuili.backend import Batch, Float32, Int32, SamplingArrays, UInt32
+from tuili.models.spec import ModelSpec
+
+MAX_THREADS: int
+
+class Model:
+    """Raises ValueError naming a field that is out of range, MemoryError."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        max_model_len: int,
+        layer_groups: list[int],
+        layer_ropes: list[int],
+        ropes: list[tuple[Float32, Float32]],
+        tensors: Mapping[str, tuple[str, tuple[int, ...], NDArray[np.uint8]]],
+        isa: str | None,
+        num_threads: int,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def cache_block_bytes(self, group: int, block_size: int) -> int: ...
+    def allocate_cache(self, block_size: int, num_blocks: list[int]) -> None: ...
+    def execute(
+        self,
+        batch: Batch,
+        token_ids: Int32,
+        logprobs: Float32,
+        ranks: Int32,
+        top_ids: Int32,
+        top_logprobs: Float32,
+        logits: Float32 | None,
+        hidden: Float32 | None,
+    ) -> None: ...
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None, ids: Int32) -> None: ...
+
+def cpu_name() -> str: ...
+def cpu_features() -> list[str]: ...
+def best_isa() -> str: ...
+def has_isa(name: str) -> bool: ...

@@ -1,0 +1,171 @@
+"""The Backend of the C++ runtime: a whole step is one call, made without the interpreter's lock. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
+
+import numpy as np
+
+from tuili.backend import (
+    Backend,
+    BackendOptions,
+    Batch,
+    CacheGroup,
+    Float32,
+    Int32,
+    SamplingArrays,
+    StepHandle,
+    StepResult,
+    UInt32,
+)
+from tuili.backends.cpu import _native
+from tuili.backends.cpu.native_model import LayerGroups, load_model
+from tuili.backends.cpu.platform import available_memory
+from tuili.config import BLOCK_SIZES
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
+from tuili.models.spec import ModelSpec
+from tuili.quant.format import Tensor
+
+
+def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:
+    """Repacks every weight, in its own format, into the layout of the kernels; returns a backend without a cache.
+
+    Raises UnsupportedModelError naming what the backend lacks, ModelFileError for weights that are not the spec's,
+    InvalidRequestError for an option out of range, InsufficientMemoryError.
+    """
+    groups = LayerGroups.of(spec)
+    return CpuBackend(spec, load_model(spec, weights, options, groups), groups)
+
+
+class CpuBackend:
+    """A loaded model. One thread at a time; several Python threads may wait for it, as a step holds no lock."""
+
+    def __init__(self, spec: ModelSpec, model: _native.Model, groups: LayerGroups) -> None:
+        self._spec = spec
+        self._open_model: _native.Model | None = model
+        self._groups = groups
+        self._block_size = 0
+
+    @property
+    def vocab_size(self) -> int:
+        return self._spec.vocab_size
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._model.isa
+
+    @property
+    def num_threads(self) -> int:
+        return self._model.num_threads
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the packed weights take."""
+        return self._model.weight_bytes
+
+    @property
+    def _model(self) -> _native.Model:
+        if self._open_model is None:
+            raise EngineUnavailableError("the cpu backend is closed")
+        return self._open_model
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        """One group per window; also fixes the block size of the next allocate_cache."""
+        if block_size not in BLOCK_SIZES:
+            raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}", param="block_size")
+        self._block_size = block_size
+        return tuple(
+            CacheGroup(
+                kind="full" if window is None else "window",
+                block_bytes=self._model.cache_block_bytes(group, block_size),
+                block_size=block_size,
+                window=window,
+            )
+            for group, window in enumerate(self._groups.windows)
+        )
+
+    def allocate_cache(self, num_blocks: ListLike[int]) -> None:
+        """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""
+        assert self._block_size > 0, "cache_groups() states the block size before allocate_cache()"
+        assert len(num_blocks) == len(self._groups.windows)
+        assert all(n >= 0 for n in num_blocks)
+        self._model.allocate_cache(self._block_size, [0] * len(num_blocks))  # what is there now may be needed
+        sizes = [self._model.cache_block_bytes(g, self._block_size) for g in range(len(num_blocks))]
+        needed = sum(size * n for size, n in zip(sizes, num_blocks, strict=True))
+        free = available_memory()
+        message = f"a cache of {needed / 2**20:.0f} MiB does not fit: {free / 2**20:.0f} MiB are free"
+        if needed > free:
+            raise InsufficientMemoryError(message)
+        try:
+            self._model.allocate_cache(self._block_size, list(num_blocks))
+        except MemoryError as error:
+            raise InsufficientMemoryError(message) from error
+
+    def execute(self, batch: Batch) -> StepHandle:
+        """Runs the step before it returns; the handle is ready.
+
+        Raises UnsupportedModelError naming a field it does not read, InvalidRequestError naming a field whose
+        dtype, shape or values are not the contract's.
+        """
+        _refuse_unread(batch)
+        num_rows, k = len(batch.sample_rows), int(batch.num_logprobs.max(initial=0))
+        result = StepResult(
+            token_ids=np.empty(num_rows, np.int32),
+            logprobs=np.full(num_rows, np.nan, np.float32),
+            ranks=np.zeros(num_rows, np.int32),
+            top_ids=np.full((num_rows, k), -1, np.int32),
+            top_logprobs=np.full((num_rows, k), np.nan, np.float32),
+            logits=np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None,
+            hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
+        )
+        try:
+            self._model.execute(
+                batch,
+                result.token_ids,
+                result.logprobs,
+                result.ranks,
+                result.top_ids,
+                result.top_logprobs,
+                result.logits,
+                result.hidden,
+            )
+        except MemoryError as error:
+            raise InsufficientMemoryError(f"a step of {len(batch.input_ids)} tokens does not fit in memory") from error
+        except ValueError as error:
+            raise InvalidRequestError(f"batch: {error}") from error
+        return _Finished(result)
+
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+        """Raises InvalidRequestError as execute does."""
+        ids = np.empty(len(logits), np.int32)
+        try:
+            self._model.sample(logits, sampling, allow_mask, ids)
+        except ValueError as error:
+            raise InvalidRequestError(f"sample: {error}") from error
+        return ids
+
+    def close(self) -> None:
+        """Gives memory and threads back; the backend is of no use afterwards."""
+        self._open_model = None
+
+
+def _refuse_unread(batch: Batch) -> None:
+    unread = {
+        "adapter_ids": batch.adapter_ids is not None,
+        "input_embeds": batch.input_embeds is not None,
+        "positions [3, T]": batch.positions.ndim != 1,
+    }
+    if names := [name for name, is_used in unread.items() if is_used]:
+        raise UnsupportedModelError(f"batch: the cpu backend does not implement {', '.join(names)}")
+
+
+class _Finished:
+    """The handle of a step that is done already."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        return self._result

@@ -1,0 +1,115 @@
+"""From a ModelSpec and its weights to the C++ model: what is refused, what layers share, how bytes are handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuili.backend import BackendOptions
+from tuili.backends.cpu import _native
+from tuili.backends.cpu.platform import thread_limits
+from tuili.backends.cpu.rope_tables import rope_table
+from tuili.errors import InsufficientMemoryError, InvalidRequestError, ModelFileError, UnsupportedModelError
+from tuili.models.features import unsupported_features
+from tuili.models.shapes import tensor_shapes
+from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.quant.format import Tensor
+
+ISAS = ("avx512", "avx2", "scalar")
+
+SUPPORTED = frozenset(
+    (
+        *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
+        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=full", "rope=None", "sliding_window"),
+        *("attention.logit_softcap", "norms=post", "norms=sandwich", "norms=output", "residual_scale", "norm=layer"),
+        *("norm_bias", "final_norm=False", "embedding_scale", "logit_scale", "logit_softcap", "lm_head_bias"),
+        "position=none",
+    )
+)
+
+SourceTensor = tuple[str, tuple[int, ...], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroups:
+    """Which layers share a block table: those of full attention, then one group per window, narrowest first."""
+
+    windows: tuple[int | None, ...]  # of each group
+    of_layer: tuple[int, ...]
+
+    @staticmethod
+    def of(spec: ModelSpec) -> LayerGroups:
+        layer_windows = [a.sliding_window for a in attention_specs(spec)]
+        windows = tuple(sorted(set(layer_windows), key=lambda window: window or 0))
+        return LayerGroups(windows, tuple(windows.index(window) for window in layer_windows))
+
+
+def attention_specs(spec: ModelSpec) -> list[AttentionSpec]:
+    """Every layer's mixer, once check_supported has seen that they are attention."""
+    return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
+
+
+def check_supported(spec: ModelSpec) -> None:
+    """Raises UnsupportedModelError naming every feature of `spec` that the C++ runtime lacks."""
+    missing = list(unsupported_features(spec, SUPPORTED))
+    if spec.norm == "layer" and any(a.qk_norm != "none" for a in attention_specs(spec)):
+        missing.append("norm=layer with qk_norm")
+    if missing:
+        raise UnsupportedModelError(f"{spec.family}: the cpu backend does not implement {', '.join(missing)}")
+
+
+def load_model(
+    spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, groups: LayerGroups
+) -> _native.Model:
+    """Packs the weights; nothing of `weights` is needed afterwards.
+
+    Raises UnsupportedModelError, ModelFileError, InvalidRequestError (isa, num_threads) and InsufficientMemoryError.
+    """
+    check_supported(spec)
+    _check_options(options)
+    ropes = sorted({a.rope for a in attention_specs(spec) if a.rope is not None}, key=repr)
+    try:
+        return _native.Model(
+            spec,
+            max_model_len=options.max_model_len,
+            layer_groups=list(groups.of_layer),
+            layer_ropes=[-1 if a.rope is None else ropes.index(a.rope) for a in attention_specs(spec)],
+            ropes=[rope_table(rope, options.max_model_len) for rope in ropes],
+            tensors=_source_tensors(spec, weights),
+            isa=options.isa,
+            num_threads=thread_limits(options.num_threads).num_threads,
+        )
+    except MemoryError as error:
+        raise InsufficientMemoryError(f"{spec.family}: the weights do not fit in memory") from error
+    except ValueError as error:
+        raise ModelFileError(f"{spec.family}: {error}") from error
+
+
+def _check_options(options: BackendOptions) -> None:
+    if options.isa is not None and options.isa not in ISAS:
+        raise InvalidRequestError(f"isa must be one of {', '.join(ISAS)}, got {options.isa!r}", param="isa")
+    if options.isa is not None and not _native.has_isa(options.isa):
+        raise InvalidRequestError(f"isa must be one this processor runs, got {options.isa!r}", param="isa")
+    if options.num_threads < 0 or options.num_threads > _native.MAX_THREADS:
+        allowed = f"in [0, {_native.MAX_THREADS}]"
+        raise InvalidRequestError(f"num_threads must be {allowed}, got {options.num_threads}", param="num_threads")
+
+
+def _source_tensors(spec: ModelSpec, weights: Mapping[str, Tensor]) -> dict[str, SourceTensor]:
+    """Matrices as they are, vectors as float32. Raises ModelFileError for weights that are not the spec's."""
+    expected = tensor_shapes(spec)
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ModelFileError(f"weight {name}: found shape {found.get(name)}; allowed: {expected.get(name)}")
+    return {name: _source_tensor(weights[name]) for name in expected}
+
+
+def _source_tensor(tensor: Tensor) -> SourceTensor:
+    if len(tensor.shape) == 1:
+        values = np.ascontiguousarray(tensor.dequantize(), np.float32)
+        return "F32", tensor.shape, values.view(np.uint8)[None]
+    return tensor.format.name, tensor.shape, tensor.data
