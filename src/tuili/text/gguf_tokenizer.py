@@ -164,7 +164,8 @@ def _takes_following_space(metadata: Mapping[str, object], kind: str) -> bool:
 
 def _add_tokens(backend: Backend, vocabulary: Vocabulary, names: NamedTokens, *, rstrip: bool) -> None:
     roles = (names.bos_token_id, names.eos_token_id, names.sep_token_id, names.cls_token_id, names.mask_token_id)
-    special = {*vocabulary.ids_of_type(CONTROL, UNKNOWN), *names.eos_token_ids, *roles} - {None}
+    special = {*vocabulary.ids_of_type(CONTROL, UNKNOWN), *names.eos_token_ids}
+    special.update(token_id for token_id in roles if token_id is not None)
     keeps_space = {"<unk>", "<s>", "<|endoftext|>"}
     backend.add_tokens(
         [
@@ -174,7 +175,7 @@ def _add_tokens(backend: Backend, vocabulary: Vocabulary, names: NamedTokens, *,
                 normalized=False,
                 rstrip=rstrip and i in special and vocabulary.tokens[i] not in keeps_space,
             )
-            for i in sorted({*special, *vocabulary.ids_of_type(USER_DEFINED)})  # type: ignore[type-var]
+            for i in sorted({*special, *vocabulary.ids_of_type(USER_DEFINED)})
         ]
     )
 

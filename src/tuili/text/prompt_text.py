@@ -6,10 +6,18 @@ followed, the result counts as from outside. Knows no templates and no tokens.
 
 from __future__ import annotations
 
+import re
+import string
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, SupportsIndex
 
 Spans = tuple[tuple[int, int], ...]  # half-open, ascending, apart
+
+_FORMAT_SPEC = re.compile(r"[<>=^]?[+ -]?0?\d{0,3}(\.\d{1,2})?[dfsxX%]?")
+_FORMAT_FIELD = re.compile(r"\d{0,3}|[a-zA-Z]\w*", re.ASCII)
+_ESCAPES = (("&", "&amp;"), (">", "&gt;"), ("<", "&lt;"), ("'", "&#39;"), ('"', "&#34;"))
 
 
 class PromptText(str):
@@ -49,7 +57,7 @@ class PromptText(str):
 
     def plain(self) -> str:
         """The characters alone, as an ordinary string."""
-        return "".join((self,)) if type(self) is str else str.__getitem__(self, slice(None))
+        return str.__getitem__(self, slice(None))
 
     def trusted(self) -> Iterator[tuple[int, int]]:
         """The stretches between untrusted spans, ascending."""
@@ -62,13 +70,16 @@ class PromptText(str):
             yield position, len(self)
 
     def _cut(self, start: int, stop: int) -> PromptText:
-        spans = tuple(
-            (max(a, start) - start, min(b, stop) - start) for a, b in self.untrusted if a < stop and b > start
-        )
-        return PromptText(str.__getitem__(self, slice(start, stop)), spans)
+        spans: list[tuple[int, int]] = []
+        for i in range(bisect_right(self.untrusted, start, key=itemgetter(1)), len(self.untrusted)):
+            first, last = self.untrusted[i]
+            if first >= stop:
+                break
+            spans.append((max(first, start) - start, min(last, stop) - start))
+        return PromptText(str.__getitem__(self, slice(start, stop)), tuple(spans))
 
-    def _changed(self, text: str) -> PromptText:
-        """`text` is this text with characters changed in place; if the length moved, the origin is lost."""
+    def rewritten(self, text: str) -> PromptText:
+        """`text` is what became of this text, in place; if the length moved, the origin is lost."""
         if not self.untrusted or len(text) == len(self):
             return PromptText(text, self.untrusted)
         return PromptText.outside(text)
@@ -109,18 +120,16 @@ class PromptText(str):
 
     __rmul__ = __mul__
 
-    def __mod__(self, values: Any) -> PromptText:
-        """printf-style; exact for a format of plain %s, else the result counts as from outside."""
-        operands = values if isinstance(values, tuple) else (values,)
+    def __mod__(self, values: tuple[Any, ...] | dict[str, Any]) -> PromptText:
+        """printf-style; exact for a format of plain %s, else the result is untrusted when any part of it is."""
         pieces = self.split("%s")
-        if any("%" in piece for piece in pieces) or isinstance(values, dict):
-            return PromptText.outside(str.__mod__(self, values))
-        if len(operands) != len(pieces) - 1:
-            raise TypeError("the number of arguments does not match the format string")
-        parts: list[str] = [pieces[0]]
-        for operand, piece in zip(operands, pieces[1:], strict=True):
-            parts += [str(operand), piece]
-        return PromptText.concat(parts)
+        if isinstance(values, tuple) and len(values) == len(pieces) - 1 and not any("%" in piece for piece in pieces):
+            operands: list[str] = [value if isinstance(value, str) else str(value) for value in values]
+            return PromptText.concat(part for pair in zip(pieces, [*operands, ""], strict=True) for part in pair)
+        text = str.__mod__(self, values)
+        parts = (self, *(values.values() if isinstance(values, dict) else values))
+        is_outside = any(isinstance(part, PromptText) and part.untrusted for part in parts)
+        return PromptText.outside(text) if is_outside else PromptText(text)
 
     def strip(self, chars: str | None = None) -> PromptText:
         return self.lstrip(chars).rstrip(chars)
@@ -137,11 +146,11 @@ class PromptText(str):
     def removesuffix(self, suffix: str) -> PromptText:
         return self._cut(0, len(self) - len(suffix)) if suffix and str.endswith(self, suffix) else self
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         pieces = str.split(self, sep, maxsplit)
         return list(self._found(pieces)) if sep is None else list(self._separated(pieces, len(sep)))
 
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         pieces = str.rsplit(self, sep, maxsplit)
         return list(self._found(pieces)) if sep is None else list(self._separated(pieces, len(sep)))
 
@@ -151,21 +160,21 @@ class PromptText(str):
             yield self._cut(position, position + len(piece))
             position += len(piece) + gap
 
-    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+    def splitlines(self, keepends: bool = False) -> list[str]:
         lines = list(self._separated(str.splitlines(self, keepends=True), 0))
         return [line if keepends else line._cut(0, len(str.splitlines(line)[0])) for line in lines]
 
-    def partition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+    def partition(self, sep: str) -> tuple[str, str, str]:
         head, found, tail = str.partition(self, sep)
         first, second, third = self._separated((head, found, tail), 0)
         return first, second, third
 
-    def rpartition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
+    def rpartition(self, sep: str) -> tuple[str, str, str]:
         head, found, tail = str.rpartition(self, sep)
         first, second, third = self._separated((head, found, tail), 0)
         return first, second, third
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> PromptText:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> PromptText:
         if not old:
             return self._between_characters(new, count.__index__())
         return PromptText.of(new).join(self.split(old, count))
@@ -179,17 +188,46 @@ class PromptText(str):
         pieces = [piece for part in parts for piece in (self, part)]
         return PromptText.concat(pieces[1:])
 
+    def format(self, *args: Any, **kwargs: Any) -> PromptText:
+        """str.format for plain fields: names and numbers with a short format, no attributes and no indices."""
+        parts: list[str] = []
+        automatic = 0
+        for literal, field, spec, conversion in string.Formatter().parse(self.plain()):
+            parts.append(self._literal(literal))
+            if field is None:
+                continue
+            if (
+                conversion
+                or not _FORMAT_SPEC.fullmatch(spec or "")
+                or not (field.isidentifier() or field.isdecimal() or not field)
+            ):
+                raise ValueError(f"the format field {field!r} is not allowed")
+            value = kwargs[field] if field.isidentifier() else args[int(field or automatic)]
+            automatic += 1
+            parts.append(value if isinstance(value, str) and not spec else _formatted(value, spec or ""))
+        return PromptText.concat(parts)
+
+    def _literal(self, text: str) -> PromptText:
+        return PromptText.outside(text) if self.untrusted else PromptText(text)
+
+    def escaped(self) -> PromptText:
+        """With the five characters that mean something in HTML written as entities."""
+        text = self
+        for char, entity in _ESCAPES:
+            text = text.replace(char, entity)
+        return text
+
     def lower(self) -> PromptText:
-        return self._changed(str.lower(self))
+        return self.rewritten(str.lower(self))
 
     def upper(self) -> PromptText:
-        return self._changed(str.upper(self))
+        return self.rewritten(str.upper(self))
 
     def title(self) -> PromptText:
-        return self._changed(str.title(self))
+        return self.rewritten(str.title(self))
 
     def capitalize(self) -> PromptText:
-        return self._changed(str.capitalize(self))
+        return self.rewritten(str.capitalize(self))
 
     def center(self, width: SupportsIndex, fillchar: str = " ") -> PromptText:
         return PromptText.outside(str.center(self, width, fillchar))
@@ -199,3 +237,32 @@ class PromptText(str):
 
     def rjust(self, width: SupportsIndex, fillchar: str = " ") -> PromptText:
         return PromptText.concat((fillchar * (width.__index__() - len(self)), self))
+
+    def zfill(self, width: SupportsIndex) -> PromptText:
+        return PromptText.outside(str.zfill(self, width))
+
+
+class SafeText(PromptText):
+    """Text marked with the filter `safe`: jinja escapes what is added to it. Printed, it is like any other."""
+
+    __slots__ = ()
+
+    def __str__(self) -> PromptText:
+        return PromptText(self.plain(), self.untrusted)
+
+    def __add__(self, other: str) -> SafeText:
+        joined = PromptText.concat((self, _as_safe(other)))
+        return SafeText(joined.plain(), joined.untrusted)
+
+    def __radd__(self, other: str) -> SafeText:
+        joined = PromptText.concat((_as_safe(other), self))
+        return SafeText(joined.plain(), joined.untrusted)
+
+
+def _as_safe(text: str) -> PromptText:
+    return text if isinstance(text, SafeText) else PromptText.of(text).escaped()
+
+
+def _formatted(value: object, spec: str) -> str:
+    text = format(value, spec)
+    return PromptText.outside(text) if isinstance(value, PromptText) and value.untrusted else text
