@@ -11,6 +11,7 @@ import numpy as np
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models import families
 from tuili.models.reader import gguf_config
+from tuili.quant.format import Tensor
 from tuili.weights.contents import Checkpoint, token_ids
 from tuili.weights.gguf import GgufFile
 from tuili.weights.loader import Conventions, canonical_weights
@@ -27,7 +28,9 @@ _SAMPLING = {
 # GGUF names one end-of-text token, chat models end their turns with another: as llama.cpp does, known ones
 # are found by their text among the control tokens.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
-_CONTROL = 3  # tokenizer.ggml.token_type
+_TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+_CONTROL = 3  # the token type
+_MAX_FREQUENCIES = 1 << 16
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -35,10 +38,11 @@ def open_gguf(path: Path) -> Checkpoint:
     file = GgufFile(path)
     metadata = file.metadata
     _refuse_split(metadata, path.name)
+    control_tokens = _control_tokens(metadata, path.name)
     family = families.for_gguf(_text(metadata, "general.architecture", path.name))
     config = gguf_config(metadata, file.tensors)
     if _FREQUENCY_DIVISORS in file.tensors:
-        config["rope_frequency_divisors"] = file.tensors[_FREQUENCY_DIVISORS].dequantize().ravel().tolist()
+        config["rope_frequency_divisors"] = _frequency_divisors(file.tensors[_FREQUENCY_DIVISORS], path.name)
     spec = families.read_spec(family, config)
     conventions = Conventions(names=family.GGUF_NAMES, transforms=family.GGUF_TRANSFORMS, ignored=family.GGUF_IGNORED)
     return Checkpoint(
@@ -49,7 +53,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config=metadata,
         generation_config=_generation_config(metadata),
         bos_token_ids=token_ids(metadata.get(key := "tokenizer.ggml.bos_token_id"), key, spec.vocab_size, path.name),
-        eos_token_ids=_eos_token_ids(metadata, spec.vocab_size, path.name),
+        eos_token_ids=_eos_token_ids(metadata, control_tokens, spec.vocab_size, path.name),
         num_bytes=file.num_bytes,
         chat_templates=_chat_templates(metadata, path.name),
         license=_license(metadata),
@@ -79,15 +83,34 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _eos_token_ids(metadata: Mapping[str, Any], vocab_size: int, file_name: str) -> tuple[int, ...]:
+def _frequency_divisors(tensor: Tensor, file_name: str) -> list[float]:
+    """What each rotary frequency is divided by. Bounded before it is read, as all that becomes Python objects."""
+    if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_FREQUENCIES:
+        found = f"tensor {_FREQUENCY_DIVISORS} has shape {list(tensor.shape)}"
+        raise ModelFileError(f"{file_name}: {found}, a vector of at most {_MAX_FREQUENCIES} is allowed")
+    divisors: list[float] = tensor.dequantize().tolist()
+    return divisors
+
+
+def _control_tokens(metadata: Mapping[str, Any], file_name: str) -> dict[str, int]:
+    """Text -> id of the vocabulary's control tokens."""
+    tokens, kinds = metadata.get(_TOKENS, []), metadata.get(_TOKEN_TYPES, [])
+    for key, value, item_type in ((_TOKENS, tokens, str), (_TOKEN_TYPES, kinds, int)):
+        if not isinstance(value, list) or (value and type(value[0]) is not item_type):
+            raise ModelFileError(f"{file_name}: {key} is {value!r:.80}, an array of {item_type.__name__} is expected")
+    if kinds and len(kinds) != len(tokens):
+        raise ModelFileError(f"{file_name}: {_TOKEN_TYPES} has {len(kinds)} elements, {len(tokens)} are needed")
+    return {tokens[token_id]: token_id for token_id, kind in enumerate(kinds) if kind == _CONTROL}
+
+
+def _eos_token_ids(
+    metadata: Mapping[str, Any], control_tokens: Mapping[str, int], vocab_size: int, file_name: str
+) -> tuple[int, ...]:
     ids: list[int] = []
     for key in ("eos_token_id", "eot_token_id", "eom_token_id"):
         ids += token_ids(metadata.get(f"tokenizer.ggml.{key}"), f"tokenizer.ggml.{key}", vocab_size, file_name)
-    tokens, kinds = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", [])
-    for text in _TURN_ENDS:
-        if text in tokens and kinds[tokens.index(text) :][:1] == [_CONTROL]:
-            ids.append(tokens.index(text))
-    return tuple(dict.fromkeys(ids))
+    turn_ends = [control_tokens[text] for text in _TURN_ENDS if text in control_tokens]
+    return tuple(dict.fromkeys(ids + [token_id for token_id in turn_ends if token_id < vocab_size]))
 
 
 def _chat_templates(metadata: Mapping[str, Any], file_name: str) -> dict[str, str]:

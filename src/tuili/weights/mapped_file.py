@@ -6,6 +6,7 @@ Knows paths and first bytes; not what the bytes mean.
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def map_file(path: Path) -> Bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ModelFileError(f"{path.name}: not a regular file")
         with path.open("rb") as file:
-            if path.stat().st_size == 0:
+            if os.fstat(file.fileno()).st_size == 0:
                 raise ModelFileError(f"{path.name}: 0 bytes, a model file is not empty")
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except FileNotFoundError:

@@ -165,8 +165,7 @@ def read_weight_map(index: Mapping[str, Any], index_name: str) -> Mapping[str, s
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{index_name}: weight_map is {weight_map!r:.80}, an object of file names is expected")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or "\0" in shard:
-            raise ModelFileError(f"{index_name}: weight_map names {shard!r:.80}, plain file names are allowed")
-        if not shard.endswith(".safetensors"):
-            raise ModelFileError(f"{index_name}: weight_map names {shard!r:.80}, names end in .safetensors")
+        is_plain = isinstance(shard, str) and PurePosixPath(shard).name == shard and not {"\\", "\0"} & set(shard)
+        if not is_plain or not shard.endswith(".safetensors"):
+            raise ModelFileError(f"{index_name}: weight_map names {shard!r:.80}, plain names *.safetensors are allowed")
     return weight_map
