@@ -16,7 +16,7 @@ from tuili.models.spec import ModelSpec
 from tuili.runtime.memory import CacheDemand, available_bytes, fitting_model_len, kv_cache_bytes
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.sampling_defaults import sampling_defaults
-from tuili.runtime.text_parts import open_chat_template, open_tokenizer
+from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
 from tuili.store.progress import ProgressCallback, ignore_progress
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
@@ -81,6 +81,7 @@ def open_model(
         name=name,
         spec=checkpoint.spec,
         tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids(checkpoint, tokenizer),
         chat_template=open_chat_template(checkpoint, tokenizer, options.chat_template),
         backend=backend,
         loop=EngineLoop(Engine(backend, config)),

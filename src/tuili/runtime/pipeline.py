@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tuili.backend import Backend
 from tuili.engine.client import InProcess
 from tuili.engine.loop import EngineLoop
-from tuili.errors import InvalidRequestError
+from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import InFlight, abort_stopped
+from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
+from tuili.text.prompt_text import PromptText
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class Pipeline:
-    """A model ready to answer. Close it to free its memory; it is also a context manager."""
+    """A model ready to answer. Closing it, or dropping the last reference, frees its memory.
+
+    It is also a context manager.
+    """
 
     name: str
     spec: ModelSpec
     tokenizer: Tokenizer
+    eos_token_ids: tuple[int, ...]
     chat_template: ChatTemplate | None
     backend: Backend
     loop: EngineLoop
@@ -37,6 +44,10 @@ class Pipeline:
     max_num_seqs: int
     default_sampling: Mapping[str, object]
     load_s: float
+
+    def __post_init__(self) -> None:
+        # The engine's thread refers to loop and backend, never to the pipeline: dropping that ends the thread.
+        weakref.finalize(self, _shut_down, self.loop, self.backend)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -46,8 +57,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Ends every running request with an error event and frees weights and cache."""
-        self.loop.close()
-        self.backend.close()
+        _shut_down(self.loop, self.backend)
 
     @property
     def has_chat_template(self) -> bool:
@@ -96,7 +106,7 @@ class Pipeline:
             prompt_token_ids=prompt.token_ids,
             sampling=request.sampling,
             seed=secrets.randbits(64) if seed is None else seed,
-            eos_token_ids=tuple(self.tokenizer.eos_token_ids),
+            eos_token_ids=self.eos_token_ids,
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
@@ -117,10 +127,22 @@ class Pipeline:
             if not ids:
                 raise InvalidRequestError("prompt is empty: at least one token is needed", param="prompt")
             return PromptTokens(tuple(ids), request.prompt)
-        return self._rendered(request)
+        rendered = self.render(request)
+        return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
 
-    def _rendered(self, request: GenerateRequest) -> PromptTokens:
-        return PromptTokens((), None)
+    def render(self, request: GenerateRequest) -> PromptText:
+        """The conversation as the template writes it. Raises ChatTemplateError, also when there is no template."""
+        template = self.chat_template
+        if request.chat_template is not None:
+            template = ChatTemplate(request.chat_template, special_tokens(self.tokenizer))
+        if template is None:
+            raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or a template of your own")
+        return template.render(
+            request.messages or (),
+            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
+            continue_final_message=request.continue_final_message,
+            template_args=request.template_args,
+        )
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
@@ -132,6 +154,11 @@ class Pipeline:
                     f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
                 )
         return tuple(ids)
+
+
+def _shut_down(loop: EngineLoop, backend: Backend) -> None:
+    loop.close()
+    backend.close()
 
 
 def _without_index(events: Generator[tuple[int, Event], None, None]) -> Iterator[Event]:

@@ -4,8 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tuili.errors import InvalidRequestError
 from tuili.text.chat_template import ChatTemplate
-from tuili.text.directory_tokenizer import tokenizer_from_directory
 from tuili.text.gguf_tokenizer import tokenizer_from_gguf
 from tuili.text.tokenizer import Tokenizer
 from tuili.weights.checkpoint import Checkpoint
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Raises ModelFileError or UnsupportedModelError naming what is wrong with the vocabulary."""
+    if checkpoint.source == "gguf":
+        return tokenizer_from_gguf(checkpoint.config)
+    from tuili.text.directory_tokenizer import tokenizer_from_directory
+    return tokenizer_from_directory(checkpoint.path)
+
+
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends an answer: the vocabulary's and generation_config's."""
+    return tuple(dict.fromkeys((*checkpoint.eos_token_ids, *tokenizer.eos_token_ids)))
+
+
+def open_chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:
+    """The override (Jinja source, or the path of a file with it), else the model's own, else None."""
+    source = checkpoint.chat_template if override is None else _template_source(override)
+    return None if source is None else ChatTemplate(source, special_tokens(tokenizer))
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The strings a template may print by role: bos_token, eos_token, pad_token and so on."""
+    names = tokenizer.names
+    roles = {
+        "bos_token": names.bos_token_id,
+        "eos_token": names.eos_token_id,
+        "pad_token": names.pad_token_id,
+        "unk_token": names.unk_token_id,
+        "sep_token": names.sep_token_id,
+        "cls_token": names.cls_token_id,
+        "mask_token": names.mask_token_id,
+    }
+    given = {role: token_id for role, token_id in roles.items() if token_id is not None}
+    strings = tokenizer.convert_ids_to_tokens(list(given.values()))
+    return {role: string for role, string in zip(given, strings, strict=True) if string is not None}
+
+
+def _template_source(override: str) -> str:
+    """Jinja is told from a path by its braces. Raises InvalidRequestError for a file that cannot be read."""
+    if "{" in override:
+        return override
+    try:
+        return Path(override).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InvalidRequestError(f"chat_template file {override!r}: {reason}", param="chat_template") from None
