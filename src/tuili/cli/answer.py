@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -28,25 +27,26 @@ def print_answer(events: Iterator[Event], out: TextIO, *, is_interruptible: bool
     pieces: list[str] = []
     finish_reason: FinishReason = "abort"
     done = None
-    with contextlib.closing(events) if hasattr(events, "close") else contextlib.nullcontext():
-        try:
-            for event in events:
-                match event:
-                    case TextDelta(text=text):
-                        pieces.append(text)
-                        _write(out, text)
-                    case Finished(finish_reason=reason):
-                        finish_reason = reason
-                    case Failed(error=error):
-                        raise error
-                    case Done():
-                        done = event
-        except KeyboardInterrupt:
-            if not is_interruptible:
-                raise
-        finally:
-            if not "".join(pieces).endswith("\n"):
-                _write(out, "\n")
+    try:
+        for event in events:
+            match event:
+                case TextDelta(text=text):
+                    pieces.append(text)
+                    _write(out, text)
+                case Finished(finish_reason=reason):
+                    finish_reason = reason
+                case Failed(error=error):
+                    raise error
+                case Done():
+                    done = event
+    except KeyboardInterrupt:
+        if not is_interruptible:
+            raise
+    finally:
+        if isinstance(events, Generator):
+            events.close()  # aborts what is still running
+        if pieces and not "".join(pieces).endswith("\n"):
+            _write(out, "\n")
     return PrintedAnswer(text="".join(pieces), finish_reason=finish_reason, done=done)
 
 

@@ -65,9 +65,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path.name} is no saved conversation: {error}") from error
     if not isinstance(content, dict):
-        raise InvalidRequestError(
-            f"{path.name} is no saved conversation: a JSON object of at most {MAX_FILE_BYTES} bytes is"
-        )
+        allowed = f"a JSON object of at most {MAX_FILE_BYTES} bytes"
+        raise InvalidRequestError(f"{path.name} is no saved conversation, which is {allowed}")
     return content
 
 

@@ -25,9 +25,7 @@ PresencePenalty = Annotated[float | None, typer.Option(help="0 is none.", rich_h
 FrequencyPenalty = Annotated[float | None, typer.Option(help="0 is none.", rich_help_panel=_PANEL)]
 Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.", rich_help_panel=_PANEL)]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.", rich_help_panel=_PANEL)]
-IgnoreEos = Annotated[
-    bool | None, typer.Option("--ignore-eos", help="Go on past the end token.", rich_help_panel=_PANEL)
-]
+IgnoreEos = Annotated[bool | None, typer.Option("--ignore-eos", help="Pass the end token.", rich_help_panel=_PANEL)]
 
 _KINDS: dict[str, type] = {
     "temperature": float,

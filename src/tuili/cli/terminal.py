@@ -1,4 +1,7 @@
-"""How commands talk to people: plain or styled, notes and errors on stderr, sizes and ages in words. Knows no models."""
+"""How commands talk to people: plain or styled, notes and errors on stderr, sizes and ages in words.
+
+Knows no models.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from tuili.errors import DownloadError
 from tuili.store.durable import write_atomic
 from tuili.store.progress import ProgressCallback, PullProgress
 
-_CHUNK_BYTES = 1 << 20
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 Result = TypeVar("Result")
@@ -95,7 +94,7 @@ class Downloader:
                     return None
                 _check_status(response)
                 body = b""
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > max_bytes:
                         raise DownloadError(f"{_host(url)} sent a page of more than {max_bytes} bytes")
@@ -162,7 +161,7 @@ class Downloader:
         limit = total if total is not None else file.max_bytes
         with part.open("ab" if offset else "wb") as target:
             self._progress(PullProgress(file.name, done, total))
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 done += len(chunk)
                 if done > limit:
                     raise DownloadError(f"{_host(file.url)} sent more than the {limit} bytes allowed for {file.name}")

@@ -1,0 +1,112 @@
+"""What `tuili show` says of a model, as plain values and as text.
+
+Reads a checkpoint's headers and formats; never a weight's value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tuili.cli.terminal import format_bytes, format_count
+from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec
+
+if TYPE_CHECKING:
+    from tuili.store.records import ModelFiles
+    from tuili.weights.checkpoint import Checkpoint
+
+
+def describe(files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything `--json` prints: sizes in bytes, counts, and the template by its sha256."""
+    formats = _formats(checkpoint)
+    template = checkpoint.chat_template
+    return {
+        "name": files.name,
+        "source": files.source,
+        "licence": files.licence or checkpoint.license,
+        "size": files.num_bytes,
+        "num_parameters": sum(entry["num_parameters"] for entry in formats.values()),
+        "formats": formats,
+        "spec": _describe_spec(checkpoint.spec),
+        "generation_config": dict(checkpoint.generation_config),
+        "eos_token_ids": list(checkpoint.eos_token_ids),
+        "chat_template": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def render_description(description: Mapping[str, Any]) -> str:
+    """The same for people: one aligned line per fact."""
+    spec, template = description["spec"], description["chat_template"]
+    facts = [
+        ("name", description["name"]),
+        ("source", description["source"]),
+        ("licence", description["licence"] or "not stated"),
+        ("size", format_bytes(description["size"])),
+        ("parameters", format_count(description["num_parameters"])),
+        *((f"  {name}", _format_line(entry)) for name, entry in description["formats"].items()),
+        ("family", f"{spec['family']} ({spec['kind']})"),
+        ("context", f"{spec['max_position']} tokens"),
+        ("vocabulary", f"{spec['vocab_size']} tokens{', tied head' if spec['tie_word_embeddings'] else ''}"),
+        ("hidden size", str(spec["hidden_size"])),
+        *(("layers", f"{layer['count']} x {layer['what']}") for layer in spec["layers"]),
+        ("sampling", ", ".join(f"{k} {v}" for k, v in description["generation_config"].items()) or "no defaults"),
+        ("end tokens", ", ".join(map(str, description["eos_token_ids"])) or "none"),
+        ("template", "none: prompts are completed as they are" if template is None else f"sha256 {template[:16]}"),
+    ]
+    width = max(len(label) for label, _ in facts)
+    return "".join(f"{label.ljust(width)}  {fact}\n" for label, fact in facts)
+
+
+def _formats(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Tensors, parameters and bytes by quantization format, the largest first."""
+    formats: dict[str, dict[str, int]] = {}
+    for tensor in checkpoint.weights.values():
+        entry = formats.setdefault(tensor.format.name, {"num_tensors": 0, "num_parameters": 0, "num_bytes": 0})
+        entry["num_tensors"] += 1
+        entry["num_parameters"] += math.prod(tensor.shape)
+        entry["num_bytes"] += tensor.num_bytes
+    return dict(sorted(formats.items(), key=lambda item: -item[1]["num_bytes"]))
+
+
+def _format_line(entry: Mapping[str, int]) -> str:
+    tensors = "1 tensor" if entry["num_tensors"] == 1 else f"{entry['num_tensors']} tensors"
+    return f"{tensors}, {format_count(entry['num_parameters'])} parameters, {format_bytes(entry['num_bytes'])}"
+
+
+def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
+    layers = Counter(map(_describe_layer, spec.layers))  # keeps the order in which they first appear
+    return {
+        "family": spec.family,
+        "kind": spec.kind,
+        "num_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "max_position": spec.max_position,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "layers": [{"count": count, "what": what} for what, count in layers.items()],
+    }
+
+
+def _describe_layer(layer: LayerSpec) -> str:
+    return f"{_describe_mixer(layer.mixer)}; {_describe_mlp(layer.mlp)}"
+
+
+def _describe_mixer(mixer: object) -> str:
+    if not isinstance(mixer, AttentionSpec):
+        return type(mixer).__name__.removesuffix("Spec")
+    words = [f"attention {mixer.num_heads} heads ({mixer.num_kv_heads} kv) of {mixer.head_dim}"]
+    if mixer.sliding_window is not None:
+        words.append(f"window {mixer.sliding_window}")
+    if mixer.rope is not None:
+        scaling = "" if mixer.rope.scaling is None else f" {mixer.rope.scaling.kind} x{mixer.rope.scaling.factor:g}"
+        words.append(f"rope {mixer.rope.theta:g}{scaling}")
+    return ", ".join(words)
+
+
+def _describe_mlp(mlp: MlpSpec | MoeSpec) -> str:
+    if isinstance(mlp, MoeSpec):
+        return f"{mlp.num_experts_per_tok} of {mlp.num_experts} experts, {_describe_mlp(mlp.expert)}"
+    return f"mlp {mlp.intermediate_size} {mlp.activation}{' gated' if mlp.gated else ''}"
