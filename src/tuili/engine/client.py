@@ -6,6 +6,7 @@ InProcess is the carrier for an engine in a thread of this process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -40,6 +41,7 @@ class InProcess:
         self._loop = loop
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._lock = threading.Lock()
+        loop.after_step(self._flush)
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
         mailbox = self._open_mailbox()
@@ -66,6 +68,12 @@ class InProcess:
 
     def close(self) -> None:
         self._loop.close()
+
+    def _flush(self) -> None:
+        with self._lock:
+            mailboxes = list(self._mailboxes.values())
+        for mailbox in mailboxes:
+            mailbox.flush()
 
     def _open_mailbox(self) -> Mailbox:
         event_loop = asyncio.get_running_loop()
@@ -100,24 +108,27 @@ class Stream:
 
 
 class Mailbox:
-    """Carries deltas from the engine's thread to one event loop: one wake-up for all that have gathered."""
+    """Carries deltas from the engine's thread to one event loop, all of a step with one wake-up."""
 
     def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
         self.event_loop = event_loop
         self.num_users = 0
-        self._entries: deque[tuple[Stream, TokenDelta]] = deque()
-        self._woken = False
+        self._entries: list[tuple[Stream, TokenDelta]] = []
 
     def put(self, stream: Stream, delta: TokenDelta) -> None:
-        """Called in the engine's thread. Raises RuntimeError when the event loop is closed."""
+        """Called in the engine's thread. Raises RuntimeError when the event loop is gone."""
+        if self.event_loop.is_closed():
+            raise RuntimeError("the event loop that asked is closed")
         self._entries.append((stream, delta))
-        if not self._woken:
-            self._woken = True
-            self.event_loop.call_soon_threadsafe(self._drain)
 
-    def _drain(self) -> None:
-        # Cleared first: an entry put after the loop below has looked wakes us again.
-        self._woken = False
-        while self._entries:
-            stream, delta = self._entries.popleft()
-            stream.put(delta)
+    def flush(self) -> None:
+        """Called in the engine's thread."""
+        if self._entries:
+            entries, self._entries = self._entries, []
+            with contextlib.suppress(RuntimeError):  # closed since: nobody is left to read
+                self.event_loop.call_soon_threadsafe(_hand_out, entries)
+
+
+def _hand_out(entries: list[tuple[Stream, TokenDelta]]) -> None:
+    for stream, delta in entries:
+        stream.put(delta)

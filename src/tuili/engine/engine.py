@@ -149,7 +149,7 @@ class Engine:
     def close(self, error: TuiliError | None = None) -> None:
         """Ends every request with an error delta and takes no more."""
         self._closed = True
-        error = error or EngineUnavailableError("the engine was closed")
+        error = error or EngineUnavailableError("the engine is closed")
         for sequences in list(self._live.values()):
             for sequence in list(sequences):
                 self._end_all(sequence, error)

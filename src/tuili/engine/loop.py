@@ -25,6 +25,7 @@ class EngineLoop:
         self._stats = engine.stats()
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], None]] = []
         self._open = True
         self._thread = threading.Thread(target=self._run, name="tuili-engine", daemon=True)
         self._thread.start()
@@ -44,6 +45,10 @@ class EngineLoop:
             self._send(lambda: self._engine.abort(request_id, index))
         except EngineUnavailableError:
             return  # closing has ended, or is ending, every request
+
+    def after_step(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called in the engine's thread whenever all deltas of a step have gone out."""
+        self._listeners.append(listener)
 
     def stats(self) -> EngineStats:
         """As of the last step."""
@@ -85,11 +90,11 @@ class EngineLoop:
             _log.warning("the sink of request %r failed", request.request_id, exc_info=failure)
 
     def _run(self) -> None:
-        error = EngineUnavailableError("the engine was closed")
+        error = EngineUnavailableError("the engine is closed")
         try:
             while self._take_commands():
                 self._engine.step()
-                self._stats = self._engine.stats()
+                self._tell_listeners()
         except BaseException as failure:
             _log.critical("the engine stopped", exc_info=failure)
             error = EngineUnavailableError("the engine stopped after an internal error")
@@ -99,7 +104,12 @@ class EngineLoop:
         self._engine.close(error)
         for command in commands:  # requests on a closed engine are refused, with a delta
             command()
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
         self._stats = self._engine.stats()
+        for listener in self._listeners:
+            listener()
 
     def _take_commands(self) -> bool:
         """Carries out what has arrived, waiting for it when there is no other work; False when closed."""
