@@ -18,7 +18,7 @@ from tuili.text.template_filters import BUDGET
 from tuili.text.template_sandbox import ChatEnvironment
 from tuili.types import Message
 
-MAX_TEMPLATE_CHARS = 1 << 17
+MAX_TEMPLATE_CHARS = 1 << 16
 MAX_NESTING = 64
 
 _RESERVED = frozenset(

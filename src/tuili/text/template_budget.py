@@ -13,8 +13,9 @@ from jinja2.utils import Namespace
 
 from tuili.text.prompt_text import PromptText
 
-BASE_STEPS = 300_000
-STEPS_PER_INPUT = 16
+BASE_STEPS = 200_000
+STEPS_PER_VALUE = 400
+PASSES_OVER_TEXT = 16
 BASE_CHARS = 1 << 20
 CHARS_PER_INPUT = 4
 CHARS_PER_STEP = 64
@@ -46,7 +47,7 @@ class Budget:
     __slots__ = ("_calls", "_max_chars", "_steps")
 
     def __init__(self, num_chars: int, num_values: int) -> None:
-        self._steps = BASE_STEPS + STEPS_PER_INPUT * (num_values + num_chars // CHARS_PER_STEP)
+        self._steps = BASE_STEPS + STEPS_PER_VALUE * num_values + PASSES_OVER_TEXT * num_chars // CHARS_PER_STEP
         self._max_chars = BASE_CHARS + CHARS_PER_INPUT * num_chars
         self._calls = 0
 

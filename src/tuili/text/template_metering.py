@@ -85,7 +85,7 @@ def _weight(body: Iterable[nodes.Node]) -> int:
     """Steps that running these nodes once costs, loops inside apart."""
     inner = [node for part in body for node in (part, *part.find_all(nodes.Node))]
     num_chars = sum(len(node.data) for node in inner if isinstance(node, nodes.TemplateData))
-    return 1 + len(inner) // 8 + num_chars // 64
+    return 1 + len(inner) // 4 + num_chars // 64
 
 
 def _metered(node: nodes.Expr, meter: str, *numbers: int) -> nodes.Expr:

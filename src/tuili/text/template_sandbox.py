@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
@@ -126,6 +127,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, (int, float, bytes, type)):
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Refuses at once: a template that asks for this is not to be answered with nothing."""
+        raise SecurityError(f"attribute {attribute!r:.80} of {type(obj).__name__} is not allowed")
 
     def wrap_str_format(self, value: Any) -> None:
         """Formatting is PromptText's own, which reads no attributes."""
