@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from support import gguf_bytes as g
 from support import tiny_models
 from tuili import quant
 from tuili.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
@@ -142,7 +143,7 @@ def write_gguf(
     kind: str = "F32",
     *,
     tokens: Sequence[str] = (),
-    kinds: Sequence[int] = (),
+    ids: Mapping[str, int] | None = None,
     **extra: np.ndarray,
 ) -> None:
     """A llama as llama.cpp would convert it, by the gguf package."""
@@ -162,9 +163,12 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_chat_template([{"name": "default", "template": "{{ x }}"}, {"name": "tool_use", "template": "{{ y }}"}])
     writer.add_license("apache-2.0")
-    if tokens:
+    for role, token_id in (ids or {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{role}_token_id", token_id)
+    if isinstance(tokens, str):
+        writer.add_string("tokenizer.ggml.tokens", tokens)
+    elif tokens:
         writer.add_token_list(tokens)
-        writer.add_token_types(kinds)
     writer.add_float32("general.sampling.temp", 0.6)
     writer.add_int32("general.sampling.top_k", 20)
     for name, value in model.state_dict().items():
@@ -236,14 +240,17 @@ def test_frequency_divisors_are_a_short_vector(llama: PreTrainedModel, tmp_path:
     assert refusal(tmp_path / "tiny.gguf") == words
 
 
-def test_turns_end_at_known_control_tokens(llama: PreTrainedModel, tmp_path: Path) -> None:
-    tokens = [f"token {i}" for i in range(97)]
-    tokens[7], tokens[9], tokens[11] = "<|im_end|>", "<end_of_turn>", "<|eot_id|>"
-    kinds = [3 if i in (7, 9) else 1 for i in range(97)]
-    write_gguf(llama, tmp_path / "tiny.gguf", tokens=tokens, kinds=kinds)
-    assert open_checkpoint(tmp_path / "tiny.gguf").eos_token_ids == (2, 7, 9)
-    write_gguf(llama, tmp_path / "tiny.gguf", tokens=tokens, kinds=kinds[:5])
-    words = "tiny.gguf: tokenizer.ggml.token_type has 5 elements, 97 are needed"
+def test_tokens_are_an_array(llama: PreTrainedModel, tmp_path: Path) -> None:
+    write_gguf(llama, tmp_path / "tiny.gguf", tokens="many")
+    words = "tiny.gguf: tokenizer.ggml.tokens is 'many', an array of strings is expected"
+    assert refusal(tmp_path / "tiny.gguf") == words
+
+
+def test_every_role_that_ends_text(llama: PreTrainedModel, tmp_path: Path) -> None:
+    write_gguf(llama, tmp_path / "tiny.gguf", ids={"eot": 7, "eom": 2})
+    assert open_checkpoint(tmp_path / "tiny.gguf").eos_token_ids == (2, 7)
+    write_gguf(llama, tmp_path / "tiny.gguf", ids={"eot": 97})
+    words = "tiny.gguf: tokenizer.ggml.eot_token_id is 97, ids in [0, 97) are allowed"
     assert refusal(tmp_path / "tiny.gguf") == words
 
 
@@ -439,6 +446,23 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     assert refusal(tmp_path / "text.txt") == "text.txt: starts with b'hell', a GGUF file starts with b'GGUF'"
 
 
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([], "general.architecture is missing, a string is expected"),
+        ([g.pair("general.architecture", g.UINT8, b"\1")], "general.architecture is 1, a string is expected"),
+        (
+            [g.pair("general.architecture", g.STRING, g.text("rwkv7"))],
+            "general.architecture 'rwkv7' is not implemented",
+        ),
+        ([g.pair("general.architecture", g.STRING, g.text("llama"))], "llama.embedding_length is missing"),
+    ],
+)
+def test_gguf_files_that_are_no_model_of_ours(tmp_path: Path, pairs: list[bytes], words: str) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(g.Gguf(pairs=pairs).encode())
+    assert words in refusal(tmp_path / "tiny.gguf")
+
+
 def test_split_gguf_files_are_refused(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "a-00001-of-00003.gguf", "llama")
     writer.add_uint16("split.count", 3)
@@ -456,8 +480,7 @@ def test_smollm2(smollm2_gguf: Path) -> None:
     assert (spec.family, spec.num_layers, spec.hidden_size, spec.vocab_size) == ("llama", 30, 576, 49152)
     assert spec.tie_word_embeddings
     assert len(checkpoint.weights) == 272
-    assert 2 in checkpoint.eos_token_ids
-    assert checkpoint.bos_token_ids == (1,)
+    assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((1,), (2,))
     assert checkpoint.license == "apache-2.0"
     assert checkpoint.chat_template is not None
     assert "<|im_start|>" in checkpoint.chat_template
@@ -470,7 +493,7 @@ def test_gemma3(gemma3_gguf: Path) -> None:
     spec = checkpoint.spec
     assert (spec.family, spec.num_layers, spec.hidden_size, spec.vocab_size) == ("gemma3", 18, 640, 262144)
     assert len(checkpoint.weights) == 236
-    assert checkpoint.eos_token_ids == (1, 106)
+    assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((2,), (1,))
     assert checkpoint.license == "gemma"
     assert checkpoint.chat_template is None
     assert {t.format.name for t in checkpoint.weights.values()} == {"F32", "Q5_0", "Q8_0", "Q4_K", "Q6_K"}
@@ -511,5 +534,5 @@ def test_any_metadata_is_read_or_refused(tiny_gguf: bytes, tmp_path: Path, data:
 @pytest.fixture(scope="module")
 def tiny_gguf(llama: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(llama, path, tokens=["a", "<|im_end|>", "c"], kinds=[1, 3, 1])
+    write_gguf(llama, path, tokens=["a", "b", "c"], ids={"eot": 2})
     return path.read_bytes()

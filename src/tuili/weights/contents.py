@@ -20,6 +20,7 @@ class Checkpoint:
     """An opened model. Its weights are views of mapped files, transformed when they are asked for.
 
     config:            config.json as it is, or GGUF's metadata.
+    eos_token_ids:     as the files' configuration names them; the vocabulary may hold more that end a turn.
     generation_config: sampling defaults and limits under the names of generation_config.json.
     tokenizer_files:   files by name for a Hugging Face tokenizer; empty when `config` is GGUF metadata and
                        holds the vocabulary itself.

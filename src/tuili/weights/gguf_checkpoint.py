@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,6 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-# GGUF names one end-of-text token, chat models end their turns with another: as llama.cpp does, known ones
-# are found by their text among the control tokens.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
-_TOKENS, _TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-_CONTROL = 3  # the token type
 _MAX_FREQUENCIES = 1 << 16
 
 
@@ -38,7 +34,7 @@ def open_gguf(path: Path) -> Checkpoint:
     file = GgufFile(path)
     metadata = file.metadata
     _refuse_split(metadata, path.name)
-    control_tokens = _control_tokens(metadata, path.name)
+    _check_vocabulary(metadata, path.name)
     family = families.for_gguf(_text(metadata, "general.architecture", path.name))
     config = gguf_config(metadata, file.tensors)
     if _FREQUENCY_DIVISORS in file.tensors:
@@ -52,8 +48,8 @@ def open_gguf(path: Path) -> Checkpoint:
         weights=canonical_weights(file.tensors, spec, conventions, path.name),
         config=metadata,
         generation_config=_generation_config(metadata),
-        bos_token_ids=token_ids(metadata.get(key := "tokenizer.ggml.bos_token_id"), key, spec.vocab_size, path.name),
-        eos_token_ids=_eos_token_ids(metadata, control_tokens, spec.vocab_size, path.name),
+        bos_token_ids=_token_ids(metadata, ("bos",), spec.vocab_size, path.name),
+        eos_token_ids=_token_ids(metadata, ("eos", "eot", "eom"), spec.vocab_size, path.name),
         num_bytes=file.num_bytes,
         chat_templates=_chat_templates(metadata, path.name),
         license=_license(metadata),
@@ -80,7 +76,8 @@ def _generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shortest(value: Any) -> Any:
     """A float32 as the decimal somebody wrote: 0.6, not 0.6000000238."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _frequency_divisors(tensor: Tensor, file_name: str) -> list[float]:
@@ -92,25 +89,18 @@ def _frequency_divisors(tensor: Tensor, file_name: str) -> list[float]:
     return divisors
 
 
-def _control_tokens(metadata: Mapping[str, Any], file_name: str) -> dict[str, int]:
-    """Text -> id of the vocabulary's control tokens."""
-    tokens, kinds = metadata.get(_TOKENS, []), metadata.get(_TOKEN_TYPES, [])
-    for key, value, item_type in ((_TOKENS, tokens, str), (_TOKEN_TYPES, kinds, int)):
-        if not isinstance(value, list) or (value and type(value[0]) is not item_type):
-            raise ModelFileError(f"{file_name}: {key} is {value!r:.80}, an array of {item_type.__name__} is expected")
-    if kinds and len(kinds) != len(tokens):
-        raise ModelFileError(f"{file_name}: {_TOKEN_TYPES} has {len(kinds)} elements, {len(tokens)} are needed")
-    return {tokens[token_id]: token_id for token_id, kind in enumerate(kinds) if kind == _CONTROL}
+def _check_vocabulary(metadata: Mapping[str, Any], file_name: str) -> None:
+    """What a vocabulary holds is the text layer's business; that it has a size is needed here."""
+    tokens = metadata.get(key := "tokenizer.ggml.tokens")
+    if tokens is not None and not isinstance(tokens, list):
+        raise ModelFileError(f"{file_name}: {key} is {tokens!r:.80}, an array of strings is expected")
 
 
-def _eos_token_ids(
-    metadata: Mapping[str, Any], control_tokens: Mapping[str, int], vocab_size: int, file_name: str
-) -> tuple[int, ...]:
-    ids: list[int] = []
-    for key in ("eos_token_id", "eot_token_id", "eom_token_id"):
-        ids += token_ids(metadata.get(f"tokenizer.ggml.{key}"), f"tokenizer.ggml.{key}", vocab_size, file_name)
-    turn_ends = [control_tokens[text] for text in _TURN_ENDS if text in control_tokens]
-    return tuple(dict.fromkeys(ids + [token_id for token_id in turn_ends if token_id < vocab_size]))
+def _token_ids(metadata: Mapping[str, Any], roles: tuple[str, ...], vocab_size: int, file_name: str) -> tuple[int, ...]:
+    """The ids given to `roles`. Chat models may end turns with other tokens too: the text layer finds those."""
+    keys = [f"tokenizer.ggml.{role}_token_id" for role in roles]
+    found = [token_ids(metadata.get(key), key, vocab_size, file_name) for key in keys]
+    return tuple(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _chat_templates(metadata: Mapping[str, Any], file_name: str) -> dict[str, str]:

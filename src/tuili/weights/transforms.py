@@ -21,17 +21,19 @@ Transform = Callable[[Tensor, ModelSpec, str], Tensor]
 def unpermute_rope(tensor: Tensor, spec: ModelSpec, name: str) -> Tensor:
     """GGUF's llama order of a q or k projection's rows, rotated pairs side by side, to half-split order.
 
-    Row 2 j + s of a head becomes row s * head_dim / 2 + j. Takes weights [heads * head_dim, hidden] of any
-    format and unquantized biases [heads * head_dim]. Source: `permute` of llama.cpp's convert_hf_to_gguf.py.
+    Among the rotated rows of a head, row 2 j + s becomes row s * dim / 2 + j; rows that are not rotated stay.
+    Takes weights [heads * head_dim, hidden] of any format and unquantized biases [heads * head_dim].
+    Source: LLM_ROPE_TYPE_NORM of llama.cpp, and `permute` of its convert_hf_to_gguf.py.
     """
     mixer = spec.layers[int(name.split(".")[1])].mixer
     assert isinstance(mixer, AttentionSpec)
     if len(tensor.shape) == 1 and tensor.format.group_size > 1:
         raise UnsupportedModelError(f"{name} is a bias in {tensor.format.name}, only unquantized biases are allowed")
-    num_rows = tensor.shape[0]
-    sources = np.arange(num_rows).reshape(-1, mixer.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-    data = tensor.data.reshape(num_rows, -1)[sources].reshape(tensor.data.shape)
-    return Tensor(tensor.format, tensor.shape, data)
+    rotated = mixer.rope.dim if mixer.rope is not None else 0
+    order = np.arange(mixer.head_dim)
+    order[:rotated] = order[:rotated].reshape(-1, 2).T.ravel()
+    rows = tensor.data.reshape(-1, mixer.head_dim, tensor.data.size // tensor.shape[0])  # [heads, head_dim, row_bytes]
+    return Tensor(tensor.format, tensor.shape, rows[:, order].reshape(tensor.data.shape))
 
 
 def add_one(tensor: Tensor, spec: ModelSpec, name: str) -> Tensor:
