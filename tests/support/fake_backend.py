@@ -70,15 +70,16 @@ def solo(request: TokenRequest, index: int, max_model_len: int) -> tuple[list[in
     """The answer by definition: no batch, no cache, no engine."""
     s = request.sampling
     stops = set(s.stop_token_ids or ()) | (set() if s.ignore_eos else set(request.eos_token_ids))
-    tokens, output = list(request.prompt_token_ids), []
+    tokens, output, chain = list(request.prompt_token_ids), [], chain_of(request.prompt_token_ids)
     penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
     while True:
         history = {} if penalties == (1.0, 0.0, 0.0) else {t: output.count(t) for t in tokens}
         bias = dict(s.logit_bias or {})
         if len(output) < s.min_tokens:
             bias |= dict.fromkeys(stops, -np.inf)
-        logits = adjust(logits_of(chain_of(tokens)), history, bias, penalties)
+        logits = adjust(logits_of(chain), history, bias, penalties)
         token = draw(logits, s.temperature, request.seed, index, len(tokens))
+        chain = chain_step(chain, token, len(tokens))
         tokens.append(token)
         output.append(token)
         if token in stops:
@@ -248,14 +249,13 @@ class FakeBackend:
             visible = np.arange(0 if window is None else max(position - window + 1, 0), position + 1)
             blocks = table[visible // self.block_size]
             assert (blocks >= 0).all(), "a visible block was freed"
-            if t == batch.query_start[s]:
-                assert (table[: visible[0] // self.block_size] == -1).all(), "a block outlives its window"
             entries = blocks * self.block_size + visible % self.block_size
             assert (plane.positions[entries] == visible).all(), "a visible entry was never written"
-            links = zip(
-                plane.chains[entries[:-1]].tolist(), plane.token_ids[entries[1:]].tolist(), visible[1:], strict=True
-            )
-            assert [chain_step(c, i, int(p)) for c, i, p in links] == plane.chains[entries[1:]].tolist()
+            if t == batch.query_start[s]:  # the chunk's other tokens extend what is checked here
+                assert (table[: visible[0] // self.block_size] == -1).all(), "a block outlives its window"
+                chains, ids = plane.chains[entries].tolist(), plane.token_ids[entries].tolist()
+                for i, j in zip(visible[1:].tolist(), range(1, len(ids)), strict=True):
+                    assert chains[j] == chain_step(chains[j - 1], ids[j], i), "a visible entry is another context's"
         assert len(found) == 1, "groups disagree about the context"
         return found.pop()
 
