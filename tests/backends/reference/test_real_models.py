@@ -7,6 +7,7 @@ rows and Gemma's gains are turned into transformers' form here.
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    DynamicCache,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from support.batches import Driver, Work
 from tuili.backend import BackendOptions
@@ -30,8 +32,9 @@ from tuili.backends import load_backend
 from tuili.weights.checkpoint import open_checkpoint
 from tuili.weights.gguf import GgufFile
 
+CONTINUATIONS = Path(__file__).with_name("greedy_continuations.json")  # transformers' greedy text of every prompt
 NUM_TOKENS = 32
-NUM_COMPARED = 3  # prompts whose logits are compared value by value
+NUM_COMPARED = 4  # texts whose logits are compared value by value
 NEAR_TIE = 1e-3
 PROMPTS = (
     "The capital of France is a city that",
@@ -117,7 +120,7 @@ def smollm2(file: GgufFile) -> PreTrainedModel:
             return np.concatenate((heads[:, 0::2], heads[:, 1::2]), axis=1).reshape(value.shape)
         return value
 
-    return loaded(LlamaForCausalLM(config), state_dict(file, GGUF_TO_HF | LLAMA_NORMS, adapt))
+    return loaded(LlamaForCausalLM, config, state_dict(file, GGUF_TO_HF | LLAMA_NORMS, adapt))
 
 
 def gemma3(file: GgufFile) -> PreTrainedModel:
@@ -134,10 +137,12 @@ def gemma3(file: GgufFile) -> PreTrainedModel:
         max_position_embeddings=32768,
     )
     states = state_dict(file, GGUF_TO_HF | GEMMA_NORMS, lambda name, w: w - 1 if name.endswith("norm.weight") else w)
-    return loaded(Gemma3ForCausalLM(config), states)
+    return loaded(Gemma3ForCausalLM, config, states)
 
 
-def loaded(model: PreTrainedModel, states: dict[str, torch.Tensor]) -> PreTrainedModel:
+def loaded(kind: type[PreTrainedModel], config: PreTrainedConfig, states: dict[str, torch.Tensor]) -> PreTrainedModel:
+    with no_init_weights():
+        model = kind(config)
     missing, unexpected = model.load_state_dict(states, strict=False, assign=True)
     assert (missing, unexpected) == (["lm_head.weight"], [])
     model.tie_weights()
@@ -145,61 +150,64 @@ def loaded(model: PreTrainedModel, states: dict[str, torch.Tensor]) -> PreTraine
 
 
 @dataclass(frozen=True)
-class Greedy:
-    """transformers' continuation of every prompt."""
+class Oracle:
+    """What transformers says at each of the last NUM_TOKENS positions of every text."""
 
-    token_ids: np.ndarray  # [prompts, NUM_TOKENS]
-    leads: np.ndarray  # [prompts, NUM_TOKENS] best logit minus second best
+    token_ids: np.ndarray  # [texts, NUM_TOKENS] the best
+    leads: np.ndarray  # [texts, NUM_TOKENS] best logit minus second best
     logits: np.ndarray  # [NUM_COMPARED, NUM_TOKENS, vocab]
 
 
-def greedy(model: PreTrainedModel, prompts: list[list[int]]) -> Greedy:
-    ids, cache = torch.tensor(prompts), DynamicCache(config=model.config)
-    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+def ask(model: PreTrainedModel, texts: list[list[int]]) -> Oracle:
+    ids, leads, kept = [], [], []
     with torch.no_grad():
-        for _ in range(NUM_TOKENS):
-            logits = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        for start in range(0, len(texts), NUM_COMPARED):
+            batch = torch.tensor(texts[start : start + NUM_COMPARED])
+            logits = model(batch, logits_to_keep=NUM_TOKENS, use_cache=False).logits
             best = logits.topk(2)
-            ids = best.indices[:, :1]
-            leads = (best.values[:, 0] - best.values[:, 1]).numpy()
-            steps.append((ids[:, 0].numpy(), leads, logits[:NUM_COMPARED].numpy().copy()))
-    columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]
-    return Greedy(*columns)
+            ids.append(best.indices[..., 0].numpy())
+            leads.append((best.values[..., 0] - best.values[..., 1]).numpy())
+            kept = kept or [logits.numpy().copy()]
+    return Oracle(np.concatenate(ids), np.concatenate(leads), kept[0])
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(2, threads))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     gc.collect()
 
 
-def check(path: Path, build: Callable[[GgufFile], PreTrainedModel], space: str, bos: list[int]) -> None:
+def check(path: Path, name: str, build: Callable[[GgufFile], PreTrainedModel], space: str, bos: list[int]) -> None:
+    """Both models read transformers' own greedy text; equal choices everywhere mean equal greedy texts."""
     file = GgufFile(path)
-    prompts = word_ids(file, space, bos)
-    expected = greedy(build(file), prompts)
+    continuations = json.loads(CONTINUATIONS.read_text())[name]
+    texts = [prompt + ids[:-1] for prompt, ids in zip(word_ids(file, space, bos), continuations, strict=True)]
+    expected = ask(build(file), texts)
     gc.collect()
+    is_clear = expected.leads >= NEAR_TIE
+    assert (~is_clear).sum() <= 2, "so many near-ties would prove little"
+    assert (expected.token_ids == continuations)[is_clear].all(), f"{CONTINUATIONS.name} is not transformers' text"
+
     checkpoint = open_checkpoint(path)
     backend = load_backend("reference", checkpoint.spec, checkpoint.weights, BackendOptions(max_model_len=64))
     driver = Driver(backend, num_blocks=80)
-    texts = [[*prompt, *ids[:-1].tolist()] for prompt, ids in zip(prompts, expected.token_ids, strict=True)]
     compared = driver.step([Work(driver.text(), text, NUM_TOKENS) for text in texts[:NUM_COMPARED]])
     rest = driver.step([Work(driver.text(), text, NUM_TOKENS) for text in texts[NUM_COMPARED:]], want_logits=False)
     assert compared.logits is not None
     np.testing.assert_allclose(compared.logits.reshape(expected.logits.shape), expected.logits, rtol=0, atol=5e-4)
     chosen = np.concatenate((compared.token_ids, rest.token_ids)).reshape(expected.token_ids.shape)
-    is_wrong = (chosen != expected.token_ids) & (expected.leads >= NEAR_TIE)
-    assert not is_wrong.any(), f"prompts and positions that differ: {np.argwhere(is_wrong).tolist()}"
-    assert (expected.leads < NEAR_TIE).sum() <= 2, "so many near-ties would prove little"
+    wrong = np.argwhere((chosen != expected.token_ids) & is_clear)
+    assert not wrong.size, f"prompts and positions that differ: {wrong.tolist()}"
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_smollm2_writes_what_transformers_writes(smollm2_gguf: Path) -> None:
-    check(smollm2_gguf, smollm2, "Ġ", [])
+    check(smollm2_gguf, "smollm2", smollm2, "Ġ", [])
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_gemma3_writes_what_transformers_writes(gemma3_gguf: Path) -> None:
-    check(gemma3_gguf, gemma3, "▁", [2])
+    check(gemma3_gguf, "gemma3", gemma3, "▁", [2])
