@@ -13,7 +13,7 @@ _EXPORTS = {
     "SamplingParams": "tuili.types",
     "RequestOutput": "tuili.runtime.outputs",
     "CompletionOutput": "tuili.runtime.outputs",
-    "AutoTokenizer": "tuili.text.auto_tokenizer",
+    "AutoTokenizer": "tuili.runtime.auto_tokenizer",
     "TuiliError": "tuili.errors",
 }
 __all__ = ["__version__", *_EXPORTS]

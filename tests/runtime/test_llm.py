@@ -44,8 +44,9 @@ def test_a_prompt_may_be_text_ids_or_a_dict(llm: LLM) -> None:
 def test_chat_renders_the_models_template(llm: LLM) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     (one,) = llm.chat(messages, GREEDY, use_tqdm=False)
-    assert "Paris" in one.outputs[0].text
-    assert one.prompt is not None
+    tokenizer = llm.get_tokenizer()
+    assert one.prompt_token_ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert one.prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert one.prompt.endswith("<|im_start|>assistant\n")
     both = llm.chat([messages, messages], GREEDY, use_tqdm=False)
     assert _texts(both) == _texts([one, one])

@@ -50,7 +50,7 @@ class AsyncLLM:
 
     def get_tokenizer(self) -> PretrainedTokenizer:
         """The model's tokenizer, speaking Hugging Face's names."""
-        return PretrainedTokenizer(self._pipeline.tokenizer, self._pipeline.chat_template)
+        return self._pipeline.pretrained_tokenizer()
 
     def shutdown(self) -> None:
         """Ends running requests with an error and frees weights and cache."""

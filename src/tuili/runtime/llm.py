@@ -97,7 +97,7 @@ class LLM:
 
     def get_tokenizer(self) -> PretrainedTokenizer:
         """The model's tokenizer, speaking Hugging Face's names."""
-        return PretrainedTokenizer(self._pipeline.tokenizer, self._pipeline.chat_template)
+        return self._pipeline.pretrained_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config asks for, else the library's defaults."""

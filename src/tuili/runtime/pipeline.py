@@ -21,6 +21,7 @@ from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import InFlight, abort_stopped
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
+from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
@@ -62,6 +63,10 @@ class Pipeline:
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
+
+    def pretrained_tokenizer(self) -> PretrainedTokenizer:
+        """The tokenizer under Hugging Face's names."""
+        return PretrainedTokenizer(self.tokenizer, None if self.chat_template is None else self.chat_template.source)
 
     def stream(self, request: GenerateRequest) -> Iterator[Event]:
         """Events of one request, ending in exactly one Done or Failed. Closing the iterator aborts.

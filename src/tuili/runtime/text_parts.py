@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tuili.errors import InvalidRequestError
 from tuili.text.chat_template import ChatTemplate
+from tuili.text.directory_tokenizer import tokenizer_from_directory
 from tuili.text.gguf_tokenizer import tokenizer_from_gguf
+from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.tokenizer import Tokenizer
 from tuili.weights.checkpoint import Checkpoint
 
@@ -15,7 +17,6 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Raises ModelFileError or UnsupportedModelError naming what is wrong with the vocabulary."""
     if checkpoint.source == "gguf":
         return tokenizer_from_gguf(checkpoint.config)
-    from tuili.text.directory_tokenizer import tokenizer_from_directory
     return tokenizer_from_directory(checkpoint.path)
 
 
@@ -32,19 +33,7 @@ def open_chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer, override: s
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The strings a template may print by role: bos_token, eos_token, pad_token and so on."""
-    names = tokenizer.names
-    roles = {
-        "bos_token": names.bos_token_id,
-        "eos_token": names.eos_token_id,
-        "pad_token": names.pad_token_id,
-        "unk_token": names.unk_token_id,
-        "sep_token": names.sep_token_id,
-        "cls_token": names.cls_token_id,
-        "mask_token": names.mask_token_id,
-    }
-    given = {role: token_id for role, token_id in roles.items() if token_id is not None}
-    strings = tokenizer.convert_ids_to_tokens(list(given.values()))
-    return {role: string for role, string in zip(given, strings, strict=True) if string is not None}
+    return PretrainedTokenizer(tokenizer).special_tokens_map
 
 
 def _template_source(override: str) -> str:
