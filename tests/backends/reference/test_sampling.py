@@ -39,6 +39,7 @@ def test_uniform_is_the_documented_53_bits() -> None:
     assert uniform(seed, position, index) == int(bits, 2) / 2**53
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 127))
 def test_uniform_stays_below_one(seed: int, position: int, index: int) -> None:
     assert 0 <= uniform(seed, position, index) < 1
@@ -143,6 +144,7 @@ def test_scores_order_equals_by_id() -> None:
     assert score(logits, 0, 99).top_ids.tolist() == [1, 2, 4, 0, 3]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=20), st.integers(0, 25))
 def test_largest_is_a_stable_sort(values: list[int], k: int) -> None:
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]

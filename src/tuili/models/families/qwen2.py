@@ -28,10 +28,8 @@ def layers(c: ConfigReader, attention: AttentionSpec) -> tuple[LayerSpec, ...]:
     count = llama.num_layers(c)
     window = c.optional_integer("sliding_window", 4096)
     window = window if c.flag("use_sliding_window", False) else None
-    first_local = count if window is None else c.integer("max_window_layers", 28)
-    kinds = c.layer_types(
-        ("full_attention",) * min(first_local, count) + ("sliding_attention",) * (count - first_local)
-    )
+    first_local = min(c.integer("max_window_layers", 28, low=0), count) if window else count
+    kinds = c.layer_types(("full_attention",) * first_local + ("sliding_attention",) * (count - first_local))
     if window is None and "sliding_attention" in kinds:
         raise ModelFileError("config: layer_types has sliding_attention; allowed: only with use_sliding_window")
     mlp = llama.mlp(c)
