@@ -31,7 +31,7 @@ BOMBS = {
     "list times": "{{ [1] * 10**9 }}",
     "list times in a loop": "{% for i in range(90000) %}{% set x = [1] * 90000 %}{% endfor %}",
     "integer tower": "{{ 10**(10**10) }}",
-    "integer product": "{% set ns = namespace(x=3) %}{% for i in range(90000) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "integer product": DOUBLING.replace("'ab'", "3").replace("ns.x ~ ns.x", "ns.x * ns.x"),
     "doubling": DOUBLING,
     "doubling by plus": DOUBLING.replace("ns.x ~ ns.x", "ns.x + ns.x"),
     "doubling by join": DOUBLING.replace("ns.x ~ ns.x", "[ns.x, ns.x]|join"),

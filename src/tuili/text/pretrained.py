@@ -35,17 +35,17 @@ class PretrainedTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PretrainedTokenizer:
-        """Reads a Hugging Face directory or a .gguf file.
+        """Reads a Hugging Face directory or a GGUF file.
 
         Raises ModelNotFoundError when there is neither, ModelFileError when it is damaged.
         """
         path = Path(path)
         if path.is_dir():
             return cls(tokenizer_from_directory(path), _pick(templates_from_directory(path)))
-        if path.is_file() and path.suffix == ".gguf":
+        if path.is_file():
             metadata = GgufFile(path).metadata
             return cls(tokenizer_from_gguf(metadata), _pick(templates_from_gguf(metadata)))
-        raise ModelNotFoundError(f"{path.name}: neither a model directory nor a .gguf file")
+        raise ModelNotFoundError(f"{path.name}: neither a model directory nor a GGUF file")
 
     def __len__(self) -> int:
         return len(self.tokenizer)
@@ -180,9 +180,10 @@ class PretrainedTokenizer:
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         chat_template: str | None = None,
+        return_dict: bool = False,
         **template_args: Any,
-    ) -> str | list[int]:
-        """The prompt as ids, or as text when tokenize is false.
+    ) -> str | list[int] | dict[str, list[int]]:
+        """The prompt as ids (with return_dict, as a call gives them), or as text when tokenize is false.
 
         Raises InvalidRequestError when the model has no template, ChatTemplateError when the template refuses.
         """
@@ -198,7 +199,10 @@ class PretrainedTokenizer:
             continue_final_message=continue_final_message,
             template_args=template_args,
         )
-        return self.tokenizer.encode_rendered(prompt) if tokenize else prompt.plain()
+        if not tokenize:
+            return prompt.plain()
+        ids = self.tokenizer.encode_rendered(prompt)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
         """Vocabulary strings to ids."""

@@ -70,6 +70,8 @@ class PromptText(str):
             yield position, len(self)
 
     def _cut(self, start: int, stop: int) -> PromptText:
+        if start >= stop:
+            return PromptText("")
         spans: list[tuple[int, int]] = []
         for i in range(bisect_right(self.untrusted, start, key=itemgetter(1)), len(self.untrusted)):
             first, last = self.untrusted[i]
@@ -196,11 +198,7 @@ class PromptText(str):
             parts.append(self._literal(literal))
             if field is None:
                 continue
-            if (
-                conversion
-                or not _FORMAT_SPEC.fullmatch(spec or "")
-                or not (field.isidentifier() or field.isdecimal() or not field)
-            ):
+            if conversion or not _FORMAT_SPEC.fullmatch(spec or "") or not _FORMAT_FIELD.fullmatch(field):
                 raise ValueError(f"the format field {field!r} is not allowed")
             value = kwargs[field] if field.isidentifier() else args[int(field or automatic)]
             automatic += 1

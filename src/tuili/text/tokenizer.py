@@ -295,6 +295,5 @@ def _without_word_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer |
         return None
     for step in first:
         step["prepend_scheme"] = "never"
-    pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.__new__(tokenizers.pre_tokenizers.PreTokenizer)
-    pre_tokenizer.__setstate__(json.dumps(state).encode())
-    return _without_special(backend, pre_tokenizer)
+    shell = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": state}
+    return _without_special(backend, tokenizers.Tokenizer.from_str(json.dumps(shell)).pre_tokenizer)
