@@ -150,6 +150,17 @@ def test_a_window_table_forgets_what_no_query_sees() -> None:
     blocks.check()
 
 
+def test_of_a_freed_context_the_beginning_stays_cached_longest() -> None:
+    hashes = digests(4)
+    blocks = manager(None, blocks=4)
+    blocks.grow(0, 0, 64)
+    blocks.register(0, 0, hashes)
+    blocks.free(0)
+    for left in (3, 2, 1):
+        assert blocks.grow(1, 0, 16 * (4 - left))
+        assert blocks.match(hashes) == left
+
+
 def test_match_wants_every_block_of_a_full_group_and_the_last_window_of_a_window_group() -> None:
     hashes = digests(5)
     blocks = manager(None, 20)

@@ -279,6 +279,25 @@ def test_the_lowest_priority_is_preempted() -> None:
     assert answers.tokens("low") == answers.tokens("high") == answers.tokens("mid")
 
 
+def test_nobody_new_overtakes_a_prompt_that_waits_for_blocks() -> None:
+    engine, answers = make_engine(blocks=7, max_num_seqs=4, max_num_batched_tokens=36), Answers()
+    requests = [ask("grows", LONG[:31], max_tokens=20), ask("long", LONG + LONG[:5], max_tokens=5)]
+    for request in requests:
+        engine.add(request, answers)
+    engine.step()
+    engine.step()
+    requests.append(ask("new", LONG[:5], max_tokens=5))
+    engine.add(requests[-1], answers)
+    engine.step()  # "grows" takes a block, "long" would need two and one is left: enough for "new"
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (2, 1, (1,))
+    while engine.step():
+        engine.check()
+    for request in requests:
+        assert_solo(answers, request)
+    assert engine.stats().num_preemptions == 0
+
+
 def test_sixteen_requests_in_a_pool_for_two_and_a_half() -> None:
     engine = make_engine(blocks=12, max_num_seqs=16, max_num_batched_tokens=64, max_model_len=80)
     requests = [ask(f"r{i}", LONG[i : i + 12], max_tokens=66, temperature=0.5, seed=i, logprobs=1) for i in range(16)]
@@ -376,13 +395,16 @@ def test_a_broken_sink_aborts_its_request_only(caplog: pytest.LogCaptureFixture)
 
 def test_a_sink_may_abort_and_add() -> None:
     engine, answers = make_engine(), Answers()
-    follow_up = ask("next", LONG[:6], max_tokens=3)
+    follow_up, inside = ask("next", LONG[:6], max_tokens=3), []
 
     def sink(delta: TokenDelta) -> None:
+        assert not inside, "a sink is never called from within itself"
+        inside.append(delta)
         answers(delta)
         if delta.index == 0 and len(answers.tokens("r", 0)) == 4 and delta.finish_reason is None:
             engine.abort("r")
             engine.add(follow_up, answers)
+        inside.clear()
 
     engine.add(ask("r", LONG[:9], n=3, temperature=1.0), sink)
     while engine.step():

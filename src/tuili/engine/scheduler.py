@@ -94,6 +94,7 @@ class Scheduler:
         for sequences, status in ((self.waiting, Status.WAITING), (self.running, Status.RUNNING)):
             assert all(s.status is status for s in sequences)
             assert sorted(sequences, key=_key) == sequences, "sequences are out of order"
+        assert not any(s.num_computed_tokens for s in self.waiting), "a waiting sequence claims computed tokens"
         slots = [s.slot for s in self.running] + self._free_slots
         assert sorted(slots) == list(range(self._config.max_num_seqs)), "a slot is lost or taken twice"
         assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
