@@ -1,9 +1,8 @@
 // One panel of a packed weight matrix times rows of activations. Knows packed_layout.h; not models or threads.
 //
 // Lanes are output columns. Per 32-group of k and per row: an exact int32 sum of u8 codes x s8 activations that
-// starts at -offset * sum(q), then acc = fma(sum, d * scale, acc) and, for formats with a min,
-// acc = fma(min, scaled_sum, acc). Formats with two scales per group first add t = fma(sum1, d1, sum0 * d0) and
-// then acc = fma(t, scale, acc). Groups ascend. The sequence is the same for every tile height.
+// starts at -offset * sum(q), then acc = fma(sum, d * scale, acc), once per weight scale of the group, and, for
+// formats with a min, acc = fma(min, scaled_sum, acc). Groups ascend; the sequence is the same for every tile height.
 #pragma once
 #include "kernels.h"
 #include "packed_layout.h"
@@ -14,15 +13,12 @@ namespace tuili::TUILI_ISA_NAMESPACE {
 #if defined(TUILI_ISA_AVX512)
 constexpr int kTileVectors = 2;  // vectors of 16 columns per tile
 constexpr int kTileRows = 6;
-constexpr int kTileRowsTwoScales = 4;
 #elif defined(TUILI_ISA_AVX2)
 constexpr int kTileVectors = 1;
 constexpr int kTileRows = 4;
-constexpr int kTileRowsTwoScales = 3;
 #else
 constexpr int kTileVectors = 1;
 constexpr int kTileRows = 1;
-constexpr int kTileRowsTwoScales = 1;
 #endif
 constexpr size_t kLookahead = 8192;
 
@@ -90,7 +86,7 @@ struct Block {
 };
 
 // kRows rows x kTileVectors vectors of one output panel, accumulated over k.
-template <Format kFormat, int kRows>
+template <Format kFormat, int kRows, int kFirstVector>
 struct Tile {
     using B = Block<kFormat>;
     using Sum = Dot<B::kMaxCode>;
@@ -100,10 +96,10 @@ struct Tile {
 
     // Adds one step to the sums. q: this group's activations of the first row.
     template <int kStep>
-    static TUILI_INLINE void add_step(Sum (&sums)[kRows][kTileVectors], const B& block, const int8_t* q, int v0) {
+    static TUILI_INLINE void add_step(Sum (&sums)[kRows][kTileVectors], const B& block, const int8_t* q) {
         Codes codes[kTileVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kTileVectors; v++) codes[v] = block.template codes<kStep>(v0 + v);
+        for (int v = 0; v < kTileVectors; v++) codes[v] = block.template codes<kStep>(kFirstVector + v);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const Quad quad = load_quad(q + r * kGroup + kStep * 4);
@@ -113,7 +109,7 @@ struct Tile {
     }
 
     template <int... kSteps>
-    static TUILI_INLINE void add_steps(Sum (&sums)[kRows][kTileVectors], const B& block, const int8_t* q, int v0) {
+    static TUILI_INLINE void add_steps(Sum (&sums)[kRows][kTileVectors], const B& block, const int8_t* q) {
         int done = 0;
         const auto widen = [&]() __attribute__((always_inline)) {
             if (++done % Sum::kStepsPerWiden) return;
@@ -122,88 +118,70 @@ struct Tile {
 #pragma GCC unroll 2
                 for (int v = 0; v < kTileVectors; v++) sums[r][v].widen();
         };
-        ((add_step<kSteps>(sums, block, q, v0), widen()), ...);
+        ((add_step<kSteps>(sums, block, q), widen()), ...);
     }
 
-    TUILI_INLINE void add_group(const B& block, const Activations& x, size_t at, int v0) {
-        if constexpr (B::kParts == 1)
-            add_group_one_scale(block, x, at, v0);
-        else
-            add_group_two_scales(block, x, at, v0);
+    TUILI_INLINE void add_group(const B& block, const Activations& x, size_t at) {
+        add_part<0>(block, x, at);
+        if constexpr (B::kParts == 2) add_part<1>(block, x, at);
+        if constexpr (kLayout.has_min()) add_min(block, x, at);
     }
 
-    TUILI_INLINE void add_group_one_scale(const B& block, const Activations& x, size_t at, int v0) {
+    // One scale's share of a group: all of its 32 k, or a half where scales are per 16.
+    template <int kPart>
+    TUILI_INLINE void add_part(const B& block, const Activations& x, size_t at) {
         Sum sums[kRows][kTileVectors];
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 2
-            for (int v = 0; v < kTileVectors; v++)
-                sums[r][v].start(kLayout.code_offset ? -kLayout.code_offset * x.sum[at + r] : 0);
-        // A nibble vector serves steps t and t + 4: take them together.
-        if constexpr (kLayout.code_bits == 8)
-            add_steps<0, 1, 2, 3, 4, 5, 6, 7>(sums, block, x.q + at * kGroup, v0);
-        else
-            add_steps<0, 4, 1, 5, 2, 6, 3, 7>(sums, block, x.q + at * kGroup, v0);
+            for (int v = 0; v < kTileVectors; v++) sums[r][v].start(-kLayout.code_offset * q_sum<kPart>(x, at + r));
+        const int8_t* q = x.q + at * kGroup;
+        if constexpr (B::kParts == 2)
+            add_steps<4 * kPart, 4 * kPart + 1, 4 * kPart + 2, 4 * kPart + 3>(sums, block, q);
+        else if constexpr (kLayout.code_bits == 8)
+            add_steps<0, 1, 2, 3, 4, 5, 6, 7>(sums, block, q);
+        else  // a nibble vector serves steps t and t + 4: take them together
+            add_steps<0, 4, 1, 5, 2, 6, 3, 7>(sums, block, q);
 #pragma GCC unroll 2
         for (int v = 0; v < kTileVectors; v++) {
-            const F32x16 scale = block.scale(0, v0 + v);
-            F32x16 min;
-            if constexpr (kLayout.has_min()) min = block.min(v0 + v);
+            const F32x16 scale = block.scale(kPart, kFirstVector + v);
 #pragma GCC unroll 8
-            for (int r = 0; r < kRows; r++) {
+            for (int r = 0; r < kRows; r++)
                 acc[r][v] = fma(to_float(sums[r][v].total()), scale * broadcast(x.scale[at + r]), acc[r][v]);
-                if constexpr (kLayout.has_min()) acc[r][v] = fma(min, broadcast(x.scaled_sum[at + r]), acc[r][v]);
-            }
         }
     }
 
-    TUILI_INLINE void add_group_two_scales(const B& block, const Activations& x, size_t at, int v0) {
-        F32x16 halves[kRows][kTileVectors];
-        add_half<0>(halves, block, x, at, v0);
-        add_half<1>(halves, block, x, at, v0);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; r++)
-#pragma GCC unroll 2
-            for (int v = 0; v < kTileVectors; v++) acc[r][v] = fma(halves[r][v], broadcast(x.scale[at + r]), acc[r][v]);
+    // Sum of the activations under one scale; unused, and not read, where codes have no offset.
+    template <int kPart>
+    static TUILI_INLINE int32_t q_sum(const Activations& x, size_t at) {
+        if constexpr (kLayout.code_offset == 0) return 0;
+        if constexpr (B::kParts == 1) return x.sum[at];
+        return kPart == 0 ? x.half_sum[at] : x.sum[at] - x.half_sum[at];
     }
 
-    template <int kHalf>
-    static TUILI_INLINE void add_half(F32x16 (&halves)[kRows][kTileVectors], const B& block, const Activations& x,
-                                      size_t at, int v0) {
-        Sum sums[kRows][kTileVectors];
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; r++) {
-            const int32_t q_sum = kHalf ? x.sum[at + r] - x.half_sum[at + r] : x.half_sum[at + r];
-#pragma GCC unroll 2
-            for (int v = 0; v < kTileVectors; v++) sums[r][v].start(-kLayout.code_offset * q_sum);
-        }
-        constexpr int kFirst = kHalf * 4;
-        add_steps<kFirst, kFirst + 1, kFirst + 2, kFirst + 3>(sums, block, x.q + at * kGroup, v0);
+    TUILI_INLINE void add_min(const B& block, const Activations& x, size_t at) {
 #pragma GCC unroll 2
         for (int v = 0; v < kTileVectors; v++) {
-            const F32x16 scale = block.scale(kHalf, v0 + v);
+            const F32x16 min = block.min(kFirstVector + v);
 #pragma GCC unroll 8
-            for (int r = 0; r < kRows; r++) {
-                const F32x16 sum = to_float(sums[r][v].total());
-                halves[r][v] = kHalf ? fma(sum, scale, halves[r][v]) : sum * scale;
-            }
+            for (int r = 0; r < kRows; r++) acc[r][v] = fma(min, broadcast(x.scaled_sum[at + r]), acc[r][v]);
         }
     }
 };
 
-template <class T, int kRows>
-TUILI_INLINE void store_tile(const T (&acc)[kRows][kTileVectors], int v0, float* out) {
+template <int kFirstVector, int kRows>
+TUILI_INLINE void store_tile(const F32x16 (&acc)[kRows][kTileVectors], float* out) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < kTileVectors; v++) store(out + r * kPanelCols + (v0 + v) * 16, acc[r][v]);
+        for (int v = 0; v < kTileVectors; v++) store(out + r * kPanelCols + (kFirstVector + v) * 16, acc[r][v]);
 }
 
-template <Format kFormat, int kRows>
-void multiply_tile(const uint8_t* panel, const Activations& x, int row, float* out, int v0, const Stream& stream) {
+template <Format kFormat, int kRows, int kFirstVector>
+void multiply_tile(const uint8_t* panel, const Activations& x, int row, float* out, const Stream& stream) {
     constexpr PackedLayout layout = packed_layout(kFormat);
     const int num_runs = x.cols / kGroup / layout.blocks_per_run();
-    Tile<kFormat, kRows> tile;
+    Tile<kFormat, kRows, kFirstVector> tile;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 2
@@ -213,13 +191,13 @@ void multiply_tile(const uint8_t* panel, const Activations& x, int row, float* o
         Block<kFormat> block{panel, panel + layout.header_bytes()};
         for (int b = 0; b < layout.blocks_per_run(); b++) {
             stream.prefetch_ahead(block.data, layout.block_bytes());
-            tile.add_group(block, x, at, v0);
+            tile.add_group(block, x, at);
             block.data += layout.block_bytes();
             at += x.row_stride;
         }
         panel += layout.run_bytes();
     }
-    store_tile(tile.acc, v0, out);
+    store_tile<kFirstVector>(tile.acc, out);
 }
 
 // --- float formats: one fma per weight, k ascending ---------------------------------------------------------------
@@ -230,9 +208,8 @@ TUILI_INLINE F32x16 load_weights(const uint8_t* p) {
     if constexpr (kFormat == Format::kBF16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
 }
 
-template <Format kFormat, int kRows>
-void multiply_float_tile(const uint8_t* panel, const Activations& x, int row, float* out, int v0,
-                         const Stream& stream) {
+template <Format kFormat, int kRows, int kFirstVector>
+void multiply_float_tile(const uint8_t* panel, const Activations& x, int row, float* out, const Stream& stream) {
     constexpr int kWidth = kFormat == Format::kF32 ? 4 : 2;
     const float* values = x.f32 + static_cast<size_t>(row) * x.cols;
     F32x16 acc[kRows][kTileVectors];
@@ -244,32 +221,29 @@ void multiply_float_tile(const uint8_t* panel, const Activations& x, int row, fl
         stream.prefetch_ahead(panel, kPanelCols * kWidth);
 #pragma GCC unroll 2
         for (int v = 0; v < kTileVectors; v++) {
-            const F32x16 weights = load_weights<kFormat>(panel + (v0 + v) * 16 * kWidth);
+            const F32x16 weights = load_weights<kFormat>(panel + (kFirstVector + v) * 16 * kWidth);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; r++)
                 acc[r][v] = fma(weights, broadcast(values[static_cast<size_t>(r) * x.cols + k]), acc[r][v]);
         }
         panel += kPanelCols * kWidth;
     }
-    store_tile(acc, v0, out);
+    store_tile<kFirstVector>(acc, out);
 }
 
 // --- rows into tiles ----------------------------------------------------------------------------------------------
-template <Format kFormat, int kRows>
+template <Format kFormat, int kRows, int kFirstVector = 0>
 TUILI_INLINE void multiply_rows(const uint8_t* panel, const Activations& x, int row, float* out, Stream stream) {
-    for (int v0 = 0; v0 < 2; v0 += kTileVectors) {
-        if constexpr (kFormat <= Format::kBF16)
-            multiply_float_tile<kFormat, kRows>(panel, x, row, out, v0, stream);
-        else
-            multiply_tile<kFormat, kRows>(panel, x, row, out, v0, stream);
-        stream.active = false;
-    }
+    if constexpr (kFormat <= Format::kBF16)
+        multiply_float_tile<kFormat, kRows, kFirstVector>(panel, x, row, out, stream);
+    else
+        multiply_tile<kFormat, kRows, kFirstVector>(panel, x, row, out, stream);
+    stream.active = false;
+    if constexpr (kFirstVector + kTileVectors < 2)
+        multiply_rows<kFormat, kRows, kFirstVector + kTileVectors>(panel, x, row, out, stream);
 }
 
-template <Format kFormat>
-constexpr int kMaxRows = kFormat == Format::kQ6_K ? kTileRowsTwoScales : kTileRows;
-
-template <Format kFormat, int kRows = kMaxRows<kFormat>>
+template <Format kFormat, int kRows = kTileRows>
 TUILI_INLINE void multiply_num_rows(int num_rows, const uint8_t* panel, const Activations& x, int row, float* out,
                                     const Stream& stream) {
     if (num_rows == kRows) return multiply_rows<kFormat, kRows>(panel, x, row, out, stream);
@@ -279,7 +253,7 @@ TUILI_INLINE void multiply_num_rows(int num_rows, const uint8_t* panel, const Ac
 // Splits the rows into the fewest tiles, of heights that differ by at most one.
 template <Format kFormat>
 void multiply(const uint8_t* panel, const Activations& x, int row, int row_end, float* out, Stream stream) {
-    int num_tiles = (row_end - row + kMaxRows<kFormat> - 1) / kMaxRows<kFormat>;
+    int num_tiles = (row_end - row + kTileRows - 1) / kTileRows;
     for (; num_tiles > 0; num_tiles--) {
         const int num_rows = (row_end - row) / num_tiles;
         multiply_num_rows<kFormat>(num_rows, panel, x, row, out, stream);
