@@ -6,6 +6,7 @@ Source: the vocabularies llama.cpp publishes with their test vectors, and the to
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
@@ -23,6 +24,7 @@ from tuili.text.vocabulary import (
     read_flag,
     read_name,
     read_vocabulary,
+    refuse_merges,
 )
 
 WORD_START = "▁"
@@ -58,15 +60,21 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
 
 
 def _vocab(vocabulary: Vocabulary) -> dict[str, int]:
-    return {token: i for i, token in enumerate(vocabulary.tokens)}
+    return dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
+
+
+def _bpe(vocabulary: Vocabulary, merges: Merges, **options: Any) -> models.BPE:
+    try:
+        return models.BPE(vocab=_vocab(vocabulary), merges=merges, **options)
+    except Exception:  # the library looks every merge up and raises nothing more precise
+        refuse_merges(vocabulary)
 
 
 def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Backend:
     recipe = find_recipe(read_name(metadata, "pre", "default"))
     if not vocabulary.merges:
         raise ModelFileError("tokenizer.ggml.merges: missing or empty; a byte-level vocabulary needs merges")
-    model = models.BPE(vocab=_vocab(vocabulary), merges=vocabulary.merges, ignore_merges=recipe.ignore_merges)
-    backend = Backend(model)
+    backend = Backend(_bpe(vocabulary, vocabulary.merges, ignore_merges=recipe.ignore_merges))
     if recipe.nfc:
         backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in recipe.patterns]
@@ -81,9 +89,7 @@ def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Ba
     merges = vocabulary.merges or _merges_by_score(vocabulary)
     has_bytes = BYTE in vocabulary.types
     unknown = vocabulary.tokens[vocabulary.ids.get("unknown", 0)]
-    backend = Backend(
-        models.BPE(vocab=_vocab(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
-    )
+    backend = Backend(_bpe(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes))
     has_prefix = read_flag(metadata, "add_space_prefix", read_name(metadata, "model") == "llama")
     mark = normalizers.Replace(" ", WORD_START)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), mark]) if has_prefix else mark

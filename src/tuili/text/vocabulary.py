@@ -91,17 +91,22 @@ def _types(metadata: Mapping[str, object], num_tokens: int) -> list[int]:
     return types
 
 
-def _merges(metadata: Mapping[str, object], tokens: list[str]) -> Merges:
+def _merges(metadata: Mapping[str, object]) -> Merges:
     values = _array(metadata, "merges", MAX_MERGES) or []
     _only("merges", values, {str}, "every merge must be a string")
-    merges = [cast(tuple[str, str], tuple(merge.split(" "))) for merge in cast(list[str], values)]
-    known = set(tokens)
-    for merge in merges:
-        if len(merge) != 2 or not merge[0] or not merge[1]:
-            _fail("merges", f"found {' '.join(merge)[:80]!r}", "a merge is two tokens with one space between")
-        if merge[0] not in known or merge[1] not in known or merge[0] + merge[1] not in known:
-            _fail("merges", f"found {' '.join(merge)[:80]!r}", "both parts and their union must be tokens")
-    return merges
+    merges = [tuple(merge.split(" ")) for merge in cast(list[str], values)]
+    if set(map(len, merges)) - {2}:
+        found = next(merge for merge in merges if len(merge) != 2)
+        _fail("merges", f"found {' '.join(found)[:80]!r}", "a merge is two tokens with one space between")
+    return cast(Merges, merges)
+
+
+def refuse_merges(vocabulary: Vocabulary) -> NoReturn:
+    """Names the merge that the vocabulary does not allow, as a ModelFileError."""
+    known = set(vocabulary.tokens)
+    strange = [(a, b) for a, b in vocabulary.merges if a not in known or b not in known or a + b not in known]
+    found = f"found {' '.join(strange[0])[:80]!r}" if strange else "found no merges that can be used"
+    _fail("merges", found, "both parts and their union must be tokens")
 
 
 def _ids(metadata: Mapping[str, object], num_tokens: int) -> dict[str, int]:
@@ -142,6 +147,6 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
         tokens=tokens,
         types=_types(metadata, len(tokens)),
         scores=cast(list[float], _per_token(metadata, "scores", {float, int}, len(tokens))),
-        merges=_merges(metadata, tokens),
+        merges=_merges(metadata),
         ids=_ids(metadata, len(tokens)),
     )
