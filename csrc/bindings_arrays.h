@@ -2,6 +2,7 @@
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 
 #include <initializer_list>
 #include <stdexcept>
@@ -57,8 +58,8 @@ class ArrayReader {
     ArrayView<T> value(nb::handle object, const char* name, std::initializer_list<int64_t> shape) {
         nb::ndarray<nb::ro, nb::device::cpu> any;
         if (!nb::try_cast(object, any) || any.dtype() != nb::dtype<T>()) {
-            const std::string found = nb::hasattr(object, "dtype") ? nb::str(object.attr("dtype")).c_str()
-                                                                   : nb::type_name(object.type()).c_str();
+            const nb::object type = nb::getattr(object, "dtype", object.type());
+            const auto found = nb::cast<std::string>(nb::str(type));
             throw std::invalid_argument(std::string(name) + " has dtype " + found + ", not " + dtype_name<T>());
         }
         check_shape(any, name, shape);

@@ -110,7 +110,7 @@ class CpuBackend:
         dtype, shape or values are not the contract's.
         """
         _refuse_unread(batch)
-        num_rows, k = len(batch.sample_rows), int(batch.num_logprobs.max(initial=0))
+        num_rows, k = len(batch.sample_rows), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
         result = StepResult(
             token_ids=np.empty(num_rows, np.int32),
             logprobs=np.full(num_rows, np.nan, np.float32),

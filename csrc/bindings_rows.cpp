@@ -1,0 +1,184 @@
+// _native.kernels, second part: the functions over one row and attention, by instruction set, for tests.
+// Knows NumPy arrays and kernels.h; not models or threads.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "workspace.h"
+
+namespace nb = nanobind;
+
+namespace tuili {
+namespace {
+
+using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using WritableRow = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Heads = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using WritableHeads = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+const Kernels& table(const std::string& isa) {
+    const Kernels* kernels = kernels_for(isa.c_str());
+    if (kernels == nullptr) throw std::invalid_argument("isa: this build or CPU has no " + isa);
+    return *kernels;
+}
+
+int length(const Row& row) { return static_cast<int>(row.size()); }
+
+void same_length(size_t a, size_t b) {
+    if (a != b) throw std::invalid_argument("rows differ in length");
+}
+
+void rms_norm(const std::string& isa, const Row& x, const Row& gain, float eps, const WritableRow& out) {
+    same_length(x.size(), gain.size());
+    same_length(x.size(), out.size());
+    table(isa).rms_norm(x.data(), gain.data(), eps, length(x), out.data());
+}
+
+void layer_norm(const std::string& isa, const Row& x, const Row& gain, const Row& bias, float eps,
+                const WritableRow& out) {
+    same_length(x.size(), gain.size());
+    same_length(x.size(), bias.size());
+    same_length(x.size(), out.size());
+    table(isa).layer_norm(x.data(), gain.data(), bias.data(), eps, length(x), out.data());
+}
+
+void activation(const std::string& isa, int kind, const WritableRow& x) {
+    table(isa).activation(kind, x.data(), static_cast<int>(x.size()));
+}
+
+void gated_activation(const std::string& isa, int kind, const WritableRow& gate, const Row& up) {
+    same_length(gate.size(), up.size());
+    table(isa).gated_activation(kind, gate.data(), up.data(), length(up));
+}
+
+void softcap(const std::string& isa, const WritableRow& x, float cap) {
+    table(isa).softcap(x.data(), cap, static_cast<int>(x.size()));
+}
+
+void rope(const std::string& isa, const WritableRow& head, const Row& cos, const Row& sin) {
+    same_length(cos.size(), sin.size());
+    if (head.size() < 2 * cos.size()) throw std::invalid_argument("the head is shorter than the rotation");
+    table(isa).rope(head.data(), cos.data(), sin.data(), 2 * length(cos));
+}
+
+// (max, argmax, sum of exp(x - max), how many are greater than `threshold`)
+nb::tuple reductions(const std::string& isa, const Row& x, float threshold) {
+    const Kernels& k = table(isa);
+    const float max = k.max_value(x.data(), length(x));
+    return nb::make_tuple(max, k.argmax(x.data(), length(x)), k.sum_exp(x.data(), max, length(x)),
+                          k.count_greater(x.data(), threshold, length(x)));
+}
+
+void exp_weights(const std::string& isa, const Row& x, float temperature, const WritableRow& out) {
+    same_length(x.size(), out.size());
+    const Kernels& k = table(isa);
+    k.exp_weights(x.data(), k.max_value(x.data(), length(x)), temperature, length(x), out.data());
+}
+
+// A cache of one kv head whose blocks lie in reverse order, each with a NaN in every slot not written.
+class ReversedCache {
+  public:
+    ReversedCache(const Kernels& kernels, const Heads& keys, const Heads& values, int block_size)
+        : head_dim_(static_cast<int>(keys.shape(2))), stride_(cache_plane_elements(head_dim_, block_size)) {
+        const auto num_tokens = static_cast<int>(keys.shape(0));
+        const int num_blocks = (num_tokens + block_size - 1) / block_size;
+        elements_.assign(stride_ * num_blocks, 0x7FC0);
+        for (int i = 0; i < num_blocks; i++) table_.push_back(num_blocks - 1 - i);
+        for (int t = 0; t < num_tokens; t++) {
+            kernels.cache_append(keys.data() + t * head_dim_, values.data() + t * head_dim_, head_dim_, block_size,
+                                 t % block_size, elements_.data() + table_[t / block_size] * stride_);
+        }
+    }
+
+    // Blocks wholly before `position` get table entry -1.
+    void forget_before(int position, int block_size) {
+        for (int i = 0; (i + 1) * block_size <= position; i++) table_[i] = -1;
+    }
+
+    const int32_t* table() const { return table_.data(); }
+    const uint16_t* elements() const { return elements_.data(); }
+    size_t stride() const { return stride_; }
+
+  private:
+    int head_dim_;
+    size_t stride_;
+    std::vector<uint16_t> elements_;
+    std::vector<int32_t> table_;
+};
+
+void run_unit(const Kernels& kernels, const AttentionUnit& unit, float* out) {
+    const int rows = unit.num_rows();
+    std::vector<float> state(attention_state_floats(rows, unit.head_dim)), chunk(state.size());
+    std::vector<float> scores(static_cast<size_t>(rows) * kAttentionChunk);
+    const AttentionState total = attention_state(state.data(), rows, unit.head_dim);
+    const AttentionState part = attention_state(chunk.data(), rows, unit.head_dim);
+    const int oldest = unit.window > 0 ? std::max(unit.first_position - unit.window + 1, 0) : 0;
+    const int first = oldest / kAttentionChunk, last = (unit.first_position + unit.num_queries - 1) / kAttentionChunk;
+    for (int c = first; c <= last; c++) {
+        kernels.attention_chunk(unit, c, c == first ? total : part, scores.data());
+        if (c > first) kernels.attention_merge(total, part, rows, unit.head_dim);
+    }
+    kernels.attention_finish(total, unit, out, static_cast<size_t>(unit.group_size) * unit.head_dim);
+}
+
+// queries [Q, heads, head_dim] are the last Q of the tokens of keys, values [T, 1, head_dim]; out like queries.
+void attention(const std::string& isa, const Heads& queries, const Heads& keys, const Heads& values, int block_size,
+               int window, float scale, float logit_softcap, const WritableHeads& out) {
+    const auto num_queries = static_cast<int>(queries.shape(0)), num_tokens = static_cast<int>(keys.shape(0));
+    const bool fits = keys.shape(1) == 1 && values.shape(1) == 1 && keys.shape(2) == queries.shape(2) &&
+                      values.shape(2) == keys.shape(2) && values.shape(0) == keys.shape(0);
+    if (!fits || num_queries > num_tokens || out.size() != queries.size() || block_size % 16 != 0) {
+        throw std::invalid_argument("shapes of queries, keys, values and out do not fit");
+    }
+    const Kernels& kernels = table(isa);
+    ReversedCache cache(kernels, keys, values, block_size);
+    const auto group_size = static_cast<int>(queries.shape(1)), head_dim = static_cast<int>(queries.shape(2));
+    const int first_position = num_tokens - num_queries;
+    if (window > 0) cache.forget_before(first_position - window + 1, block_size);
+    run_unit(kernels,
+             AttentionUnit{
+                 .queries = queries.data(),
+                 .query_stride = static_cast<size_t>(group_size) * head_dim,
+                 .num_queries = num_queries,
+                 .group_size = group_size,
+                 .head_dim = head_dim,
+                 .first_position = first_position,
+                 .window = window,
+                 .scale = scale,
+                 .logit_softcap = logit_softcap,
+                 .block_table = cache.table(),
+                 .block_size = block_size,
+                 .cache = cache.elements(),
+                 .block_stride = cache.stride(),
+             },
+             out.data());
+}
+
+}  // namespace
+
+void bind_rows(nb::module_& m) {
+    m.def("rms_norm", rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("gain"), nb::arg("eps"),
+          nb::arg("out").noconvert());
+    m.def("layer_norm", layer_norm, nb::arg("isa"), nb::arg("x"), nb::arg("gain"), nb::arg("bias"), nb::arg("eps"),
+          nb::arg("out").noconvert());
+    m.def("activation", activation, nb::arg("isa"), nb::arg("kind"), nb::arg("x").noconvert());
+    m.def("gated_activation", gated_activation, nb::arg("isa"), nb::arg("kind"), nb::arg("gate").noconvert(),
+          nb::arg("up"));
+    m.def("softcap", softcap, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("cap"));
+    m.def("rope", rope, nb::arg("isa"), nb::arg("head").noconvert(), nb::arg("cos"), nb::arg("sin"));
+    m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));
+    m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"),
+          nb::arg("out").noconvert());
+    m.def("attention", attention, nb::arg("isa"), nb::arg("queries"), nb::arg("keys"), nb::arg("values"),
+          nb::arg("block_size"), nb::arg("window"), nb::arg("scale"), nb::arg("logit_softcap"),
+          nb::arg("out").noconvert());
+}
+
+}  // namespace tuili

@@ -1,0 +1,117 @@
+"""How many threads and how much memory, read from made-up /proc and /sys trees."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tuili.backends.cpu import platform
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3.0),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/cpu.max": "50000 100000",
+                "sys/fs/cgroup/cpu.max": "max 100000",
+            },
+            0.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/x\n4:cpu,cpuacct:/docker/7",
+                "sys/fs/cgroup/cpu/docker/7/cpu.cfs_quota_us": "250000",
+                "sys/fs/cgroup/cpu/docker/7/cpu.cfs_period_us": "100000",
+            },
+            2.5,
+        ),
+        (  # the path is the host's, but the container sees its own folder as the top
+            {
+                "proc/self/cgroup": "4:cpu:/docker/7",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            1.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/../outside", "sys/fs/cgroup/cpu.max": "200000 100000"}, 2.0),
+    ],
+)
+def test_cpu_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    assert platform.cpu_quota(tree(tmp_path, files)) == quota
+
+
+def topology(cores: list[tuple[int, int]]) -> dict[str, str]:
+    files = {}
+    for cpu, (package, core) in enumerate(cores):
+        folder = f"sys/devices/system/cpu/cpu{cpu}/topology"
+        files |= {f"{folder}/physical_package_id": str(package), f"{folder}/core_id": str(core)}
+    return files
+
+
+def test_hyperthreads_share_a_core(tmp_path: Path) -> None:
+    root = tree(tmp_path, topology([(0, 0), (0, 1), (0, 0), (0, 1), (1, 0)]))
+    assert platform.physical_cores(frozenset(range(5)), root) == 3
+    assert platform.physical_cores(frozenset({0, 2}), root) == 1
+    assert platform.physical_cores(frozenset(range(6)), root) == 6  # cpu5 says nothing: all count
+
+
+def test_the_least_limit_is_the_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    root = tree(tmp_path, topology([(0, i) for i in range(6)]))
+    limits = platform.thread_limits(0, root)
+    assert (limits.num_threads, limits.reason, limits.affinity, limits.cores) == (6, "affinity", 6, 6)
+    tree(root, topology([(0, i // 2) for i in range(6)]))
+    assert platform.thread_limits(0, root).reason == "physical cores"
+    tree(root, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "290000 100000"})
+    limits = platform.thread_limits(0, root)
+    assert (limits.num_threads, limits.reason, limits.quota) == (2, "control group quota", 2.9)
+    tree(root, {"sys/fs/cgroup/cpu.max": "50000 100000"})
+    assert platform.thread_limits(0, root).num_threads == 1
+    assert platform.thread_limits(5, root).num_threads == 5
+    assert platform.thread_limits(5, root).reason == "requested"
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/job", "sys/fs/cgroup/job/memory.max": "5000", "sys/fs/cgroup/job/memory.current": "3000"}
+    root = tree(tmp_path, files)
+    assert platform.available_memory(root) == 2000
+    tree(root, {"sys/fs/cgroup/job/memory.current": "6000"})
+    assert platform.available_memory(root) == 0
+    tree(root, {"sys/fs/cgroup/job/memory.max": "max"})
+    assert platform.available_memory(root) > 2**20
+    limit, usage = "sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"
+    tree(root, {"proc/self/cgroup": "3:memory:/", limit: "700", usage: "100"})
+    assert platform.available_memory(root) == 600
+
+
+def test_report_is_plain_data() -> None:
+    report = platform.report()
+    assert report["isa"] in ("avx512", "avx2", "scalar")
+    assert report["threads"]["num_threads"] >= 1
+    assert report["cpu"]
+    assert set(report["features"]) <= {"avx2", "fma", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"}

@@ -1,0 +1,116 @@
+"""Every spec member and weight format of the C++ runtime against the NumPy reference, on small random models.
+
+Bounds: keys and values are kept as bfloat16 (relative error 2^-9), everything else about float formats is float32. Integer formats
+also round activations to 127 levels per 32 values. Logits of these models have a standard deviation near 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from support.batches import Driver
+from support.random_models import MLP, decoder, layer, random_weights
+from tuili.backend import BackendOptions
+from tuili.backends import load_backend
+from tuili.models.spec import MlpSpec, ModelSpec, RopeScaling, RopeSpec
+
+FLOAT_BOUND = 0.03  # bfloat16 keys and values; measured: up to 0.015
+INT8_BOUND = 0.3  # int8 activations per 32 beside them, over up to 3 layers; measured: up to 0.2
+OPTIONS = BackendOptions(max_model_len=400)
+
+SPECS = {
+    "plain": decoder(),
+    "multi-head": decoder(layer(num_kv_heads=4), layer(num_kv_heads=4)),
+    "multi-query": decoder(layer(num_heads=8, num_kv_heads=1, head_dim=20, rope=RopeSpec(dim=20))),
+    "heads that share quantization groups": decoder(layer(head_dim=24, rope=RopeSpec(dim=24))),
+    "head 80, partial rope": decoder(layer(head_dim=80, rope=RopeSpec(dim=20))),
+    "head 256": decoder(layer(num_heads=2, num_kv_heads=1, head_dim=256, scale=1 / 16, rope=RopeSpec(dim=256))),
+    "normed heads": decoder(layer(qk_norm="head")),
+    "normed rows": decoder(layer(qk_norm="full")),
+    "biases": decoder(layer(q_bias=True, k_bias=True, v_bias=True, out_bias=True, mlp=MlpSpec(intermediate_size=64, bias=True))),
+    "window": decoder(layer(sliding_window=17), layer(), layer(sliding_window=300)),
+    "soft caps": decoder(layer(logit_softcap=2.0), logit_softcap=3.0),
+    "no rope": decoder(layer(rope=None)),
+    "yarn": decoder(layer(rope=RopeSpec(dim=16, scaling=RopeScaling(kind="yarn", factor=4.0, original_max_position=64)))),
+    "own sizes per layer": decoder(
+        layer(num_heads=2, num_kv_heads=1, head_dim=48, rope=RopeSpec(dim=32)), layer(mlp=MlpSpec(intermediate_size=160))
+    ),
+    "sandwich": decoder(layer(layer_changes={"norms": "sandwich"}), embedding_scale=8.0),
+    "output norms": decoder(layer(layer_changes={"norms": "output", "residual_scale": 0.5})),
+    "post norms": decoder(layer(layer_changes={"norms": "post"}), layer(layer_changes={"norms": "post"})),
+    "layer norm": decoder(norm="layer", norm_bias=True),
+    "layer norm without bias": decoder(norm="layer"),
+    "no final norm": decoder(final_norm=False, logit_scale=0.25),
+    "tied": decoder(tie_word_embeddings=True, lm_head_bias=True, logit_scale=0.5),
+    **{f"{a}, gated": decoder(layer(mlp=MlpSpec(intermediate_size=96, activation=a))) for a in ("gelu", "gelu_tanh", "relu")},
+    **{
+        f"{a}, plain": decoder(layer(mlp=MlpSpec(intermediate_size=96, activation=a, gated=False)))
+        for a in ("silu", "gelu", "relu2")
+    },
+}
+
+
+def difference(spec: ModelSpec, format_name: str, num_tokens: int = 90, **formats: str) -> float:
+    """Largest difference of a logit to the reference's."""
+    weights = random_weights(spec, format_name, **formats)
+    token_ids = np.random.default_rng(2).integers(0, spec.vocab_size, num_tokens).tolist()
+    ours, expected = (
+        Driver(load_backend(name, spec, weights, OPTIONS)).logits(token_ids) for name in ("cpu", "reference")
+    )
+    return float(np.abs(ours - expected).max())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_float_weights(name: str) -> None:
+    assert difference(SPECS[name], "F32") <= FLOAT_BOUND
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_int8_activations(name: str) -> None:
+    assert difference(SPECS[name], "Q8_0") <= INT8_BOUND
+
+
+@pytest.mark.parametrize("format_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_formats(format_name: str) -> None:
+    bound = FLOAT_BOUND if "F" in format_name else INT8_BOUND
+    assert difference(decoder(), format_name) <= bound
+
+
+@pytest.mark.parametrize("format_name", ["Q4_K", "Q5_K", "Q6_K"])
+def test_k_formats(format_name: str) -> None:
+    spec = decoder(layer(mlp=MlpSpec(intermediate_size=256), num_heads=16, num_kv_heads=4), hidden_size=256)
+    assert difference(spec, format_name) <= INT8_BOUND
+
+
+def test_every_matrix_in_a_format_of_its_own() -> None:
+    spec = decoder(layer(mlp=MlpSpec(intermediate_size=256)), hidden_size=256, tie_word_embeddings=True)
+    formats = {"q_proj": "Q4_K", "k_proj": "F16", "v_proj": "Q6_K", "o_proj": "BF16", "gate_proj": "Q5_0"}
+    bound = difference(spec, "Q8_0", **formats, up_proj="F32", down_proj="Q4_1", embed_tokens="Q6_K")
+    assert bound <= INT8_BOUND
+
+
+def test_sizes_that_fill_no_panel() -> None:
+    """Float formats take any width."""
+    spec = decoder(
+        layer(num_heads=3, num_kv_heads=1, head_dim=10, rope=RopeSpec(dim=6), mlp=MlpSpec(intermediate_size=37)),
+        hidden_size=45,
+        vocab_size=67,
+    )
+    assert difference(spec, "F32") <= FLOAT_BOUND
+
+
+def test_a_context_of_several_chunks() -> None:
+    assert difference(decoder(layer(), layer(sliding_window=290)), "F32", num_tokens=390) <= FLOAT_BOUND
+
+
+def test_the_bounds_would_notice() -> None:
+    """A window one token too wide, or a gain of 1.05 for 1, is well above the float bound."""
+    spec = decoder(layer(sliding_window=17), final_norm=True)
+    weights = random_weights(spec, "F32")
+    token_ids = np.random.default_rng(2).integers(0, spec.vocab_size, 90).tolist()
+    ours = Driver(load_backend("cpu", spec, weights, OPTIONS)).logits(token_ids)
+    wider = decoder(layer(sliding_window=18))
+    other = Driver(load_backend("reference", wider, weights, OPTIONS)).logits(token_ids)
+    assert np.abs(ours - other).max() > 5 * FLOAT_BOUND
+    assert MLP.activation == "silu"
