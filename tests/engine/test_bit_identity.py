@@ -95,7 +95,7 @@ def crowd(count: int) -> list[TokenRequest]:
         ask(
             f"other {i}",
             words(i + 1, 3 + 2 * i),
-            max_tokens=4 + i % 13,
+            max_tokens=4 + i % 9,
             temperature=0.5 * (i % 3),
             seed=i,
             logprobs=i % 2,

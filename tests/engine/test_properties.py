@@ -73,7 +73,7 @@ def engines(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(limits=engines(), workload=workloads())
 def test_every_answer_is_what_it_would_be_alone(limits: dict[str, object], workload: list[TokenRequest]) -> None:
     answers = run(make_engine(**limits), workload)  # type: ignore[arg-type]
@@ -139,5 +139,5 @@ class Traffic(RuleBasedStateMachine):
 
 TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
