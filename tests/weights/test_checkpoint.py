@@ -221,11 +221,8 @@ def test_what_a_gguf_says_beside_its_weights(llama: PreTrainedModel, tmp_path: P
     assert checkpoint.config["general.architecture"] == "llama"
     assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((1,), (2,))
     assert checkpoint.generation_config == {"temperature": 0.6, "top_k": 20}
-    assert checkpoint.chat_template == "{{ x }}"
-    assert checkpoint.chat_templates == {"default": "{{ x }}", "tool_use": "{{ y }}"}
     assert (checkpoint.license, checkpoint.license_text) == ("apache-2.0", None)
     assert checkpoint.num_bytes == (tmp_path / "tiny.gguf").stat().st_size
-    assert checkpoint.tokenizer_files == {}
 
 
 def test_frequency_divisors_reach_the_spec(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -264,32 +261,17 @@ def test_a_folder_with_one_gguf_is_that_file(llama: PreTrainedModel, tmp_path: P
 
 def test_what_lies_beside_the_weights(folder: Path) -> None:
     rewrite(folder / "generation_config.json", eos_token_id=[2, 5, 2], temperature=0.6, do_sample=True)
-    rewrite(folder / "tokenizer_config.json", chat_template="{{ old }}")
-    (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("---\nlibrary_name: transformers\nlicense: apache-2.0\n---\nlicense: other\n")
     (folder / "LICENSE").write_bytes(b"\xa9 somebody")
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((1,), (2, 5))
     assert checkpoint.generation_config["temperature"] == 0.6
     assert checkpoint.config["model_type"] == "llama"
-    assert checkpoint.chat_template == "{{ old }}"
-    assert set(checkpoint.tokenizer_files) == {"tokenizer.json", "tokenizer_config.json"}
     assert (checkpoint.license, checkpoint.license_text) == ("apache-2.0", "\ufffd somebody")
 
-    rewrite(folder / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ rag }}"}])
-    (folder / "chat_template.jinja").write_text("{{ new }}")
-    assert open_checkpoint(folder).chat_templates == {"rag": "{{ rag }}", "default": "{{ new }}"}
-
-    for name in ("generation_config.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).unlink()
+    (folder / "generation_config.json").unlink()
     checkpoint = open_checkpoint(folder)
-    assert (checkpoint.eos_token_ids, checkpoint.chat_template, checkpoint.generation_config) == ((2,), None, {})
-
-
-@pytest.mark.parametrize("found", [7, {"a": 1}, ["{{ x }}"], [{"name": "default"}], [{"name": 1, "template": ""}]])
-def test_odd_chat_templates(folder: Path, found: object) -> None:
-    rewrite(folder / "tokenizer_config.json", chat_template=found)
-    assert "tokenizer_config.json: chat_template is " in refusal(folder)
+    assert (checkpoint.eos_token_ids, checkpoint.generation_config) == ((2,), {})
 
 
 @pytest.mark.parametrize("value", [97, -1, "2", [2, 97], [None], True, 2.0])
@@ -482,8 +464,6 @@ def test_smollm2(smollm2_gguf: Path) -> None:
     assert len(checkpoint.weights) == 272
     assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((1,), (2,))
     assert checkpoint.license == "apache-2.0"
-    assert checkpoint.chat_template is not None
-    assert "<|im_start|>" in checkpoint.chat_template
     assert checkpoint.weights["layers.7.q_proj.weight"].format.name == "Q4_1"
     assert checkpoint.weights["embed_tokens.weight"].format.name == "Q8_0"
 
@@ -495,7 +475,6 @@ def test_gemma3(gemma3_gguf: Path) -> None:
     assert len(checkpoint.weights) == 236
     assert (checkpoint.bos_token_ids, checkpoint.eos_token_ids) == ((2,), (1,))
     assert checkpoint.license == "gemma"
-    assert checkpoint.chat_template is None
     assert {t.format.name for t in checkpoint.weights.values()} == {"F32", "Q5_0", "Q8_0", "Q4_K", "Q6_K"}
 
 

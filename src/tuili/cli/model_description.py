@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def describe(files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `--json` prints: sizes in bytes, counts, and the template by its sha256."""
     formats = _formats(checkpoint)
-    template = checkpoint.chat_template
+    from tuili.runtime.text_parts import chat_template_source
+
+    template = chat_template_source(checkpoint)
     return {
         "name": files.name,
         "source": files.source,

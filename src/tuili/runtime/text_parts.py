@@ -9,6 +9,7 @@ from tuili.text.chat_template import ChatTemplate
 from tuili.text.directory_tokenizer import tokenizer_from_directory
 from tuili.text.gguf_tokenizer import tokenizer_from_gguf
 from tuili.text.pretrained import PretrainedTokenizer
+from tuili.text.template_source import DEFAULT, templates_from_directory, templates_from_gguf
 from tuili.text.tokenizer import Tokenizer
 from tuili.weights.checkpoint import Checkpoint
 
@@ -27,8 +28,15 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ..
 
 def open_chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer, override: str | None) -> ChatTemplate | None:
     """The override (Jinja source, or the path of a file with it), else the model's own, else None."""
-    source = checkpoint.chat_template if override is None else _template_source(override)
+    source = chat_template_source(checkpoint) if override is None else _template_source(override)
     return None if source is None else ChatTemplate(source, special_tokens(tokenizer))
+
+
+def chat_template_source(checkpoint: Checkpoint) -> str | None:
+    """The template for conversations, where the model's files have one. Raises ModelFileError."""
+    if checkpoint.source == "gguf":
+        return templates_from_gguf(checkpoint.config).get(DEFAULT)
+    return templates_from_directory(checkpoint.path).get(DEFAULT)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whichever way it was packed: spec, canonical weights, and what text needs.
+"""What a checkpoint holds, whichever way it was packed: spec, canonical weights, end ids, licence.
 
 Knows neither GGUF nor Hugging Face folders.
 """
@@ -6,7 +6,7 @@ Knows neither GGUF nor Hugging Face folders.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,6 @@ class Checkpoint:
     config:            config.json as it is, or GGUF's metadata.
     eos_token_ids:     as the files' configuration names them; the vocabulary may hold more that end a turn.
     generation_config: sampling defaults and limits under the names of generation_config.json.
-    tokenizer_files:   files by name for a Hugging Face tokenizer; empty when `config` is GGUF metadata and
-                       holds the vocabulary itself.
     num_bytes:         size of the files that hold the weights.
     """
 
@@ -36,15 +34,8 @@ class Checkpoint:
     bos_token_ids: tuple[int, ...]
     eos_token_ids: tuple[int, ...]
     num_bytes: int
-    chat_templates: Mapping[str, str] = field(default_factory=dict)
-    tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     license: str | None = None
     license_text: str | None = None
-
-    @property
-    def chat_template(self) -> str | None:
-        """The template for conversations, where the model has one."""
-        return self.chat_templates.get("default")
 
 
 def token_ids(value: object, key: str, vocab_size: int, file_name: str) -> tuple[int, ...]:

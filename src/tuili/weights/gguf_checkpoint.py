@@ -18,7 +18,6 @@ from tuili.weights.gguf import GgufFile
 from tuili.weights.loader import Conventions, canonical_weights
 
 _FREQUENCY_DIVISORS = "rope_freqs.weight"
-_TEMPLATE = "tokenizer.chat_template"
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -51,7 +50,6 @@ def open_gguf(path: Path) -> Checkpoint:
         bos_token_ids=_token_ids(metadata, ("bos",), spec.vocab_size, path.name),
         eos_token_ids=_token_ids(metadata, ("eos", "eot", "eom"), spec.vocab_size, path.name),
         num_bytes=file.num_bytes,
-        chat_templates=_chat_templates(metadata, path.name),
         license=_license(metadata),
     )
 
@@ -101,14 +99,6 @@ def _token_ids(metadata: Mapping[str, Any], roles: tuple[str, ...], vocab_size: 
     keys = [f"tokenizer.ggml.{role}_token_id" for role in roles]
     found = [token_ids(metadata.get(key), key, vocab_size, file_name) for key in keys]
     return tuple(dict.fromkeys(chain.from_iterable(found)))
-
-
-def _chat_templates(metadata: Mapping[str, Any], file_name: str) -> dict[str, str]:
-    templates = {}
-    for key in metadata:
-        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
-            templates[key[len(_TEMPLATE) + 1 :] or "default"] = _text(metadata, key, file_name)
-    return templates
 
 
 def _license(metadata: Mapping[str, Any]) -> str | None:

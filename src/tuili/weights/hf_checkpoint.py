@@ -17,10 +17,6 @@ from tuili.weights.model_directory import ModelDirectory
 from tuili.weights.safetensors import SafetensorsFile, merge_shards, read_weight_map
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("tokenizer.model", "vocab.json", "merges.txt"),
-)
 _LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _LICENSE_LINE = re.compile(r"^license: *[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -34,7 +30,6 @@ def open_huggingface(path: Path) -> Checkpoint:
     conventions = Conventions(names=family.HF_NAMES, transforms=family.HF_TRANSFORMS, ignored=family.HF_IGNORED)
     tensors, num_bytes = _open_tensors(directory)
     generation = directory.json("generation_config.json")
-    files = ((name, directory.find(name)) for name in _TOKENIZER_FILES)
     return Checkpoint(
         path=path,
         source="huggingface",
@@ -45,8 +40,6 @@ def open_huggingface(path: Path) -> Checkpoint:
         bos_token_ids=_token_ids("bos_token_id", generation, raw, spec.vocab_size),
         eos_token_ids=_token_ids("eos_token_id", generation, raw, spec.vocab_size),
         num_bytes=num_bytes,
-        chat_templates=_chat_templates(directory),
-        tokenizer_files={name: found for name, found in files if found is not None},
         license=_license(directory),
         license_text=next(filter(None, (_prose(directory, name) for name in _LICENSE_FILES)), None),
     )
@@ -86,21 +79,6 @@ def _token_ids(key: str, generation: Mapping[str, Any], raw: Mapping[str, Any], 
     if generation.get(key) is not None:
         return token_ids(generation[key], key, vocab_size, "generation_config.json")
     return token_ids(raw.get(key), key, vocab_size, CONFIG)
-
-
-def _chat_templates(directory: ModelDirectory) -> dict[str, str]:
-    """Templates by name. A file of its own is newer than, and goes before, an entry of tokenizer_config.json."""
-    found = directory.json("tokenizer_config.json").get("chat_template")
-    entries = found if isinstance(found, list) else [] if found is None else [{"name": "default", "template": found}]
-    templates = {}
-    for entry in entries:
-        name, template = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(template, str):
-            allowed = "a string or a list of names and templates is allowed"
-            raise ModelFileError(f"tokenizer_config.json: chat_template is {found!r:.80}, {allowed}")
-        templates[name] = template
-    own_file = directory.text("chat_template.jinja")
-    return templates if own_file is None else {**templates, "default": own_file}
 
 
 def _license(directory: ModelDirectory) -> str | None:

@@ -48,7 +48,9 @@ def command(
         text = _rendered(checkpoint, files.name)
         _show(text, {"messages": _SAMPLE, "prompt": text}, as_json)
     elif template:
-        source = _wanted(checkpoint.chat_template, files.name, "chat template")
+        from tuili.runtime.text_parts import chat_template_source
+
+        source = _wanted(chat_template_source(checkpoint), files.name, "chat template")
         _show(source, {"chat_template": source}, as_json)
     elif license_text:
         text = _wanted(checkpoint.license_text or files.licence or checkpoint.license, files.name, "licence")
