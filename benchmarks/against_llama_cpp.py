@@ -73,7 +73,9 @@ def rounds(arguments: argparse.Namespace, model: Pipeline) -> list[dict[str, Any
     pairs = []
     for _ in range(arguments.rounds):
         bandwidth = machine.read_bandwidth_gb_s(128 << 20)
-        pairs.append((measure_tuili(model, rng), measure_llama_cpp(arguments.llama_bench, arguments.model, arguments.threads)))
+        pairs.append(
+            (measure_tuili(model, rng), measure_llama_cpp(arguments.llama_bench, arguments.model, arguments.threads))
+        )
         print(f"bandwidth {bandwidth:5.1f} GB/s  tuili {pairs[-1][0]}  llama.cpp {pairs[-1][1]}")
     return [
         {

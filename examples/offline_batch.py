@@ -1,6 +1,6 @@
 """Completes a few prompts in one batch and tells how each answer ended.
 
-    python examples/offline_batch.py
+python examples/offline_batch.py
 """
 
 from tuili import LLM, SamplingParams

@@ -1,6 +1,6 @@
 """Streams several answers at the same time with asyncio; all share one engine.
 
-    python examples/stream_many.py
+python examples/stream_many.py
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Fetches what the tests read into the cache folder of tests/support/assets.py, each file verified.
 
-    python scripts/fetch_test_assets.py
+python scripts/fetch_test_assets.py
 """
 
 from __future__ import annotations

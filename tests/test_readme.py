@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import assets
 
+from support import assets
 from tuili.store.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +52,9 @@ def test_every_command_named_exists(command: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_python_example_runs(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_example_runs(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TUILI_HOME", str(assets.store_dir()))
     assert Store(assets.store_dir()).path("smollm2:135m") == smollm2_gguf
     (example,) = _blocks(ENGLISH, "python")

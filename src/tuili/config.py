@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -31,20 +31,25 @@ class EngineConfig:
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size") or (
-                f.name == "kv_cache_bytes" and value is not None
-            ):
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise InvalidRequestError(f"{f.name} must be an integer >= 1, got {value!r}", param=f.name)
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes"):
+            self._check_count(name, is_optional=name == "kv_cache_bytes")
         if self.block_size not in BLOCK_SIZES:
-            raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size")
+            raise InvalidRequestError(
+                f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidRequestError(
-                f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, got {self.max_num_batched_tokens}",
+                f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, "
+                f"got {self.max_num_batched_tokens}",
                 param="max_num_batched_tokens",
             )
+
+    def _check_count(self, name: str, *, is_optional: bool) -> None:
+        value = getattr(self, name)
+        if value is None and is_optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidRequestError(f"{name} must be an integer >= 1, got {value!r}", param=name)
 
 
 def store_dir() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def _request(params: SamplingParams) -> TokenRequest:
 
 def _deltas(ids: Sequence[int], cuts: Sequence[int], with_logprobs: bool = False) -> Iterator[TokenDelta]:
     edges = [0, *sorted({c for c in cuts if 0 < c < len(ids)}), len(ids)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = tuple(ids[start:stop])
         yield TokenDelta(
             request_id="r",
@@ -82,7 +83,14 @@ def test_a_stop_string_asks_for_the_engine_to_be_told_and_later_deltas_are_dropp
 def test_the_stop_token_is_counted_but_not_shown(tokenizer: Tokenizer) -> None:
     ids = (*tokenizer.encode("Fine"), tokenizer.eos_token_ids[0])
     deltas = [
-        TokenDelta(request_id="r", index=0, token_ids=ids, finish_reason="stop", stop_token_id=ids[-1], num_cached_tokens=2)
+        TokenDelta(
+            request_id="r",
+            index=0,
+            token_ids=ids,
+            finish_reason="stop",
+            stop_token_id=ids[-1],
+            num_cached_tokens=2,
+        )
     ]
     params = SamplingParams(skip_special_tokens=False)
     output = _fold(_events(tokenizer, params, iter(deltas)))

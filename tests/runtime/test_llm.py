@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(llm: LLM) -> None:
     ("prompt", "message"),
     [
         ({"prompt_token_ids": [49152]}, r"\[0, 49152\), got 49152"),
-        ({"prompt_token_ids": []}, "at least one token"),
+        ({"prompt_token_ids": []}, "give at least one token"),
         ({"text": "x"}, r"got \['text'\]"),
         ({"prompt": None}, "exactly one of"),
     ],

@@ -30,5 +30,6 @@ def test_gemma3_is_within_half_a_percent_of_llama_cpp(gemma3_gguf: Path, wikitex
 
 def test_a_text_without_a_whole_chunk_is_refused(smollm2_gguf: Path) -> None:
     options = LoadOptions(max_model_len=1024, backend="reference")
-    with open_model(str(smollm2_gguf), options) as model, pytest.raises(InvalidRequestError, match="one chunk needs 512"):
-        perplexity(model, "too short")
+    with open_model(str(smollm2_gguf), options) as model:  # noqa: SIM117
+        with pytest.raises(InvalidRequestError, match="one chunk needs 512"):
+            perplexity(model, "too short")

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+
 from support.batches import Driver
 from support.random_models import decoder, random_weights
-
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.cpu import _native

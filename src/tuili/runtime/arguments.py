@@ -52,7 +52,8 @@ class LLMArguments:
         known = {f.name for f in fields(cls)}
         for name in arguments:
             if name not in known:
-                raise InvalidRequestError(f"unknown argument {name!r}; known are {', '.join(sorted(known))}", param=name)
+                allowed = ", ".join(sorted(known))
+                raise InvalidRequestError(f"unknown argument {name!r}; known are {allowed}", param=name)
         parsed = cls(**arguments)
         parsed._check()
         return parsed

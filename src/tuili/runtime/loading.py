@@ -96,7 +96,9 @@ def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
     limit = checkpoint.spec.max_position
     wanted = options.max_model_len or limit
     if wanted > limit:
-        raise InvalidRequestError(f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len")
+        raise InvalidRequestError(
+            f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len"
+        )
     backend_options = BackendOptions(max_model_len=wanted, num_threads=options.num_threads)
     return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
 

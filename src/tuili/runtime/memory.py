@@ -61,8 +61,8 @@ def kv_cache_bytes(demand: CacheDemand, free_bytes: int) -> int:
     one = demand.one_sequence_bytes
     if one > limit:
         raise InsufficientMemoryError(
-            f"a context of {demand.max_model_len} tokens needs {one / 2**20:.0f} MiB of KV cache, {limit / 2**20:.0f} MiB are "
-            f"available for it: lower max_model_len to {_fitting_len(demand, limit)}"
+            f"a context of {demand.max_model_len} tokens needs {one / 2**20:.0f} MiB of KV cache, "
+            f"{limit / 2**20:.0f} MiB are available for it: lower max_model_len to {_fitting_len(demand, limit)}"
         )
     return min(one * demand.max_num_seqs, limit)
 

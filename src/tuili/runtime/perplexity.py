@@ -22,9 +22,7 @@ class Perplexity:
     num_chunks: int
 
 
-def perplexity(
-    pipeline: Pipeline, text: str, *, context_len: int = 512, num_chunks: int | None = None
-) -> Perplexity:
+def perplexity(pipeline: Pipeline, text: str, *, context_len: int = 512, num_chunks: int | None = None) -> Perplexity:
     """Cuts `text` into disjoint chunks of context_len tokens and scores the second half of each.
 
     A vocabulary that begins texts with a bos token has it at the head of every chunk, in place of

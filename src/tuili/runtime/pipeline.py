@@ -11,6 +11,7 @@ import secrets
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tuili.backend import Backend
 from tuili.engine.client import InProcess
@@ -43,7 +44,7 @@ class Pipeline:
     loop: EngineLoop
     max_model_len: int
     max_num_seqs: int
-    default_sampling: Mapping[str, object]
+    default_sampling: Mapping[str, Any]
     load_s: float
 
     def __post_init__(self) -> None:
@@ -117,9 +118,7 @@ class Pipeline:
         )
 
     def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
-        given = [
-            name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None
-        ]
+        given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise InvalidRequestError(
@@ -130,7 +129,7 @@ class Pipeline:
         if request.prompt is not None:
             ids = self.tokenizer.encode(request.prompt)
             if not ids:
-                raise InvalidRequestError("prompt is empty: at least one token is needed", param="prompt")
+                raise InvalidRequestError("prompt is empty: give at least one token", param="prompt")
             return PromptTokens(tuple(ids), request.prompt)
         rendered = self.render(request)
         return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
@@ -141,7 +140,7 @@ class Pipeline:
         if request.chat_template is not None:
             template = ChatTemplate(request.chat_template, special_tokens(self.tokenizer))
         if template is None:
-            raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or a template of your own")
+            raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
         return template.render(
             request.messages or (),
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
@@ -151,7 +150,7 @@ class Pipeline:
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
-            raise InvalidRequestError("prompt_token_ids is empty: at least one token is needed", param="prompt_token_ids")
+            raise InvalidRequestError("prompt_token_ids is empty: give at least one token", param="prompt_token_ids")
         size = self.spec.vocab_size
         for token_id in ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
