@@ -174,8 +174,7 @@ void bind_rows(nb::module_& m) {
     m.def("softcap", softcap, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("cap"));
     m.def("rope", rope, nb::arg("isa"), nb::arg("head").noconvert(), nb::arg("cos"), nb::arg("sin"));
     m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));
-    m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"),
-          nb::arg("out").noconvert());
+    m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
     m.def("attention", attention, nb::arg("isa"), nb::arg("queries"), nb::arg("keys"), nb::arg("values"),
           nb::arg("block_size"), nb::arg("window"), nb::arg("scale"), nb::arg("logit_softcap"),
           nb::arg("out").noconvert());

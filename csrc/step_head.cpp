@@ -1,16 +1,9 @@
 // The head part of a step: logits of the sampled rows in bounded tiles, logprobs and the choice of tokens.
-#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "step.h"
 
 namespace tuili {
-namespace {
-
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-}  // namespace
 
 void Step::run_head(Worker& worker) {
     const int tile = work_.head_rows(batch_.num_rows);
@@ -24,12 +17,10 @@ void Step::run_head(Worker& worker) {
 
 // Several rows may read the same token, so its residual row stays as it is.
 void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
-    WorkerScratch& own = scratch(worker);
-    std::fill_n(own.best_logits.data(), num_rows, kLowest);
-    std::fill_n(own.best_ids.data(), num_rows, spec_.vocab_size);
     const size_t row_bytes = spec_.hidden_size * sizeof(float);
     worker.stage(num_rows, [&](int index) {
         const int row = first_row + index, token = batch_.sample_rows[row];
+        WorkerScratch& own = scratch(worker);
         float* x = own.head_row.data();
         std::memcpy(x, x_row(token), row_bytes);
         finish_sublayer(own, x, y_row(token), spec_.layers.back(), weights_.layers().back().mlp_post_norm);
@@ -43,43 +34,33 @@ void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
 }
 
 void Step::project_logits(Worker& worker, int first_row, int num_rows) {
-    WorkerScratch& own = scratch(worker);
     Activations head = work_.head.view(spec_.hidden_size);
     head.num_rows = num_rows;
     multiply(worker, {&weights_.head()}, head, [&](int, int panel, int begin, int end, float* values) {
-        const int id = panel * kPanelCols, width = std::min(kPanelCols, spec_.vocab_size - id);
+        const int width = std::min(kPanelCols, spec_.vocab_size - panel * kPanelCols);
         const int count = (end - begin) * kPanelCols;
         if (spec_.logit_scale != 1.0f) kernels_.multiply(values, spec_.logit_scale, count);
         if (spec_.logit_softcap > 0.0f) kernels_.softcap(values, spec_.logit_softcap, count);
         for (int index = begin; index < end; index++, values += kPanelCols) {
             if (work_.needs_logits[first_row + index]) {
                 float* logits = work_.logits.data() + static_cast<size_t>(index) * spec_.vocab_size;
-                std::memcpy(logits + id, values, width * sizeof(float));
-                continue;
-            }
-            const int best = kernels_.argmax(values, width);
-            const bool is_tie = values[best] == own.best_logits.data()[index] && id < own.best_ids.data()[index];
-            if (values[best] > own.best_logits.data()[index] || is_tie) {
-                own.best_logits.data()[index] = values[best];
-                own.best_ids.data()[index] = id + best;
+                std::memcpy(logits + panel * kPanelCols, values, width * sizeof(float));
+            } else {
+                const size_t at = static_cast<size_t>(index) * weights_.head().weight.num_panels() + panel;
+                const int best = kernels_.argmax(values, width);
+                work_.panel_best.data()[at] = values[best];
+                work_.panel_best_offset.data()[at] = static_cast<uint8_t>(best);
             }
         }
     });
 }
 
-// The best of what the workers have seen; of equals the lowest id.
+// The largest logit's id, of equals the lowest, from each panel's.
 int Step::greedy_choice(int index) const {
-    float best = kLowest;
-    int id = spec_.vocab_size;
-    for (const auto& worker : work_.workers) {
-        const float logit = worker.best_logits.data()[index];
-        const int candidate = worker.best_ids.data()[index];
-        if (logit > best || (logit == best && candidate < id)) {
-            best = logit;
-            id = candidate;
-        }
-    }
-    return id < spec_.vocab_size ? id : 0;
+    const int num_panels = weights_.head().weight.num_panels();
+    const size_t row = static_cast<size_t>(index) * num_panels;
+    const int panel = kernels_.argmax(work_.panel_best.data() + row, num_panels);
+    return panel * kPanelCols + work_.panel_best_offset.data()[row + panel];
 }
 
 void Step::finish_row(WorkerScratch& scratch, int row, int index) {

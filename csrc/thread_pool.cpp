@@ -7,69 +7,90 @@
 namespace tuili {
 namespace {
 
+constexpr auto kStageSpin = std::chrono::microseconds(1000);  // sleeping inside a step costs more than it saves
 constexpr auto kIdleSpin = std::chrono::microseconds(100);
 constexpr int kHintsPerClockRead = 32;
 
-// A share packs epoch, first and last into 64 bits.
+// A share is epoch, first, last in 16, 24 and 24 bits.
 constexpr int kItemBits = 24;
 constexpr uint64_t kItemMask = (uint64_t{1} << kItemBits) - 1;
 
-uint64_t pack(uint16_t epoch, uint64_t first, uint64_t last) {
+uint64_t pack_share(uint16_t epoch, uint64_t first, uint64_t last) {
     return uint64_t{epoch} << (2 * kItemBits) | first << kItemBits | last;
 }
+uint16_t share_epoch(uint64_t share) { return static_cast<uint16_t>(share >> (2 * kItemBits)); }
 
-// Waits until `flag` has reached `target` (modulo 2^32): spinning first, then asleep.
-void wait_until(const std::atomic<uint32_t>& flag, uint32_t target) {
-    auto reached = [target](uint32_t value) { return static_cast<int32_t>(value - target) >= 0; };
-    uint32_t value = flag.load(std::memory_order_acquire);
-    if (reached(value)) return;
-    const auto deadline = std::chrono::steady_clock::now() + kIdleSpin;
+// The door is run, open, joined in 22, 1 and 9 bits.
+constexpr uint32_t kJoined = 1;
+constexpr uint32_t kJoinedMask = (1u << 9) - 1;
+constexpr uint32_t kOpen = 1u << 9;
+constexpr uint32_t kRun = 1u << 10;
+
+// Epochs wrap: a is before b if the way from a to b is short.
+bool is_before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
+bool is_before(uint16_t a, uint16_t b) { return static_cast<int16_t>(a - b) < 0; }
+
+// Returns the first value of `word` that `accepts` takes: spinning first, then asleep.
+template <class Accepts>
+uint32_t wait_for(const std::atomic<uint32_t>& word, std::chrono::microseconds spin, Accepts accepts) {
+    uint32_t value = word.load(std::memory_order_acquire);
+    if (accepts(value)) return value;
+    const auto deadline = std::chrono::steady_clock::now() + spin;
     do {
         for (int i = 0; i < kHintsPerClockRead; i++) {
             spin_hint();
-            value = flag.load(std::memory_order_acquire);
-            if (reached(value)) return;
+            value = word.load(std::memory_order_acquire);
+            if (accepts(value)) return value;
         }
     } while (std::chrono::steady_clock::now() < deadline);
-    for (; !reached(value); value = flag.load(std::memory_order_acquire)) flag.wait(value, std::memory_order_acquire);
+    for (; !accepts(value); value = word.load(std::memory_order_acquire)) word.wait(value, std::memory_order_acquire);
+    return value;
 }
 
 }  // namespace
 
 // Claims an item of `owner`'s share, its own from the front and others' from the back; -1 when none is left.
-// Whoever comes first sets a share up for the stage: all know its bounds, and the barrier before this stage
-// guarantees that nobody still works on the last one.
+// Whoever comes first sets a share up for the stage, as all know its bounds.
 int Worker::next_item(int owner, uint32_t num_items) {
     auto& share = pool_->team_->shares[owner].value;
-    const auto size = static_cast<uint64_t>(pool_->size());
+    const auto size = static_cast<uint64_t>(pool_->size()), place = static_cast<uint64_t>(owner);
     const auto epoch = static_cast<uint16_t>(epoch_);
     uint64_t value = share.load(std::memory_order_relaxed);
     for (;;) {
         uint64_t first = (value >> kItemBits) & kItemMask;
         uint64_t last = value & kItemMask;
-        if (static_cast<uint16_t>(value >> (2 * kItemBits)) != epoch) {
-            first = num_items * static_cast<uint64_t>(owner) / size;
-            last = num_items * (static_cast<uint64_t>(owner) + 1) / size;
+        if (is_before(epoch, share_epoch(value))) return -1;  // the others have finished this stage
+        const bool is_new = share_epoch(value) != epoch;
+        if (is_new) {
+            first = (num_items * place + size - 1) / size;
+            last = (num_items * (place + 1) + size - 1) / size;
         }
         const bool is_empty = first >= last;
-        const bool is_own = owner == index;
-        uint64_t item = is_own ? first : last - 1;
-        if (is_empty && static_cast<uint16_t>(value >> (2 * kItemBits)) == epoch) return -1;
-        if (!is_empty) (is_own ? first++ : last--);
-        if (share.compare_exchange_weak(value, pack(epoch, first, last), std::memory_order_relaxed)) {
+        if (is_empty && !is_new) return -1;
+        const uint64_t item = owner == index ? first : last - 1;
+        if (!is_empty) (owner == index ? first++ : last--);
+        if (share.compare_exchange_weak(value, pack_share(epoch, first, last), std::memory_order_relaxed)) {
             return is_empty ? -1 : static_cast<int>(item);
         }
     }
 }
 
-void Worker::barrier() {
-    auto& arrived = pool_->team_->arrived;
-    auto& mine = arrived[index].value;
-    mine.store(epoch_, std::memory_order_seq_cst);
-    mine.notify_all();
-    for (int other = 0; other < pool_->size(); other++) {
-        if (other != index) wait_until(arrived[other].value, epoch_);
+// Adds what this worker has done and waits for the rest. Who adds the last announces the stage's completion.
+void Worker::finish_stage(uint32_t num_done, uint32_t num_items) {
+    auto& team = *pool_->team_;
+    if (num_done > 0) {
+        uint64_t value = team.done.value.load(std::memory_order_relaxed), sum;
+        do {
+            const bool is_first = static_cast<uint32_t>(value >> 32) != epoch_;
+            sum = (is_first ? uint64_t{epoch_} << 32 : value) + num_done;
+        } while (!team.done.value.compare_exchange_weak(value, sum, std::memory_order_acq_rel));
+        if (static_cast<uint32_t>(sum) == num_items) {
+            team.completed.value.store(epoch_, std::memory_order_seq_cst);
+            team.completed.value.notify_all();
+            return;
+        }
     }
+    wait_for(team.completed.value, kStageSpin, [this](uint32_t stage) { return !is_before(stage, epoch_); });
 }
 
 ThreadPool::ThreadPool(int num_threads) : size_(num_threads) { caller_.pool_ = this; }
@@ -85,8 +106,8 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::stop() {
     team_->quit.store(true, std::memory_order_relaxed);
-    team_->generation.value.fetch_add(1, std::memory_order_seq_cst);
-    team_->generation.value.notify_all();
+    team_->door.value.fetch_add(kRun, std::memory_order_seq_cst);
+    team_->door.value.notify_all();
     for (auto& thread : team_->threads) thread.join();
     team_.reset();
     process_id_ = -1;
@@ -107,28 +128,41 @@ void ThreadPool::spawn() {
     }
 }
 
+// A worker's life: wait for a run, join it while it may be joined, leave it.
 void ThreadPool::serve(Team& team, int index) {
     FlushDenormals flush;
     Worker worker;
     worker.index = index;
     worker.pool_ = this;
-    for (uint32_t run = 1;; run++) {
-        wait_until(team.generation.value, run);
+    for (uint32_t last_run = 0;;) {
+        auto is_new = [last_run](uint32_t door) { return door / kRun != last_run; };
+        uint32_t door = wait_for(team.door.value, kIdleSpin, is_new);
+        last_run = door / kRun;
         if (team.quit.load(std::memory_order_relaxed)) return;
+        bool has_joined = false;
+        while (!has_joined && (door & kOpen) != 0 && door / kRun == last_run) {
+            has_joined = team.door.value.compare_exchange_weak(door, door + kJoined, std::memory_order_acquire);
+        }
+        if (!has_joined) continue;
+        worker.epoch_ = team.first_epoch;
         team.entry(team.context, worker);
-        worker.stage(0, [](int) {});
+        door = team.door.value.fetch_sub(kJoined, std::memory_order_seq_cst) - kJoined;
+        if ((door & (kOpen | kJoinedMask)) == 0) team.door.value.notify_all();  // the caller may wait for the last
     }
 }
 
 void ThreadPool::start(Entry entry, void* context) {
     if (process_id_ != process_id()) spawn();
     FlushDenormals flush;
+    auto& door = team_->door.value;
     team_->entry = entry;
     team_->context = context;
-    team_->generation.value.fetch_add(1, std::memory_order_seq_cst);
-    team_->generation.value.notify_all();
+    team_->first_epoch = caller_.epoch_;
+    door.store((door.load(std::memory_order_relaxed) / kRun + 1) * kRun | kOpen, std::memory_order_seq_cst);
+    door.notify_all();
     entry(context, caller_);
-    caller_.stage(0, [](int) {});
+    door.fetch_and(~kOpen, std::memory_order_seq_cst);
+    wait_for(door, kStageSpin, [](uint32_t value) { return (value & kJoinedMask) == 0; });
 }
 
 }  // namespace tuili

@@ -1,5 +1,8 @@
-// A team of persistent threads that work in lockstep: stages of numbered items, a barrier after each.
-// The caller is worker 0. Idle workers spin briefly, then sleep. Knows nothing of what is computed.
+// A team of persistent threads that work through stages of numbered items; a stage begins when all items of the last
+// one are done. The caller is worker 0. Idle workers spin briefly, then sleep. Knows nothing of what is computed.
+//
+// Nobody waits for a thread, only for items: a worker that wakes late, or that the system runs elsewhere, holds nothing
+// back but what it has in hand; the others do its share, and it joins in wherever they are.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -18,18 +21,18 @@ class Worker {
   public:
     int index = 0;
 
-    // Calls work(item) for this worker's share of the items [0, num_items), num_items < 2^24, then waits until
-    // all items of all workers are done. Every worker of a run makes the same calls in the same order.
+    // Calls work(item) for some of the items [0, num_items), num_items < 2^24, and returns when all are done by
+    // whichever workers. Every worker of a run makes the same calls in the same order, and may find all done.
     template <class Work>
     void stage(int num_items, Work&& work);
 
   private:
     friend class ThreadPool;
     int next_item(int owner, uint32_t num_items);
-    void barrier();
+    void finish_stage(uint32_t num_done, uint32_t num_items);
 
     ThreadPool* pool_ = nullptr;
-    uint32_t epoch_ = 0;  // stages begun
+    uint32_t epoch_ = 0;  // stages begun, over all runs
 };
 
 class ThreadPool {
@@ -41,8 +44,9 @@ class ThreadPool {
 
     int size() const { return size_; }
 
-    // Runs body(worker) on all workers and returns when all are done. `body` must not throw.
-    // One caller at a time. In a forked child the threads are started anew.
+    // Runs body(worker) on worker 0 and on every other that is there in time, and returns when all have left it.
+    // `body` must not throw and must do everything it does in stages. One caller at a time. In a forked child the
+    // threads are started anew.
     template <class Body>
     void run(Body&& body) {
         start([](void* context, Worker& worker) { (*static_cast<Body*>(context))(worker); }, &body);
@@ -52,21 +56,20 @@ class ThreadPool {
     friend class Worker;
     using Entry = void (*)(void*, Worker&);
 
-    // Items [first, last) of the stage `epoch` that nobody has claimed, in one word so that a claim is one exchange.
-    struct alignas(64) Share {
-        std::atomic<uint64_t> value{0};
-    };
-    struct alignas(64) Flag {
-        std::atomic<uint32_t> value{0};
+    template <class T>
+    struct alignas(64) Padded {
+        std::atomic<T> value{0};
     };
     struct Team {
-        explicit Team(int size) : shares(size), arrived(size) {}
-        std::vector<Share> shares;
-        std::vector<Flag> arrived;
-        Flag generation;  // runs begun
+        explicit Team(int size) : shares(size) {}
+        std::vector<Padded<uint64_t>> shares;  // of each worker: items of a stage that nobody has claimed
+        Padded<uint64_t> done;                 // a stage and how many of its items are done
+        Padded<uint32_t> completed;            // the last stage of which all are done
+        Padded<uint32_t> door;                 // run number, whether it may be joined, how many have joined
         std::atomic<bool> quit{false};
         Entry entry = nullptr;
         void* context = nullptr;
+        uint32_t first_epoch = 0;
         std::vector<std::thread> threads;
     };
 
@@ -84,12 +87,14 @@ class ThreadPool {
 template <class Work>
 void Worker::stage(int num_items, Work&& work) {
     epoch_++;
+    if (num_items == 0) return;
     const int size = pool_->size();
+    uint32_t num_done = 0;
     for (int offset = 0; offset < size; offset++) {
         const int owner = (index + offset) % size;
-        for (int item; (item = next_item(owner, static_cast<uint32_t>(num_items))) >= 0;) work(item);
+        for (int item; (item = next_item(owner, static_cast<uint32_t>(num_items))) >= 0; num_done++) work(item);
     }
-    barrier();
+    finish_stage(num_done, static_cast<uint32_t>(num_items));
 }
 
 }  // namespace tuili

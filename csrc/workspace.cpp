@@ -127,10 +127,11 @@ void Workspace::reserve_head(int num_rows) {
     const bool has_logits =
         std::any_of(needs_logits.begin(), needs_logits.end(), [](uint8_t need) { return need != 0; });
     if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * vocab_size_);
+    const size_t num_panels = (static_cast<size_t>(vocab_size_) + kPanelCols - 1) / kPanelCols;
+    panel_best.reserve(num_rows * num_panels);
+    panel_best_offset.reserve(num_rows * num_panels);
     for (auto& worker : workers) {
-        worker.best_logits.reserve(num_rows);
-        worker.best_ids.reserve(num_rows);
-        if (!has_logits) continue;
+        if (!has_logits) break;
         worker.adjusted.reserve(vocab_size_);
         worker.sampler.reserve(vocab_size_);
     }

@@ -65,8 +65,6 @@ struct WorkerScratch {
     Buffer<float> row, head_row;  // [hidden]
     Buffer<float> scores;         // [max_unit_rows][256]
     Buffer<float> state, chunk;   // attention states
-    Buffer<float> best_logits;    // [head rows] of the panels this worker did
-    Buffer<int32_t> best_ids;     // [head rows]
     Buffer<float> adjusted;       // [vocab] logits while sampling changes them
     Sampler sampler;
 };
@@ -110,6 +108,8 @@ class Workspace {
     ActivationBuffer hidden, attention, mlp, head;
     Buffer<float> partials;             // attention states of chunks
     Buffer<float> logits;               // [head rows][vocab]
+    Buffer<float> panel_best;           // [head rows][panels of the head] largest logit of a panel
+    Buffer<uint8_t> panel_best_offset;  // its column
     std::vector<int32_t> input_ids;     // with carried tokens filled in
     std::vector<uint8_t> needs_logits;  // [num_rows] 0: the largest logit's id is all that is wanted
     std::vector<AttentionTask> tasks;
