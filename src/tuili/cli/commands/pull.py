@@ -16,7 +16,9 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            help="smollm2:135m, gemma3:270m, or a Hugging Face org/name[:quantization].", autocompletion=complete_model
+            metavar="NAME",
+            help="smollm2:135m, gemma3:270m, or a Hugging Face org/name[:quantization].",
+            autocompletion=complete_model,
         ),
     ],
 ) -> None:

@@ -1,0 +1,61 @@
+"""The command line run in this process: its exit code and what it wrote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.fake_pipeline import FakePipeline
+from tuili.cli.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+class _Input(io.TextIOWrapper):
+    """Standard input: a pipe with these bytes, or a terminal."""
+
+    def __init__(self, data: bytes, is_terminal: bool) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUILI_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TUILI_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: str, stdin: bytes = b"", is_terminal: bool = False) -> Outcome:
+        monkeypatch.setattr("sys.stdin", _Input(stdin, is_terminal))
+        code = main(list(arguments))
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def pipeline(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    """What `run` loads for the model m.gguf, which is a file beside it."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    fake = FakePipeline()
+    monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: fake)
+    return fake

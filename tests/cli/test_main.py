@@ -1,0 +1,119 @@
+"""The command as a whole: help, version, errors in one line, exit codes, speed of starting."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tuili
+from tuili.cli import commands
+from tuili.cli.main import INTERRUPTED, build_app, main
+from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.registry import discover
+
+from .conftest import Cli
+
+COMMANDS = sorted(discover(commands))
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    for arguments in ((), ("--help",), ("-h",)):
+        outcome = cli(*arguments)
+        assert outcome.code == 0
+        assert all(name in outcome.out for name in COMMANDS)
+    assert COMMANDS == ["doctor", "fsck", "list", "pull", "rm", "run", "show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_without_loading_anything(cli: Cli, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"Usage: tuili {command}" in outcome.out
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"tuili {tuili.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nonsense",), "No such command 'nonsense'."),
+        (("pull",), "Missing argument 'NAME'"),
+        (("list", "--colour"), "No such option: --colour"),
+        (("run", "--top-k", "many", "hi"), "Invalid value for '--top-k': "),
+        (("run", "--temperature", "9", "hi"), "temperature must be in [0, 2], got 9.0"),
+        (("run", "--min-tokens", "5", "--max-tokens", "3", "hi"), "min_tokens must be in [0, max_tokens = 3], got 5"),
+        (("run", "one", "two"), "prompt must be one argument, found 2 starting with 'one': put it in quotes"),
+        (("run", ""), "prompt is empty"),
+        (("run",), "no prompt: give one, pipe text in, or chat from a terminal"),
+        (("pull", "a\x1b[2J"), "model name 'a\\x1b[2J' must be"),
+        (("show", "smollm2", "--path", "--template"), "only one of --rendered, --tokens, --path"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    outcome = cli(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error: {message}")
+    assert outcome.err.count("\n") == 1
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ModelNotFoundError("no\nmodel \x1b[31m"), 1, "error: no model  [31m\n"),
+        (InvalidRequestError("bad"), 2, "error: bad\n"),
+        (KeyboardInterrupt(), INTERRUPTED, ""),
+        (MemoryError(), 1, "error: out of memory\n"),
+        (KeyError("x"), 1, "error: internal error, KeyError: 'x' (TUILI_DEBUG=1 shows where)\n"),
+    ],
+)
+def test_failures_end_in_a_line_and_a_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    monkeypatch.setattr("tuili.cli.commands.list.command", _raising(error))
+    outcome = cli("list")
+    assert (outcome.code, outcome.err) == (code, message)
+
+
+def test_debugging_keeps_the_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuili.cli.commands.list.command", _raising(ModelNotFoundError("gone")))
+    monkeypatch.setenv("TUILI_DEBUG", "1")
+    with pytest.raises(ModelNotFoundError, match="gone"):
+        main(["list"])
+
+
+def test_a_reader_that_leaves_is_no_error(home: Path) -> None:
+    command = f"{sys.executable} -m tuili.cli.main --help | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Usage: tuili")
+    assert done.stderr == ""
+
+
+def test_starting_loads_no_heavy_module(home: Path) -> None:
+    heavy = (
+        "{'numpy', 'httpx', 'huggingface_hub', 'tokenizers', 'jinja2', 'rich', 'tqdm', 'certifi', 'psutil', 'asyncio'}"
+    )
+    code = f"import sys, tuili.cli.main as m; m.main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_shells_can_be_taught_completion(home: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        command = [sys.executable, "-m", "tuili.cli.main", "--show-completion", shell]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "tuili" in done.stdout
+    assert build_app() is not None

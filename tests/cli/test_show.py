@@ -1,0 +1,91 @@
+"""`tuili show` and `tuili doctor` on real models and on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tuili.cli.commands import doctor
+
+from .conftest import Cli
+
+
+def test_show_describes_smollm2(cli: Cli, smollm2_gguf: Path) -> None:
+    description = json.loads(cli("show", str(smollm2_gguf), "--json").out)
+    assert description["num_parameters"] == 134_515_008
+    assert description["spec"]["layers"] == [
+        {"count": 30, "what": "attention 9 heads (3 kv) of 64, rope 100000; mlp 1536 silu gated"}
+    ]
+    assert {name: entry["num_tensors"] for name, entry in description["formats"].items()} == {
+        "Q4_1": 210,
+        "Q8_0": 1,
+        "F32": 61,
+    }
+    lines = dict(line.split("  ", 1) for line in cli("show", str(smollm2_gguf)).out.splitlines() if line[0] != " ")
+    assert lines["parameters"].strip() == "134.5M"
+    assert lines["context"].strip() == "8192 tokens"
+    assert lines["template"].strip().startswith("sha256 ")
+
+
+def test_show_describes_a_windowed_model_without_a_template(cli: Cli, gemma3_gguf: Path) -> None:
+    out = cli("show", str(gemma3_gguf)).out
+    assert "15 x attention 4 heads (1 kv) of 256, window 512, rope 10000; mlp 2048 gelu_tanh gated" in out
+    assert "3 x attention 4 heads (1 kv) of 256, rope 1e+06; mlp 2048 gelu_tanh gated" in out
+    assert "template     none: prompts are completed as they are" in out
+    for flag in ("--template", "--rendered"):
+        outcome = cli("show", str(gemma3_gguf), flag)
+        assert (outcome.code, outcome.err) == (2, f"error: {gemma3_gguf} has no chat template\n")
+
+
+def test_show_renders_the_exact_prompt(cli: Cli, smollm2_gguf: Path) -> None:
+    out = cli("show", str(smollm2_gguf), "--rendered").out
+    assert out.endswith("<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n\n")
+    template = cli("show", str(smollm2_gguf), "--template", "--json").out
+    digest = hashlib.sha256(json.loads(template)["chat_template"].encode()).hexdigest()
+    assert json.loads(cli("show", str(smollm2_gguf), "--json").out)["chat_template"] == digest
+
+
+def test_show_cuts_a_text_into_tokens(cli: Cli, smollm2_gguf: Path) -> None:
+    assert cli("show", str(smollm2_gguf), "--tokens", "Hello wörld 🎉").out.splitlines() == [
+        "   19556  'Hello'",
+        "     267  ' w'",
+        "   29989  'ör'",
+        "     400  'ld'",
+        "   15107  b' \\xf0\\x9f'",
+        "     232  b'\\x8e'",
+        "     227  b'\\x89'",
+        "7 tokens",
+    ]
+    assert json.loads(cli("show", str(smollm2_gguf), "--tokens", "", "--json").out) == []
+
+
+def test_show_tells_the_path(cli: Cli, smollm2_gguf: Path) -> None:
+    assert cli("show", str(smollm2_gguf), "--path").out == f"{smollm2_gguf}\n"
+
+
+def test_show_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"nonsense")
+    outcome = cli("show", "x.gguf")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: x.gguf")
+    assert cli("show", "smollm").err == "error: model 'smollm' is not known: did you mean 'smollm2:135m'?\n"
+
+
+def test_doctor_reports_this_machine(cli: Cli) -> None:
+    report = json.loads(cli("doctor", "--json").out)
+    assert report["total_memory_bytes"] > 0
+    assert {"tuili", "numpy", "tokenizers"} <= report["versions"].keys()
+    assert report["store"]["num_models"] == 0
+    out = cli("doctor").out
+    assert [line.split()[0] for line in out.splitlines()][-4:] == ["store", "versions", "python", "system"]
+    if report["processor"] is not None:
+        threads = report["processor"]["threads"]
+        assert f"{threads['num_threads']}, by {threads['reason']} (affinity {threads['affinity']}, " in out
+
+
+def test_doctor_works_without_the_native_backend(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_processor", lambda: None)
+    assert cli("doctor").out.startswith("processor     the native backend is not built: reinstall tuili\n")
