@@ -55,7 +55,7 @@ void Step::run_layer(Worker& worker, int layer) {
         begin_sublayer(scratch(worker), token, w.mlp_norm);
     });
     run_mlp(worker, layer);
-    if (layer + 1 == static_cast<int>(spec_.layers.size())) return;  // the head finishes the rows it samples
+    if (is_last_layer(layer)) return;  // the head finishes the rows it samples
     worker.stage(batch_.num_tokens, [&](int token) {
         finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.mlp_post_norm);
         begin_sublayer(scratch(worker), token, layer_weights(layer + 1).attn_norm);
@@ -112,20 +112,24 @@ void Step::project_qkv(Worker& worker, int layer) {
     const int starts[3] = {0, a.q_size(), a.q_size() + a.kv_size()};
     const Linear* linears[3] = {&w.q, &w.k, &w.v};
     const Activations hidden = work_.hidden.view(spec_.hidden_size);
-    multiply(worker, {&w.q, &w.k, &w.v}, hidden, [&](int index, int panel, int begin, int end, const float* values) {
-        const int width = panel_width(linears[index]->weight.rows, panel);
-        for (int token = begin; token < end; token++, values += kPanelCols) {
-            std::memcpy(qkv_row(token) + starts[index] + panel * kPanelCols, values, width * sizeof(float));
-        }
-    });
+    multiply(worker, {&w.q, &w.k, &w.v}, &w.o, hidden,
+             [&](int index, int panel, int begin, int end, const float* values) {
+                 const int width = panel_width(linears[index]->weight.rows, panel);
+                 for (int token = begin; token < end; token++, values += kPanelCols) {
+                     std::memcpy(qkv_row(token) + starts[index] + panel * kPanelCols, values, width * sizeof(float));
+                 }
+             });
 }
 
 void Step::project_attention(Worker& worker, int layer) {
     const LayerSpec& spec = layer_spec(layer);
+    const LayerWeights& w = layer_weights(layer);
     const Activations input = work_.attention.view(spec.attention.q_size());
-    multiply(worker, {&layer_weights(layer).o}, input, [&](int, int panel, int begin, int end, const float* values) {
-        for (int token = begin; token < end; token++, values += kPanelCols) add_output(spec, panel, token, values);
-    });
+    multiply(worker, {&w.o}, spec.mlp.gated ? &w.gate : &w.up, input,
+             [&](int, int panel, int begin, int end, const float* values) {
+                 for (int token = begin; token < end; token++, values += kPanelCols)
+                     add_output(spec, panel, token, values);
+             });
 }
 
 void Step::run_mlp(Worker& worker, int layer) {
@@ -134,35 +138,41 @@ void Step::run_mlp(Worker& worker, int layer) {
     const Activations hidden = work_.hidden.view(spec_.hidden_size);
     if (spec.mlp.gated) {
         const RowParts parts(batch_.num_tokens);
-        worker.stage(w.up.weight.num_panels() * parts.count, [&](int item) {
+        const int num_items = w.up.weight.num_panels() * parts.count;
+        worker.stage(num_items, [&](int item) {
+            const uint8_t* following = worker.ends_own_share(num_items, item) ? own_panels(worker, &w.down) : nullptr;
             const int part = item % parts.count, part_end = parts.begin(part + 1);
             for (int begin = parts.begin(part); begin < part_end; begin += kRowTile) {
-                gate_panel(scratch(worker), layer, item / parts.count, begin, std::min(begin + kRowTile, part_end));
+                const int end = std::min(begin + kRowTile, part_end);
+                gate_panel(scratch(worker), layer, item / parts.count, begin, end, following);
             }
         });
     } else {
-        multiply(worker, {&w.up}, hidden, [&](int, int panel, int begin, int end, float* values) {
+        multiply(worker, {&w.up}, &w.down, hidden, [&](int, int panel, int begin, int end, float* values) {
             kernels_.activation(spec.mlp.activation, values, (end - begin) * kPanelCols);
             store_mlp_rows(spec, panel, begin, end, values);
         });
     }
     const Activations inner = work_.mlp.view(spec.mlp.intermediate_size);
-    multiply(worker, {&w.down}, inner, [&](int, int panel, int begin, int end, const float* values) {
+    const Linear* following = is_last_layer(layer) ? &weights_.head() : &layer_weights(layer + 1).q;
+    multiply(worker, {&w.down}, following, inner, [&](int, int panel, int begin, int end, const float* values) {
         for (int token = begin; token < end; token++, values += kPanelCols) add_output(spec, panel, token, values);
     });
 }
 
 // The same columns of gate and up, combined while they are in cache.
-void Step::gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end) {
+void Step::gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end, const uint8_t* following) {
     const LayerSpec& spec = layer_spec(layer);
-    const LayerWeights& w = layer_weights(layer);
+    const PackedMatrix& gate_weight = layer_weights(layer).gate.weight;
+    const PackedMatrix& up_weight = layer_weights(layer).up.weight;
     const Activations hidden = work_.hidden.view(spec_.hidden_size);
-    const bool is_last = panel + 1 == w.up.weight.num_panels();
+    const bool is_last = panel + 1 == up_weight.num_panels();
+    const uint8_t* next_gate = is_last ? nullptr : gate_weight.panels + (panel + 1) * gate_weight.panel_bytes;
+    const uint8_t* next_up = is_last ? nullptr : up_weight.panels + (panel + 1) * up_weight.panel_bytes;
     float* gate = scratch.panels.data();
     float* up = gate + kRowTile * kPanelCols;
-    const size_t next = (panel + 1) * w.gate.weight.panel_bytes, next_up = (panel + 1) * w.up.weight.panel_bytes;
-    multiply_panel(w.gate, panel, hidden, begin, end, gate, is_last ? nullptr : w.gate.weight.panels + next);
-    multiply_panel(w.up, panel, hidden, begin, end, up, is_last ? nullptr : w.up.weight.panels + next_up);
+    multiply_panel(layer_weights(layer).gate, panel, hidden, begin, end, gate, next_gate);
+    multiply_panel(layer_weights(layer).up, panel, hidden, begin, end, up, following ? following : next_up);
     kernels_.gated_activation(spec.mlp.activation, gate, up, (end - begin) * kPanelCols);
     store_mlp_rows(spec, panel, begin, end, gate);
 }

@@ -47,7 +47,7 @@ class Step {
     void project_qkv(Worker& worker, int layer);
     void project_attention(Worker& worker, int layer);
     void run_mlp(Worker& worker, int layer);
-    void gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end);
+    void gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end, const uint8_t* following);
     void store_mlp_rows(const LayerSpec& layer, int panel, int begin, int end, const float* values);
     void norm_row(const float* x, const Norm& norm, float* out) const;
 
@@ -75,6 +75,7 @@ class Step {
     WorkerScratch& scratch(const Worker& worker) { return work_.workers[worker.index]; }
     const LayerSpec& layer_spec(int layer) const { return spec_.layers[layer]; }
     const LayerWeights& layer_weights(int layer) const { return weights_.layers()[layer]; }
+    bool is_last_layer(int layer) const { return layer + 1 == static_cast<int>(spec_.layers.size()); }
     float* x_row(int token) const { return work_.x.data() + static_cast<size_t>(token) * spec_.hidden_size; }
     float* y_row(int token) const { return work_.y.data() + static_cast<size_t>(token) * spec_.hidden_size; }
     float* qkv_row(int token) const { return work_.qkv.data() + static_cast<size_t>(token) * work_.qkv_stride; }
@@ -86,9 +87,13 @@ class Step {
 
     // Runs matrices over the same rows as one stage and hands each finished tile to
     // epilogue(index of the linear, panel, row begin, row end, values [rows][32]).
+    // `following` is the matrix that comes next, for the prefetch across the end of the stage; null: none.
     template <class Epilogue>
-    void multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Activations& x,
-                  Epilogue&& epilogue);
+    void multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Linear* following,
+                  const Activations& x, Epilogue&& epilogue);
+
+    // Where this worker's share of a matrix begins; null for null.
+    static const uint8_t* own_panels(const Worker& worker, const Linear* linear);
 
     const ModelSpec& spec_;
     const Weights& weights_;
@@ -99,9 +104,15 @@ class Step {
     Workspace& work_;
 };
 
+inline const uint8_t* Step::own_panels(const Worker& worker, const Linear* linear) {
+    if (linear == nullptr) return nullptr;
+    const PackedMatrix& w = linear->weight;
+    return w.panels + worker.share_begin(w.num_panels(), worker.index) * w.panel_bytes;
+}
+
 template <class Epilogue>
-void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Activations& x,
-                    Epilogue&& epilogue) {
+void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Linear* following,
+                    const Activations& x, Epilogue&& epilogue) {
     const RowParts parts(x.num_rows);
     int num_panels = 0;
     for (const Linear* linear : linears) num_panels += linear->weight.num_panels();
@@ -114,8 +125,12 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
             index++;
         }
         const Linear& linear = **(linears.begin() + index);
-        const bool is_last = panel + 1 == linear.weight.num_panels();
-        const uint8_t* next = is_last ? nullptr : linear.weight.panels + (panel + 1) * linear.weight.panel_bytes;
+        const uint8_t* next = linear.weight.panels + (panel + 1) * linear.weight.panel_bytes;
+        if (worker.ends_own_share(num_panels * parts.count, item)) {
+            next = own_panels(worker, following);
+        } else if (panel + 1 == linear.weight.num_panels()) {
+            next = nullptr;
+        }
         const int part_end = parts.begin(item % parts.count + 1);
         for (int begin = parts.begin(item % parts.count); begin < part_end; begin += kRowTile) {
             const int end = std::min(begin + kRowTile, part_end);

@@ -36,7 +36,7 @@ void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
 void Step::project_logits(Worker& worker, int first_row, int num_rows) {
     Activations head = work_.head.view(spec_.hidden_size);
     head.num_rows = num_rows;
-    multiply(worker, {&weights_.head()}, head, [&](int, int panel, int begin, int end, float* values) {
+    multiply(worker, {&weights_.head()}, nullptr, head, [&](int, int panel, int begin, int end, float* values) {
         const int width = std::min(kPanelCols, spec_.vocab_size - panel * kPanelCols);
         const int count = (end - begin) * kPanelCols;
         if (spec_.logit_scale != 1.0f) kernels_.multiply(values, spec_.logit_scale, count);

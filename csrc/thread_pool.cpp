@@ -51,9 +51,8 @@ uint32_t wait_for(const std::atomic<uint32_t>& word, std::chrono::microseconds s
 
 // Claims an item of `owner`'s share, its own from the front and others' from the back; -1 when none is left.
 // Whoever comes first sets a share up for the stage, as all know its bounds.
-int Worker::next_item(int owner, uint32_t num_items) {
+int Worker::next_item(int owner, int num_items) {
     auto& share = pool_->team_->shares[owner].value;
-    const auto size = static_cast<uint64_t>(pool_->size()), place = static_cast<uint64_t>(owner);
     const auto epoch = static_cast<uint16_t>(epoch_);
     uint64_t value = share.load(std::memory_order_relaxed);
     for (;;) {
@@ -62,8 +61,8 @@ int Worker::next_item(int owner, uint32_t num_items) {
         if (is_before(epoch, share_epoch(value))) return -1;  // the others have finished this stage
         const bool is_new = share_epoch(value) != epoch;
         if (is_new) {
-            first = (num_items * place + size - 1) / size;
-            last = (num_items * (place + 1) + size - 1) / size;
+            first = static_cast<uint64_t>(share_begin(num_items, owner));
+            last = static_cast<uint64_t>(share_begin(num_items, owner + 1));
         }
         const bool is_empty = first >= last;
         if (is_empty && !is_new) return -1;

@@ -26,9 +26,14 @@ class Worker {
     template <class Work>
     void stage(int num_items, Work&& work);
 
+    // A stage's items are handed out from shares [share_begin(n, i), share_begin(n, i + 1)) of workers i, and every
+    // worker begins with its own.
+    int share_begin(int num_items, int worker) const;
+    bool ends_own_share(int num_items, int item) const { return item + 1 == share_begin(num_items, index + 1); }
+
   private:
     friend class ThreadPool;
-    int next_item(int owner, uint32_t num_items);
+    int next_item(int owner, int num_items);
     void finish_stage(uint32_t num_done, uint32_t num_items);
 
     ThreadPool* pool_ = nullptr;
@@ -84,6 +89,11 @@ class ThreadPool {
     Worker caller_;
 };
 
+inline int Worker::share_begin(int num_items, int worker) const {
+    const int64_t size = pool_->size();
+    return static_cast<int>((int64_t{num_items} * worker + size - 1) / size);
+}
+
 template <class Work>
 void Worker::stage(int num_items, Work&& work) {
     epoch_++;
@@ -92,7 +102,7 @@ void Worker::stage(int num_items, Work&& work) {
     uint32_t num_done = 0;
     for (int offset = 0; offset < size; offset++) {
         const int owner = (index + offset) % size;
-        for (int item; (item = next_item(owner, static_cast<uint32_t>(num_items))) >= 0; num_done++) work(item);
+        for (int item; (item = next_item(owner, num_items)) >= 0; num_done++) work(item);
     }
     finish_stage(num_done, static_cast<uint32_t>(num_items));
 }
