@@ -36,7 +36,9 @@ def windowed() -> ModelSpec:
     )
 
 
-@pytest.fixture(scope="module", params=[(plain, "F32"), (plain, "Q4_1"), (windowed, "Q8_0")], ids=["F32", "Q4_1", "windows"])
+@pytest.fixture(
+    scope="module", params=[(plain, "F32"), (plain, "Q4_1"), (windowed, "Q8_0")], ids=["F32", "Q4_1", "windows"]
+)
 def load(request: pytest.FixtureRequest) -> Load:
     make_spec, format_name = request.param
     spec = make_spec()

@@ -97,7 +97,11 @@ def test_the_least_limit_is_the_width(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_available_memory(tmp_path: Path) -> None:
-    files = {"proc/self/cgroup": "0::/job", "sys/fs/cgroup/job/memory.max": "5000", "sys/fs/cgroup/job/memory.current": "3000"}
+    files = {
+        "proc/self/cgroup": "0::/job",
+        "sys/fs/cgroup/job/memory.max": "5000",
+        "sys/fs/cgroup/job/memory.current": "3000",
+    }
     root = tree(tmp_path, files)
     assert platform.available_memory(root) == 2000
     tree(root, {"sys/fs/cgroup/job/memory.current": "6000"})
