@@ -164,9 +164,8 @@ def test_a_stored_model_is_run_without_network_modules(smollm2_gguf: Path) -> No
         f"m.main(['run', '--raw', '--max-tokens', '1', '--model', {str(smollm2_gguf)!r}, 'Hello']);"
         "print(sorted({'httpx', 'huggingface_hub', 'rich', 'tqdm', 'certifi', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
