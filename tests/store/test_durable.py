@@ -75,6 +75,7 @@ def test_cut_at_every_operation_the_store_opens_and_shows_only_whole_models(shop
             assert files.path.read_bytes() == PART
         assert shop.store.pull("tiny").path.read_bytes() == PART
         shop.store.remove("tiny")
+        assert {path.name for path in shop.root.rglob("*") if path.is_file()} <= {"1.lock", "publish.lock"}
         num_cuts += 1
     assert num_cuts > 10
 

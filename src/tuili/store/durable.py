@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tuili.errors import InsufficientStorageError
 
+UNFINISHED = ".new-"  # what files are called while they are being written
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
@@ -78,7 +79,7 @@ def publish(part: Path, final: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a small file so that a reader sees the old or the new contents, nothing between."""
     make_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tuili.errors import ModelFileError
-from tuili.store.durable import make_folder, publish, sha256_of, sync_folder, write_atomic
+from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest
 from tuili.store.names import ModelName, name_path
 
@@ -73,7 +73,7 @@ class Records:
             if part is not None:
                 publish(part, self._file_path(manifest, manifest.files[0]))
             write_atomic(self._manifest_path(model), manifest.to_bytes())
-            self._drop_unused_blobs()
+            self._drop_leftovers()
 
     def forget(self, model: ModelName) -> None:
         """Removes a manifest and the blobs only it named. Nothing happens when there is none."""
@@ -82,7 +82,7 @@ class Records:
             with self._publishing():
                 path.unlink(missing_ok=True)
                 sync_folder(path.parent)
-                self._drop_unused_blobs()
+                self._drop_leftovers()
 
     def problems(self, *, contents: bool) -> tuple[str, ...]:
         """What is wrong, one line each; `contents` False compares sizes only, True also every sha256."""
@@ -142,8 +142,13 @@ class Records:
                 is_complete = False
         return sound, is_complete
 
-    def _drop_unused_blobs(self) -> None:
-        """Removes blobs no manifest names; none while a manifest is unreadable, as it might name them."""
+    def _drop_leftovers(self) -> None:
+        """Removes manifests whose writing was cut off, and blobs no manifest names.
+
+        Blobs stay while a manifest is unreadable, as it might name them. Call while publishing: then nobody writes.
+        """
+        for path in (self._root / "manifests").glob(f"*/*/{UNFINISHED}*"):
+            path.unlink()
         manifests, is_complete = self._sound_manifests()
         used = {f"sha256-{file.sha256}" for manifest in manifests for file in manifest.files}
         for blob in (self._root / "blobs").glob("sha256-*") if is_complete else ():
