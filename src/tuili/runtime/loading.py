@@ -87,7 +87,10 @@ def open_model(
         loop=EngineLoop(Engine(backend, config)),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        default_sampling=sampling_defaults(checkpoint.generation_config),
+        default_sampling={
+            **Store(store_dir()).recommended_sampling(name),
+            **sampling_defaults(checkpoint.generation_config),
+        },
         load_s=time.monotonic() - start,
     )
 

@@ -25,7 +25,10 @@ class WheelMember:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueEntry:
-    """One model file, made of wheel members put together in order; `sha256` is the whole file's."""
+    """One model file, made of wheel members put together in order; `sha256` is the whole file's.
+
+    sampling holds what the model's authors recommend, where the file itself does not say it.
+    """
 
     name: str
     file_name: str
@@ -34,6 +37,7 @@ class CatalogueEntry:
     quantization: str
     licence: str
     summary: str
+    sampling: tuple[tuple[str, float], ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -68,6 +72,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         quantization="Q4_1",
         licence="Apache-2.0",
         summary="SmolLM2 135M Instruct, the default model",
+        sampling=(("temperature", 0.2), ("top_p", 0.9)),
     ),
     CatalogueEntry(
         name="gemma3:270m",

@@ -75,6 +75,14 @@ class Store:
         except InvalidRequestError:
             return False
 
+    def recommended_sampling(self, name: str) -> dict[str, float]:
+        """What the catalogue recommends for a model of that name; empty for any other, and for paths."""
+        try:
+            entry = find_entry(parse_model_name(name), self._catalogue)
+        except InvalidRequestError:
+            return {}
+        return {} if entry is None else dict(entry.sampling)
+
     def resolve(self, name: str) -> ModelFiles:
         """The files a name or path means: stored models first, then catalogue names, then existing paths.
 
