@@ -1,8 +1,6 @@
-"""Sizing the KV cache: pure arithmetic, and limits read from fake cgroup files."""
+"""Sizing the KV cache: pure arithmetic."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from tuili.backend import CacheGroup
 from tuili.errors import InsufficientMemoryError
-from tuili.runtime.memory import CACHE_SHARE, CacheDemand, available_bytes, fitting_model_len, kv_cache_bytes
+from tuili.runtime.memory import CACHE_SHARE, CacheDemand, fitting_model_len, kv_cache_bytes
 
 FULL = CacheGroup(kind="full", block_bytes=1000, block_size=64)
 WINDOW = CacheGroup(kind="window", block_bytes=500, block_size=64, window=512)
@@ -41,20 +39,3 @@ def test_the_fitting_length_is_the_largest(length: int, free: int) -> None:
     limit = int(free * CACHE_SHARE)
     assert fitting == 0 or _demand(length).bytes_for(fitting) <= limit
     assert fitting == length or _demand(length).bytes_for(fitting + 1) > limit
-
-
-@pytest.mark.parametrize(
-    ("limit_name", "used_name"),
-    [
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ],
-)
-def test_a_cgroup_limits_what_is_available(tmp_path: Path, limit_name: str, used_name: str) -> None:
-    unlimited = available_bytes(tmp_path)
-    for name, value in ((limit_name, "5000"), (used_name, "3000")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{value}\n")
-    assert unlimited > available_bytes(tmp_path) == 2000
-    (tmp_path / limit_name).write_text("max\n")
-    assert available_bytes(tmp_path) > 2000

@@ -12,8 +12,9 @@ from tuili.config import EngineConfig, store_dir
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
 from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
-from tuili.runtime.memory import CacheDemand, available_bytes, fitting_model_len, kv_cache_bytes
+from tuili.runtime.memory import CacheDemand, fitting_model_len, kv_cache_bytes
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
@@ -74,7 +75,7 @@ def open_model(
     checkpoint = open_checkpoint(path)
     tokenizer_source = checkpoint if options.tokenizer is None else open_checkpoint(find_model(options.tokenizer))
     tokenizer = open_tokenizer(tokenizer_source)
-    free_bytes = available_bytes()
+    free_bytes = available_memory()
     backend = _load_backend(checkpoint, options)
     config = _engine_config(checkpoint.spec, backend, options, free_bytes)
     return Pipeline(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from tuili.backend import CacheGroup
 from tuili.errors import InsufficientMemoryError
@@ -34,22 +31,6 @@ class CacheDemand:
 def _blocks(group: CacheGroup, num_tokens: int) -> int:
     tokens = num_tokens if group.window is None else min(num_tokens, group.window + 2 * group.block_size)
     return -(-tokens // group.block_size)
-
-
-def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory this process may still take: the machine's, or less when a cgroup limits it."""
-    free = int(psutil.virtual_memory().available)
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = (cgroup / limit_name).read_text().strip(), (cgroup / used_name).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit() and used.isdigit():
-            free = min(free, max(int(limit) - int(used), 0))
-    return free
 
 
 def kv_cache_bytes(demand: CacheDemand, free_bytes: int) -> int:

@@ -21,9 +21,9 @@ from tuili.backend import (
 )
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, load_model
-from tuili.backends.cpu.platform import available_memory
 from tuili.config import BLOCK_SIZES
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
+from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 

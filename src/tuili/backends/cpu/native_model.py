@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from tuili.backend import BackendOptions
 from tuili.backends.cpu import _native
-from tuili.backends.cpu.platform import thread_limits
 from tuili.backends.cpu.rope_tables import rope_table
 from tuili.errors import InsufficientMemoryError, InvalidRequestError, ModelFileError, UnsupportedModelError
+from tuili.machine import thread_limits
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec

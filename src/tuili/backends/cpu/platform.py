@@ -1,33 +1,13 @@
-"""What this machine lets us use: processors by affinity, control group and cores, and memory. Reads /proc and /sys.
-
-Functions that read files take the root they lie under.
-"""
+"""What `doctor` shows of the processor, and what the C++ runtime makes of it."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tuili.backends.cpu import _native
-
-ROOT = Path("/")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ThreadLimits:
-    """Why a step runs on `num_threads`: the least of what limits it, unless it was given."""
-
-    num_threads: int
-    reason: str
-    affinity: int  # logical processors this process may run on
-    cores: int  # distinct physical cores among them
-    quota: float | None  # processors' worth of time the control group grants
+from tuili.machine import ROOT, ThreadLimits, available_memory, thread_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,87 +32,3 @@ def report(root: Path = ROOT) -> dict[str, Any]:
             available_memory_bytes=available_memory(root),
         )
     )
-
-
-def thread_limits(requested: int, root: Path = ROOT) -> ThreadLimits:
-    """`requested` threads, or as many as affinity, control group and physical cores all allow when it is 0."""
-    cpus = _affinity()
-    cores, quota = physical_cores(cpus, root), cpu_quota(root)
-    limits = {"affinity": len(cpus), "physical cores": cores}
-    if quota is not None:
-        limits["control group quota"] = max(1, math.floor(quota))
-    reason, num_threads = min(limits.items(), key=lambda item: item[1])
-    if requested > 0:
-        reason, num_threads = "requested", requested
-    return ThreadLimits(num_threads=num_threads, reason=reason, affinity=len(cpus), cores=cores, quota=quota)
-
-
-def _affinity() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def physical_cores(cpus: frozenset[int], root: Path = ROOT) -> int:
-    """Distinct (package, core) pairs among logical processors; all of them where the system does not say."""
-    cores = set()
-    for cpu in cpus:
-        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
-        if package is None or core is None:
-            return len(cpus)
-        cores.add((package, core))
-    return len(cores)
-
-
-def cpu_quota(root: Path = ROOT) -> float | None:
-    """Processors' worth of time this control group and its ancestors grant (versions 1 and 2); None is no limit."""
-    quotas = [*_quotas_v2(root), *_quotas_v1(root)]
-    return min(quotas, default=None)
-
-
-def _quotas_v2(root: Path) -> Iterator[float]:
-    for folder in _cgroup_folders(root, ""):
-        fields = (_read(folder / "cpu.max") or "max").split()
-        if len(fields) == 2 and fields[0] != "max":
-            yield int(fields[0]) / int(fields[1])
-
-
-def _quotas_v1(root: Path) -> Iterator[float]:
-    for folder in _cgroup_folders(root, "cpu"):
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota is not None and period is not None and int(quota) > 0:
-            yield int(quota) / int(period)
-
-
-def available_memory(root: Path = ROOT) -> int:
-    """Bytes that may still be taken: what the system has left, or what the control group has if that is less."""
-    left = [psutil.virtual_memory().available]
-    for controller, limit_name, usage_name in (
-        ("", "memory.max", "memory.current"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        for folder in _cgroup_folders(root, controller):
-            limit, usage = _read(folder / limit_name), _read(folder / usage_name)
-            if limit is not None and usage is not None and limit != "max":
-                left.append(max(0, int(limit) - int(usage)))
-    return min(left)
-
-
-def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """This process's folder in a hierarchy and its ancestors'; controller "" is version 2's."""
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / controller
-        folder = top / path.lstrip("/")
-        # In a container the path may be the host's; what is mounted is then the container's own folder.
-        yield from (folder, *folder.parents[: len(folder.parts) - len(top.parts)]) if folder != top else (top,)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

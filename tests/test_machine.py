@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tuili import machine
 from tuili.backends.cpu import platform
 
 
@@ -62,7 +63,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
     ],
 )
 def test_cpu_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
-    assert platform.cpu_quota(tree(tmp_path, files)) == quota
+    assert machine.cpu_quota(tree(tmp_path, files)) == quota
 
 
 def topology(cores: list[tuple[int, int]]) -> dict[str, str]:
@@ -75,25 +76,25 @@ def topology(cores: list[tuple[int, int]]) -> dict[str, str]:
 
 def test_hyperthreads_share_a_core(tmp_path: Path) -> None:
     root = tree(tmp_path, topology([(0, 0), (0, 1), (0, 0), (0, 1), (1, 0)]))
-    assert platform.physical_cores(frozenset(range(5)), root) == 3
-    assert platform.physical_cores(frozenset({0, 2}), root) == 1
-    assert platform.physical_cores(frozenset(range(6)), root) == 6  # cpu5 says nothing: all count
+    assert machine.physical_cores(frozenset(range(5)), root) == 3
+    assert machine.physical_cores(frozenset({0, 2}), root) == 1
+    assert machine.physical_cores(frozenset(range(6)), root) == 6  # cpu5 says nothing: all count
 
 
 def test_the_least_limit_is_the_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     root = tree(tmp_path, topology([(0, i) for i in range(6)]))
-    limits = platform.thread_limits(0, root)
+    limits = machine.thread_limits(0, root)
     assert (limits.num_threads, limits.reason, limits.affinity, limits.cores) == (6, "affinity", 6, 6)
     tree(root, topology([(0, i // 2) for i in range(6)]))
-    assert platform.thread_limits(0, root).reason == "physical cores"
+    assert machine.thread_limits(0, root).reason == "physical cores"
     tree(root, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "290000 100000"})
-    limits = platform.thread_limits(0, root)
+    limits = machine.thread_limits(0, root)
     assert (limits.num_threads, limits.reason, limits.quota) == (2, "control group quota", 2.9)
     tree(root, {"sys/fs/cgroup/cpu.max": "50000 100000"})
-    assert platform.thread_limits(0, root).num_threads == 1
-    assert platform.thread_limits(5, root).num_threads == 5
-    assert platform.thread_limits(5, root).reason == "requested"
+    assert machine.thread_limits(0, root).num_threads == 1
+    assert machine.thread_limits(5, root).num_threads == 5
+    assert machine.thread_limits(5, root).reason == "requested"
 
 
 def test_available_memory(tmp_path: Path) -> None:
@@ -103,14 +104,16 @@ def test_available_memory(tmp_path: Path) -> None:
         "sys/fs/cgroup/job/memory.current": "3000",
     }
     root = tree(tmp_path, files)
-    assert platform.available_memory(root) == 2000
+    assert machine.available_memory(root) == 2000
+    tree(root, {"sys/fs/cgroup/job/memory.stat": "anon 900\ninactive_file 500"})
+    assert machine.available_memory(root) == 2500  # file pages are given back on demand
     tree(root, {"sys/fs/cgroup/job/memory.current": "6000"})
-    assert platform.available_memory(root) == 0
+    assert machine.available_memory(root) == 0
     tree(root, {"sys/fs/cgroup/job/memory.max": "max"})
-    assert platform.available_memory(root) > 2**20
+    assert machine.available_memory(root) > 2**20
     limit, usage = "sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"
     tree(root, {"proc/self/cgroup": "3:memory:/", limit: "700", usage: "100"})
-    assert platform.available_memory(root) == 600
+    assert machine.available_memory(root) == 600
 
 
 def test_report_is_plain_data() -> None:
