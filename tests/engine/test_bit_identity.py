@@ -17,7 +17,7 @@ from support.answers import Answers, ask, run
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig
-from tuili.engine import Engine
+from tuili.engine.engine import Engine
 from tuili.types import TokenDelta, TokenRequest
 from tuili.weights.checkpoint import open_checkpoint
 

@@ -14,7 +14,9 @@ import pytest
 from support.answers import Answers, ask, assert_solo, make_engine
 from support.fake_backend import VOCAB, FakeBackend, Handle, solo
 from tuili.backend import Batch
-from tuili.engine import Engine, EngineLoop, InProcess
+from tuili.engine.client import InProcess
+from tuili.engine.engine import Engine
+from tuili.engine.loop import EngineLoop
 from tuili.errors import ContextLengthError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import TokenDelta, TokenRequest
 

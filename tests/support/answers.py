@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from support.fake_backend import FakeBackend, solo
 from tuili.config import EngineConfig
-from tuili.engine import Engine
+from tuili.engine.engine import Engine
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
 

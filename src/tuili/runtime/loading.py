@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +75,11 @@ def open_model(
     start = time.monotonic()
     checkpoint = open_checkpoint(path)
     tokenizer_source = checkpoint if options.tokenizer is None else open_checkpoint(find_model(options.tokenizer))
-    tokenizer = open_tokenizer(tokenizer_source)
     free_bytes = available_memory()
-    backend = _load_backend(checkpoint, options)
+    with ThreadPoolExecutor(1) as executor:  # weights are repacked without the interpreter's lock
+        building = executor.submit(open_tokenizer, tokenizer_source)
+        backend = _load_backend(checkpoint, options)
+        tokenizer = building.result()
     config = _engine_config(checkpoint.spec, backend, options, free_bytes)
     return Pipeline(
         name=name,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuili.backend import Backend
-from tuili.engine.client import InProcess
 from tuili.engine.loop import EngineLoop
 from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.models.spec import ModelSpec
@@ -85,7 +84,9 @@ class Pipeline:
         return InFlight(self, map(self.token_request, requests)).events()
 
     async def astream(self, request: GenerateRequest) -> AsyncIterator[Event]:
-        """As `stream`, for asyncio."""
+        """As `stream`, for asyncio, which blocking callers need not import."""
+        from tuili.engine.client import InProcess
+
         prompt, token_request = self.token_request(request)
         answer = Answer(self.tokenizer, token_request)
         deltas = InProcess(self.loop).generate(token_request)
