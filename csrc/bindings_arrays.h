@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <array>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -15,12 +16,23 @@ namespace nb = nanobind;
 
 constexpr int64_t kAny = -1;  // any extent
 
+constexpr int kMaxAxes = 3;
+
 template <class T>
 struct ArrayView {
     const T* data;
-    std::vector<int64_t> shape;
+    std::array<int64_t, kMaxAxes> shape;
     int64_t size(int axis) const { return shape[axis]; }
 };
+
+template <class Array>
+bool is_contiguous(const Array& array) {
+    int64_t stride = 1;
+    for (size_t axis = array.ndim(); axis-- > 0; stride *= static_cast<int64_t>(array.shape(axis))) {
+        if (array.shape(axis) != 1 && array.stride(axis) != stride) return array.size() == 0;
+    }
+    return true;
+}
 
 inline std::string shape_text(std::initializer_list<int64_t> shape) {
     std::string text = "[";
@@ -36,14 +48,19 @@ inline std::string shape_text(std::initializer_list<int64_t> shape) {
 template <class Array>
 void check_shape(const Array& array, const char* name, std::initializer_list<int64_t> shape) {
     bool fits = array.ndim() == shape.size();
-    std::string found;
-    for (size_t axis = 0; axis < array.ndim(); axis++) {
+    for (size_t axis = 0; fits && axis < array.ndim(); axis++) {
         const auto extent = static_cast<int64_t>(array.shape(axis));
-        const int64_t wanted = axis < shape.size() ? shape.begin()[axis] : kAny;
-        fits = fits && (wanted == kAny || wanted == extent) && extent < INT32_MAX;
-        found += (axis ? ", " : "") + std::to_string(extent);
+        const int64_t wanted = shape.begin()[axis];
+        fits = (wanted == kAny || wanted == extent) && extent < INT32_MAX;
     }
-    if (!fits) throw std::invalid_argument(std::string(name) + " has shape [" + found + "], not " + shape_text(shape));
+    if (fits) return;
+    std::string found = "[";
+    for (size_t axis = 0; axis < array.ndim(); axis++) {
+        if (axis > 0) found += ", ";
+        found += std::to_string(array.shape(axis));
+    }
+    found += "]";
+    throw std::invalid_argument(std::string(name) + " has shape " + found + ", not " + shape_text(shape));
 }
 
 // Reads arrays for one call and keeps alive what it had to copy to make contiguous.
@@ -63,10 +80,15 @@ class ArrayReader {
             throw std::invalid_argument(std::string(name) + " has dtype " + found + ", not " + dtype_name<T>());
         }
         check_shape(any, name, shape);
-        auto contiguous = nb::cast<nb::ndarray<const T, nb::c_contig, nb::device::cpu>>(object);
-        ArrayView<T> view{contiguous.data(), {}};
-        for (size_t axis = 0; axis < contiguous.ndim(); axis++) view.shape.push_back(contiguous.shape(axis));
-        kept_.emplace_back(std::move(contiguous));
+        ArrayView<T> view{static_cast<const T*>(any.data()), {}};
+        for (size_t axis = 0; axis < any.ndim(); axis++) view.shape[axis] = static_cast<int64_t>(any.shape(axis));
+        if (is_contiguous(any)) {
+            kept_.push_back(nb::borrow(object));
+        } else {
+            auto copy = nb::cast<nb::ndarray<const T, nb::c_contig, nb::device::cpu>>(object);
+            view.data = copy.data();
+            kept_.push_back(nb::cast(std::move(copy)));
+        }
         return view;
     }
 
@@ -81,7 +103,7 @@ class ArrayReader {
         return "float32";
     }
 
-    std::vector<nb::ndarray<>> kept_;
+    std::vector<nb::object> kept_;
 };
 
 }  // namespace tuili
