@@ -36,7 +36,7 @@ struct PackedMatrix {
 // Group-major, so that two threads that produce different groups never share a cache line.
 struct Activations {
     int num_rows = 0;
-    int row_stride = 0;           // rows allocated per group, >= num_rows
+    int row_stride = 0;  // rows allocated per group, >= num_rows
     int cols = 0;
     int8_t* q = nullptr;          // [cols / 32][row_stride][32]
     float* scale = nullptr;       // [cols / 32][row_stride] max|x| / 127
@@ -49,19 +49,19 @@ struct Activations {
 // The query heads of one kv head for `num_queries` consecutive tokens of one sequence. Row r of the unit is
 // query r / group_size, head r % group_size. Keys and values lie in blocks of the paged cache as bfloat16.
 struct AttentionUnit {
-    const float* queries;      // [num_queries][query_stride], rotated; head g at offset g * head_dim
+    const float* queries;  // [num_queries][query_stride], rotated; head g at offset g * head_dim
     size_t query_stride;
     int num_queries;
-    int group_size;            // query heads per kv head
+    int group_size;  // query heads per kv head
     int head_dim;
-    int first_position;        // absolute position of query 0
-    int window;                // a query sees positions > position - window; 0: all
+    int first_position;  // absolute position of query 0
+    int window;          // a query sees positions > position - window; 0: all
     float scale;
-    float logit_softcap;       // 0: none
+    float logit_softcap;  // 0: none
     const int32_t* block_table;
-    int block_size;            // a multiple of 16
-    const uint16_t* cache;     // this layer's and kv head's plane of block 0
-    size_t block_stride;       // elements between blocks
+    int block_size;         // a multiple of 16
+    const uint16_t* cache;  // this layer's and kv head's plane of block 0
+    size_t block_stride;    // elements between blocks
 
     int num_rows() const { return num_queries * group_size; }
 };
@@ -86,8 +86,8 @@ struct Kernels {
 
     // out[r - row_begin][0..31] = panel `panel` times rows [row_begin, row_end) of x. No bias, no residual.
     // `next` is where this thread's weight stream goes on (prefetch hint), or null.
-    void (*matmul_panel)(const PackedMatrix& w, int panel, const Activations& x, int row_begin, int row_end,
-                         float* out, const uint8_t* next);
+    void (*matmul_panel)(const PackedMatrix& w, int panel, const Activations& x, int row_begin, int row_end, float* out,
+                         const uint8_t* next);
 
     // Quantizes one 32-group of one row: values [32] -> q, scale, scaled_sum, sum at (group, row) of x.
     void (*quantize_group)(const float* values, Activations& x, int group, int row);
