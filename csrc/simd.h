@@ -11,7 +11,12 @@
 #include <cstdint>
 #include <cstring>
 
+// Vectors must stay in registers; scalars and instrumented code need not, and would take minutes to compile.
+#if defined(TUILI_ISA_SCALAR) || defined(__SANITIZE_ADDRESS__)
+#define TUILI_INLINE inline
+#else
 #define TUILI_INLINE inline __attribute__((always_inline))
+#endif
 
 #if defined(TUILI_ISA_AVX512)
 #include "simd_avx512.h"

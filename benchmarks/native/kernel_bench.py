@@ -13,6 +13,8 @@ import numpy as np
 
 from tuili.backends.cpu import _native
 
+KERNELS: Any = _native.kernels  # type: ignore[attr-defined]
+
 # Bytes of a GGUF block, weights in it, and where its float16 scales lie.
 BLOCKS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "Q4_0": (18, 32, (0,)),
@@ -36,7 +38,7 @@ def random_matrix(name: str, rows: int, cols: int) -> Any:
         source[:, :, at : at + 2] = np.array([0x00, 0x24], np.uint8)  # 2^-6
     if not halves:
         source[:] = 0
-    return _native.kernels.Matrix(name, source.reshape(rows, -1), cols)
+    return KERNELS.Matrix(name, source.reshape(rows, -1), cols)
 
 
 def seconds_per_call(isa: str, matrix: Any, inputs: Any, num_rows: int, budget_s: float) -> float:
@@ -45,14 +47,14 @@ def seconds_per_call(isa: str, matrix: Any, inputs: Any, num_rows: int, budget_s
     deadline = time.perf_counter() + budget_s
     while time.perf_counter() < deadline:
         start = time.perf_counter()
-        _native.kernels.matmul(isa, matrix, inputs, 0, num_rows)
+        KERNELS.matmul(isa, matrix, inputs, 0, num_rows)
         best = min(best, time.perf_counter() - start)
     return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--isa", nargs="*", default=list(_native.kernels.available_isas())[-1:])
+    parser.add_argument("--isa", nargs="*", default=list(KERNELS.available_isas())[-1:])
     parser.add_argument("--formats", nargs="*", default=list(BLOCKS))
     parser.add_argument("--num-rows", nargs="*", type=int, default=[1, 4, 16, 128])
     parser.add_argument("--rows", type=int, default=8192, help="weight rows")
@@ -64,7 +66,7 @@ def main() -> None:
         matrix = random_matrix(name, args.rows, args.cols)
         values = np.random.default_rng(1).standard_normal((max(args.num_rows), args.cols), np.float32)
         for isa in args.isa:
-            inputs = _native.kernels.Inputs(isa, values)
+            inputs = KERNELS.Inputs(isa, values)
             for num_rows in args.num_rows:
                 seconds = seconds_per_call(isa, matrix, inputs, num_rows, args.budget_s)
                 operations = 2 * num_rows * args.rows * args.cols
