@@ -29,28 +29,15 @@ void apply_penalties(const RowSampling& row, float* logits) {
     }
 }
 
-// The first id whose running sum exceeds `threshold`, of n weights; whole blocks are skipped by their sums.
-int draw(const float* weights, int n, double threshold) {
-    double sum = 0.0;
-    int last = 0;
-    for (int base = 0; base < n; base += kBlock) {
-        const int end = std::min(base + kBlock, n);
-        double block = 0.0;
-        for (int i = base; i < end; i++) block += static_cast<double>(weights[i]);
-        if (sum + block > threshold) {
-            for (int i = base; i < end; i++) {
-                sum += static_cast<double>(weights[i]);
-                if (sum > threshold) return i;
-            }
-        } else {
-            sum += block;
-        }
-        if (block > 0.0) last = base;
+// In float64, in eight interleaved sums that need not wait for each other.
+double sum_of(const float* weights, int n) {
+    double sums[8] = {};
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int j = 0; j < 8; j++) sums[j] += static_cast<double>(weights[i + j]);
     }
-    for (int i = std::min(last + kBlock, n) - 1; i > last; i--) {
-        if (weights[i] > 0.0f) return i;  // rounding left the threshold at the very end
-    }
-    return last;
+    for (; i < n; i++) sums[0] += static_cast<double>(weights[i]);
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 }  // namespace
@@ -115,9 +102,7 @@ int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logit
     }
     const double u = uniform(row.seed, row.position, row.sample_index, 0);
     if ((row.top_k == 0 || row.top_k >= n) && row.top_p >= 1.0f) {
-        double total = 0.0;
-        for (float w : weights_) total += static_cast<double>(w);
-        return draw(weights_.data(), n, u * total);
+        return draw(u);
     }
     const double total = keep_nucleus(row.top_p, collect(kernels, row, n));
     std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
@@ -129,15 +114,40 @@ int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logit
     return candidates_.back().id;
 }
 
+// The first id whose running sum exceeds u times the total; blocks are skipped by their sums.
+int Sampler::draw(double u) {
+    const auto n = static_cast<int>(weights_.size());
+    block_sums_.clear();
+    double total = 0.0;
+    for (int base = 0; base < n; base += kBlock) {
+        block_sums_.push_back(sum_of(weights_.data() + base, std::min(kBlock, n - base)));
+        total += block_sums_.back();
+    }
+    // The block in which the threshold falls, or, should rounding leave it at the very end, the last that weighs
+    // anything.
+    double before = 0.0, sum = 0.0;
+    size_t chosen = 0;
+    for (size_t block = 0; block < block_sums_.size() && !(sum > u * total); block++) {
+        if (block_sums_[block] == 0.0) continue;
+        chosen = block;
+        before = sum;
+        sum += block_sums_[block];
+    }
+    int id = static_cast<int>(chosen) * kBlock;
+    for (int i = id; i < std::min(static_cast<int>(chosen + 1) * kBlock, n); i++) {
+        if (weights_[i] > 0.0f) id = i;
+        before += static_cast<double>(weights_[i]);
+        if (before > u * total) return i;
+    }
+    return id;
+}
+
 // Fills candidates_, best first, with the top k ids, or with a superset of the nucleus where all ids count: those above
 // a threshold that is lowered until enough of them, or enough of the weight, lie above it. Returns the weight in the
 // running for the nucleus.
 double Sampler::collect(const Kernels& kernels, const RowSampling& row, int n) {
     const auto k = static_cast<size_t>(row.top_k > 0 && row.top_k < n ? row.top_k : 0);
-    double total = 0.0;
-    if (k == 0) {
-        for (float w : weights_) total += static_cast<double>(w);
-    }
+    double total = k == 0 ? sum_of(weights_.data(), n) : 0.0;
     for (float threshold = 0x1p-5f;; threshold = threshold < 0x1p-100f ? 0.0f : threshold * 0x1p-5f) {
         const double mass = collect_above(kernels, threshold, n);
         if (threshold == 0.0f || (k > 0 ? candidates_.size() >= k : mass >= total * row.top_p)) break;

@@ -46,6 +46,7 @@ class Sampler {
     // Makes room once, so that choosing allocates nothing.
     void reserve(int vocab_size) {
         weights_.reserve(vocab_size);
+        block_sums_.reserve(vocab_size);
         candidates_.reserve(vocab_size);
     }
 
@@ -64,11 +65,13 @@ class Sampler {
         return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
     }
 
+    int draw(double u);
     double collect(const Kernels& kernels, const RowSampling& row, int vocab_size);
     double collect_above(const Kernels& kernels, float threshold, int vocab_size);
     double keep_nucleus(float top_p, double total);
 
     std::vector<float> weights_;
+    std::vector<double> block_sums_;
     std::vector<Candidate> candidates_;
 };
 
