@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import tuili
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,7 +25,7 @@ def describe() -> dict[str, Any]:
         "read_bandwidth_gb_s": round(read_bandwidth_gb_s(), 1),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "tuili": importlib.metadata.version("tuili"),
+        "tuili": tuili.__version__,
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
     }
