@@ -18,7 +18,8 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 def test_example(example: Path, smollm2_gguf: Path) -> None:
     assert smollm2_gguf.is_file()
     environment = {**os.environ, "TUILI_HOME": str(assets.store_dir())}
-    result = subprocess.run([sys.executable, str(example)], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(example)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 3
     assert "Traceback" not in result.stderr
