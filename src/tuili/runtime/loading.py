@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig, store_dir
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
-from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.errors import InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
+from tuili.runtime.fetching import find_model
 from tuili.runtime.memory import CacheDemand, fitting_model_len, kv_cache_bytes
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
-from tuili.store.progress import ProgressCallback, ignore_progress
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -47,31 +46,14 @@ class LoadOptions:
     tokenizer: str | None = None
 
 
-def find_model(name: str, on_progress: ProgressCallback = ignore_progress) -> Path:
-    """The files of a stored name or a path; a name that a source offers is fetched.
-
-    Raises ModelNotFoundError, DownloadError, InvalidRequestError.
-    """
-    store = Store(store_dir())
-    try:
-        return store.path(name)
-    except ModelNotFoundError as missing:
-        try:
-            return store.pull(name, on_progress).path
-        except (InvalidRequestError, ModelNotFoundError):
-            raise missing from None
-
-
-def open_model(
-    name: str, options: LoadOptions | None = None, on_progress: ProgressCallback = ignore_progress
-) -> Pipeline:
+def open_model(name: str, options: LoadOptions | None = None) -> Pipeline:
     """Loads a model by name or path and starts its engine.
 
     Raises what find_model raises, ModelFileError, UnsupportedModelError, InsufficientMemoryError, and
     InvalidRequestError for options the model cannot meet.
     """
     options = options or LoadOptions()
-    path = find_model(name, on_progress)
+    path = find_model(name)
     start = time.monotonic()
     checkpoint = open_checkpoint(path)
     tokenizer_source = checkpoint if options.tokenizer is None else open_checkpoint(find_model(options.tokenizer))
