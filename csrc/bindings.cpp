@@ -133,7 +133,7 @@ void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int
     if (kernels == nullptr) throw std::invalid_argument("isa: this build or CPU has no " + *isa);
     ArrayReader read;
     const ModelSpec native = read_spec(spec, max_model_len, layer_groups, layer_ropes);
-    const auto rope_tables = read_rope_tables(read, ropes, max_model_len);
+    const auto rope_tables = read_rope_tables(read, ropes, native);
     const SourceTensors sources = read_tensors(read, tensors);
     nb::gil_scoped_release release;
     new (self) Model(native, sources, rope_tables, *kernels, num_threads);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -57,12 +58,17 @@ const Kernels& kernels_of(const std::string& isa) {
     throw std::invalid_argument("instruction set " + isa + " is not available here");
 }
 
+int checked_size(size_t size) {
+    if (size > std::numeric_limits<int>::max()) throw std::invalid_argument("an array has too many rows or columns");
+    return static_cast<int>(size);
+}
+
 // A weight matrix in panels.
 class Matrix {
   public:
     Matrix(const std::string& format, Bytes source, int cols) {
         matrix_.format = format_of(format);
-        matrix_.rows = static_cast<int>(source.shape(0));
+        matrix_.rows = checked_size(source.shape(0));
         matrix_.cols = cols;
         const size_t row_bytes = source_row_bytes(matrix_.format, cols);
         if (cols <= 0 || row_bytes == 0 || row_bytes != source.shape(1))
@@ -97,9 +103,9 @@ class Matrix {
 class Inputs {
   public:
     Inputs(const std::string& isa, Floats values) {
-        x_.num_rows = static_cast<int>(values.shape(0));
+        x_.num_rows = checked_size(values.shape(0));
         x_.row_stride = x_.num_rows;
-        x_.cols = static_cast<int>(values.shape(1));
+        x_.cols = checked_size(values.shape(1));
         f32_ = allocate<float>(values.size());
         x_.f32 = f32_.get();
         if (x_.cols % kGroup == 0) allocate_groups();

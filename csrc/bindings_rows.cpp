@@ -134,7 +134,8 @@ void attention(const std::string& isa, const Heads& queries, const Heads& keys, 
     const auto num_queries = static_cast<int>(queries.shape(0)), num_tokens = static_cast<int>(keys.shape(0));
     const bool fits = keys.shape(1) == 1 && values.shape(1) == 1 && keys.shape(2) == queries.shape(2) &&
                       values.shape(2) == keys.shape(2) && values.shape(0) == keys.shape(0);
-    if (!fits || num_queries > num_tokens || out.size() != queries.size() || block_size % 16 != 0) {
+    if (!fits || num_queries > num_tokens || out.size() != queries.size() || queries.size() == 0 || block_size <= 0 ||
+        block_size % 16 != 0) {
         throw std::invalid_argument("shapes of queries, keys, values and out do not fit");
     }
     const Kernels& kernels = table(isa);

@@ -76,6 +76,10 @@ Format read_format(const std::string& name) {
 
 ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
                     const std::vector<int>& layer_ropes) {
+    if (layer_groups.empty() || layer_groups.size() != layer_ropes.size() ||
+        *std::min_element(layer_groups.begin(), layer_groups.end()) < 0) {
+        throw std::invalid_argument("layer_groups and layer_ropes must name a group and a table for each layer");
+    }
     ModelSpec out{
         .vocab_size = field<int>(spec, "vocab_size"),
         .hidden_size = field<int>(spec, "hidden_size"),
@@ -125,12 +129,20 @@ SourceTensors read_tensors(ArrayReader& read, nb::dict tensors) {
     return out;
 }
 
-std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, int max_model_len) {
+std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, const ModelSpec& spec) {
     std::vector<SourceRopeTable> out;
     for (nb::handle entry : ropes) {
-        const auto cos = read.value<float>(entry[0], "rope cos", {max_model_len, kAny});
-        const auto sin = read.value<float>(entry[1], "rope sin", {max_model_len, cos.size(1)});
+        const auto cos = read.value<float>(entry[0], "rope cos", {spec.max_model_len, kAny});
+        const auto sin = read.value<float>(entry[1], "rope sin", {spec.max_model_len, cos.size(1)});
         out.push_back({static_cast<int>(2 * cos.size(1)), cos.data, sin.data});
+    }
+    for (const auto& layer : spec.layers) {
+        const auto& a = layer.attention;
+        if (a.rope_dim == 0) continue;
+        const auto table = static_cast<size_t>(a.rope_table);
+        if (table >= out.size() || out[table].dim != a.rope_dim) {
+            throw std::invalid_argument("ropes: a layer's table is missing or has another dimension than its heads");
+        }
     }
     return out;
 }

@@ -17,7 +17,7 @@ ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& 
 // tensors: name -> (format name, shape, uint8 array of the bytes)
 SourceTensors read_tensors(ArrayReader& read, nb::dict tensors);
 
-// ropes: [(cos, sin)], float32 [max_model_len, dim / 2]
-std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, int max_model_len);
+// ropes: [(cos, sin)], float32 [max_model_len, dim / 2], as the spec's layers name them
+std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, const ModelSpec& spec);
 
 }  // namespace tuili

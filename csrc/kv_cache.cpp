@@ -1,6 +1,8 @@
 #include "kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 namespace tuili {
 
@@ -15,6 +17,10 @@ size_t cache_block_bytes(const ModelSpec& spec, int group, int block_size) {
 
 KvCache::KvCache(const ModelSpec& spec, int block_size, const std::vector<int>& num_blocks)
     : block_size_(block_size), num_blocks_(num_blocks) {
+    const bool has_size = block_size > 0 && block_size % 16 == 0 && kAttentionChunk % block_size == 0;
+    const bool has_counts = num_blocks.size() == static_cast<size_t>(spec.num_cache_groups) &&
+                            *std::min_element(num_blocks.begin(), num_blocks.end()) >= 0;
+    if (!has_size || !has_counts) throw std::invalid_argument("block_size or num_blocks is out of range");
     size_t num_bytes = 0;
     for (int group = 0; group < spec.num_cache_groups; group++) {
         num_bytes += cache_block_bytes(spec, group, block_size) * num_blocks[group];

@@ -17,11 +17,13 @@ Model::Model(const ModelSpec& spec, const SourceTensors& sources, const std::vec
       workspace_(spec_, weights_, num_threads) {}
 
 void Model::allocate_cache(int block_size, const std::vector<int>& num_blocks) {
+    const std::lock_guard lock(mutex_);
     cache_ = KvCache();  // the old one goes before the new one comes
     cache_ = KvCache(spec_, block_size, num_blocks);
 }
 
 void Model::execute(const BatchInput& batch, const StepOutput& output) {
+    const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, cache_);
     prepare(batch, output);
     Step step(spec_, weights_, kernels_, batch, output, cache_, workspace_);
@@ -30,6 +32,7 @@ void Model::execute(const BatchInput& batch, const StepOutput& output) {
 }
 
 void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids) {
+    const std::lock_guard lock(mutex_);
     check_sampling(sampling, num_rows, spec_.vocab_size);
     workspace_.needs_logits.assign(num_rows, 1);
     workspace_.reserve_head(workspace_.head_rows(num_rows));

@@ -1,6 +1,7 @@
 // A loaded model: weights, cache, threads and scratch, and the three things it can do. Not thread safe.
 // Knows no Python; the caller's arrays are read and written during a call and not kept.
 #pragma once
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,7 @@ class Model {
     KvCache cache_;
     Workspace workspace_;
     std::vector<int32_t> last_tokens_;  // by slot; -1: none sampled yet
+    std::mutex mutex_;                  // calls come without the interpreter's lock
 };
 
 }  // namespace tuili

@@ -10,7 +10,6 @@ import platformdirs
 
 from tuili.errors import InvalidRequestError
 
-ATTENTION_CHUNK = 256  # attention reduces in chunks at absolute multiples of this many tokens
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 

@@ -177,7 +177,7 @@ class TokenDelta:
     """What the engine answers: new tokens of answer `index`; the last one has a finish_reason.
 
     logprobs has one entry per token when asked for. prompt_logprobs comes once, with the first
-    delta of index 0; its first entry is None, as nothing predicts the first token.
+    delta of the first answer; its first entry is None, as nothing predicts the first token.
     """
 
     request_id: str

@@ -462,3 +462,40 @@ def test_a_request_id_in_use_is_refused() -> None:
     engine.add(ask("r", [1]), Answers())
     with pytest.raises(InvalidRequestError, match="'r' is already in use"):
         engine.add(ask("r", [2]), Answers())
+
+
+def test_prompt_logprobs_come_with_the_first_answer_that_is_left() -> None:
+    engine = make_engine()
+    deltas: list[TokenDelta] = []
+    engine.add(ask("r", range(1, 6), n=2, temperature=1.0, prompt_logprobs=0, max_tokens=2), deltas.append)
+    engine.abort("r", 0)
+    while engine.step():
+        engine.check()
+    told = [delta for delta in deltas if delta.prompt_logprobs is not None]
+    assert [delta.index for delta in told] == [1]
+    assert told[0].prompt_logprobs is not None
+    assert len(told[0].prompt_logprobs) == 5
+
+
+def test_abort_with_a_sink_leaves_requests_of_others_alone() -> None:
+    engine = make_engine()
+    deltas: list[TokenDelta] = []
+    engine.add(ask("r", range(1, 6), max_tokens=2), deltas.append)
+    engine.abort("r", sink=lambda _: None)
+    while engine.step():
+        engine.check()
+    assert [delta.finish_reason for delta in deltas] == [None, "length"]
+
+
+def test_closing_ends_every_answer_even_when_the_books_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    deltas: list[TokenDelta] = []
+    engine.add(ask("r", range(1, 6), n=3, temperature=1.0), deltas.append)
+
+    def broken(_: object) -> None:
+        raise AssertionError("out of order")
+
+    monkeypatch.setattr(engine._scheduler, "finish", broken)
+    with pytest.raises(AssertionError, match="out of order"):
+        engine.close()
+    assert [(delta.index, delta.finish_reason) for delta in deltas] == [(0, "error"), (1, "error"), (2, "error")]

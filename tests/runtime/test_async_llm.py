@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili import LLM, AsyncLLM, SamplingParams
+from tuili.errors import ContextLengthError, InvalidRequestError
 from tuili.types import Done, TextDelta
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
@@ -55,3 +56,36 @@ async def test_leaving_a_stream_aborts_it_and_others_go_on(async_llm: AsyncLLM) 
     await stream.aclose()  # type: ignore[attr-defined]
     events = [event async for event in async_llm.stream(PROMPTS[1], GREEDY)]
     assert isinstance(events[-1], Done)
+
+
+async def test_a_request_that_does_not_fit_is_refused_before_any_event(async_llm: AsyncLLM) -> None:
+    with pytest.raises(ContextLengthError, match=r"600.*512"):
+        async for _ in async_llm.stream([5] * 600, GREEDY):
+            pytest.fail("an event came before the refusal")
+
+
+async def test_a_refused_request_leaves_the_one_whose_id_it_took_alone(async_llm: AsyncLLM) -> None:
+    first = async_llm.generate(PROMPTS[0], GREEDY, request_id="same")
+    seen = [await anext(first)]
+    with pytest.raises(InvalidRequestError, match="'same' is already in use"):
+        async for _ in async_llm.generate(PROMPTS[1], SamplingParams(n=2), request_id="same"):
+            pass
+    seen += [output async for output in first]
+    assert seen[-1].outputs[0].finish_reason == "length"
+    assert len(seen[-1].outputs[0].token_ids) == 10
+
+
+async def test_many_requests_leave_one_listener(async_llm: AsyncLLM) -> None:
+    for prompt in PROMPTS:
+        await _last_text(async_llm, prompt)
+    assert len(async_llm._pipeline.loop._listeners) == 1
+
+
+async def test_without_seeds_answers_repeat_from_one_start_to_the_next(smollm2_gguf: Path) -> None:
+    texts = []
+    for _ in range(2):
+        model = await AsyncLLM.load(str(smollm2_gguf), max_model_len=64, kv_cache_memory_bytes=8 << 20, seed=5)
+        params = SamplingParams(temperature=1.0, max_tokens=8)
+        texts.append([output async for output in model.generate(PROMPTS[0], params)][-1].outputs[0].text)
+        model.shutdown()
+    assert texts[0] == texts[1]

@@ -1,4 +1,4 @@
-"""Sizing the KV cache: pure arithmetic."""
+"""Sizing the KV cache: what is promised as max_model_len can really be held."""
 
 from __future__ import annotations
 
@@ -7,35 +7,64 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuili.backend import CacheGroup
+from tuili.config import EngineConfig
+from tuili.engine.block_manager import BlockManager
+from tuili.engine.cache_plan import plan_cache
 from tuili.errors import InsufficientMemoryError
-from tuili.runtime.memory import CACHE_SHARE, CacheDemand, fitting_model_len, kv_cache_bytes
+from tuili.runtime.memory import CACHE_SHARE, size_cache
 
 FULL = CacheGroup(kind="full", block_bytes=1000, block_size=64)
-WINDOW = CacheGroup(kind="window", block_bytes=500, block_size=64, window=512)
+WINDOW = CacheGroup(kind="window", block_bytes=5000, block_size=64, window=512)
+GROUPS = (FULL, WINDOW)
 
 
-def _demand(max_model_len: int, max_num_seqs: int = 4) -> CacheDemand:
-    return CacheDemand(groups=(FULL, WINDOW), max_model_len=max_model_len, max_num_seqs=max_num_seqs)
-
-
-def test_a_window_group_asks_for_no_more_than_its_window() -> None:
-    assert _demand(64).one_sequence_bytes == 1000 + 500
-    assert _demand(6400).one_sequence_bytes == 100 * 1000 + 10 * 500
+def _config(max_model_len: int, max_num_seqs: int = 4) -> EngineConfig:
+    return EngineConfig(max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=256)
 
 
 def test_the_cache_holds_every_sequence_when_memory_allows() -> None:
-    assert kv_cache_bytes(_demand(64), 10**9) == 4 * 1500
-    assert kv_cache_bytes(_demand(64), int(2000 / CACHE_SHARE)) == 2000
+    sized = size_cache((FULL,), _config(640), 10**9, may_shorten=False)
+    assert sized.kv_cache_bytes == 4 * 10 * 1000
+    assert sized.max_model_len == 640
+
+
+def test_a_window_group_asks_for_no_more_than_its_windows() -> None:
+    short, long = (size_cache(GROUPS, _config(n, 1), 10**9, may_shorten=False) for n in (6400, 12800))
+    assert short.kv_cache_bytes is not None
+    assert long.kv_cache_bytes == short.kv_cache_bytes + 100 * 1000
+
+
+def test_no_more_than_a_share_of_the_free_memory_is_taken() -> None:
+    assert size_cache((FULL,), _config(640), int(25_000 / CACHE_SHARE), may_shorten=False).kv_cache_bytes == 25_000
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_length_that_does() -> None:
-    with pytest.raises(InsufficientMemoryError, match=r"6400 tokens needs .* lower max_model_len to 64$"):
-        kv_cache_bytes(_demand(6400), int(1600 / CACHE_SHARE))
+    with pytest.raises(InsufficientMemoryError, match=r"6400 tokens needs 0\.1 MiB .* lower max_model_len to 192$"):
+        size_cache((FULL,), _config(6400), int(3500 / CACHE_SHARE), may_shorten=False)
+    assert size_cache((FULL,), _config(6400), int(3500 / CACHE_SHARE), may_shorten=True).max_model_len == 192
 
 
-@given(length=st.integers(1, 10**6), free=st.integers(0, 10**9))
-def test_the_fitting_length_is_the_largest(length: int, free: int) -> None:
-    fitting = fitting_model_len(_demand(length), free)
-    limit = int(free * CACHE_SHARE)
-    assert fitting == 0 or _demand(length).bytes_for(fitting) <= limit
-    assert fitting == length or _demand(length).bytes_for(fitting + 1) > limit
+def test_memory_for_not_even_one_block_is_an_error_with_the_numbers() -> None:
+    with pytest.raises(InsufficientMemoryError, match=r"0\.0 MiB are available for it: free some memory"):
+        size_cache(GROUPS, _config(6400), 100, may_shorten=True)
+
+
+@given(
+    length=st.integers(1, 200_000), num_seqs=st.integers(1, 40), free=st.integers(20_000, 10**8), shorten=st.booleans()
+)
+def test_what_is_promised_fits_one_sequence(length: int, num_seqs: int, free: int, shorten: bool) -> None:
+    try:
+        config = size_cache(GROUPS, _config(length, num_seqs), free, may_shorten=shorten)
+    except InsufficientMemoryError:
+        return
+    assert config.kv_cache_bytes is not None
+    assert config.kv_cache_bytes <= free * CACHE_SHARE
+    assert shorten or config.max_model_len == length
+    manager = BlockManager(
+        GROUPS,
+        plan_cache(GROUPS, config),
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+    )
+    assert manager.capacity is None or manager.capacity >= config.max_model_len

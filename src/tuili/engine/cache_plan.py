@@ -41,6 +41,12 @@ def plan_cache(groups: ListLike[CacheGroup], config: EngineConfig) -> list[int]:
     return _counts(limits, low)
 
 
+def needed_bytes(groups: ListLike[CacheGroup], config: EngineConfig, num_sequences: int) -> int:
+    """The kv_cache_bytes with which plan_cache holds so many sequences of max_model_len."""
+    count = num_sequences * -(-config.max_model_len // config.block_size)
+    return _bytes(groups, _counts([_most_useful(group, config) for group in groups], count))
+
+
 def _most_useful(group: CacheGroup, config: EngineConfig) -> int | None:
     """Blocks beyond which a window group could not use more; None for a full group."""
     if group.window is None:

@@ -47,8 +47,12 @@ class InProcess:
         mailbox = self._open_mailbox()
         stream = Stream()
         unfinished = request.sampling.n
+
+        def sink(delta: TokenDelta) -> None:
+            mailbox.put(stream, delta)
+
         try:
-            self._loop.submit(request, lambda delta: mailbox.put(stream, delta))
+            self._loop.submit(request, sink)
             try:
                 while unfinished:
                     delta = await stream.get()
@@ -56,7 +60,7 @@ class InProcess:
                     yield delta
             finally:
                 if unfinished:
-                    self._loop.abort(request.request_id)
+                    self._loop.abort(request.request_id, sink=sink)
         finally:
             self._close_mailbox(mailbox)
 

@@ -97,9 +97,14 @@ class Engine:
         self._scheduler.add(sequence)
         self._live[request.request_id] = [sequence]
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends a request, or one answer of it, wherever it is; what is not there any more is left alone."""
+    def abort(self, request_id: str, index: int | None = None, sink: Sink | None = None) -> None:
+        """Ends a request, or one answer of it, wherever it is; what is not there any more is left alone.
+
+        With `sink`, only if the request is that sink's: a refused request may bear the id of another's.
+        """
         for sequence in list(self._live.get(request_id, ())):
+            if sink is not None and sequence.sink is not sink:
+                continue
             for i in list(sequence.indexes):
                 if index is None or i == index:
                     self._end(sequence, i, "abort")
@@ -142,7 +147,7 @@ class Engine:
     def check(self) -> None:
         """Asserts that every sequence, slot and block is accounted for."""
         queued = self._scheduler.waiting + self._scheduler.running
-        live = [sequence for sequences in self._live.values() for sequence in sequences]
+        live = self._sequences()
         assert set(map(id, queued)) == set(map(id, live)), "a sequence is lost"
         self._scheduler.check()
 
@@ -150,10 +155,14 @@ class Engine:
         """Ends every request with an error delta and takes no more."""
         self._closed = True
         error = error or EngineUnavailableError("the engine is closed")
-        for sequences in list(self._live.values()):
-            for sequence in list(sequences):
-                self._end_all(sequence, error)
-        self._deliver()
+        for sequence in self._sequences():
+            self._outbox.extend((sequence.sink, _ending(sequence, i, "error", error)) for i in sequence.indexes)
+        self._deliver()  # before anything that a broken state could keep from happening
+        for sequence in self._sequences():
+            self._drop(sequence)
+
+    def _sequences(self) -> list[Sequence]:
+        return [sequence for sequences in self._live.values() for sequence in sequences]
 
     def _commit(self, chunks: ListLike[Chunk], result: StepResult) -> None:
         row = 0
@@ -181,7 +190,7 @@ class Engine:
 
     def _choose(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         reason = sequence.append(token_id)
-        first = sequence.num_output_tokens == 1 and sequence.indexes[0] == 0
+        first = sequence.num_output_tokens == 1
         self._num_output_tokens += 1
         delta = TokenDelta(
             request_id=sequence.request.request_id,
@@ -200,7 +209,7 @@ class Engine:
     def _fail(self, chunks: ListLike[Chunk], error: Exception) -> None:
         """A step failed: its sequences end, the others start over, as the cache cannot be trusted any more."""
         _log.error("a step of %d sequences failed", len(chunks), exc_info=error)
-        if not isinstance(error, TuiliError):
+        if not isinstance(error, TuiliError) or isinstance(error, InvalidRequestError):  # no caller made the batch
             error = TuiliError("the backend failed while computing a step")
         for chunk in chunks:
             self._end_all(chunk.sequence, error)
@@ -212,14 +221,7 @@ class Engine:
 
     def _end(self, sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None = None) -> None:
         """Ends one answer early."""
-        delta = TokenDelta(
-            request_id=sequence.request.request_id,
-            index=index,
-            token_ids=(),
-            finish_reason=reason,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            error=error,
-        )
+        delta = _ending(sequence, index, reason, error)
         if len(sequence.indexes) == 1:
             self._drop(sequence)
         else:
@@ -254,3 +256,15 @@ class Engine:
         for sequence in list(self._live.get(request_id, ())):
             self._drop(sequence)
         self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)
+
+
+def _ending(sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None) -> TokenDelta:
+    """The terminal delta of an answer that ends early."""
+    return TokenDelta(
+        request_id=sequence.request.request_id,
+        index=index,
+        token_ids=(),
+        finish_reason=reason,
+        num_cached_tokens=sequence.num_cached_tokens or 0,
+        error=error,
+    )

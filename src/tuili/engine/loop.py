@@ -39,10 +39,10 @@ class EngineLoop:
         self._engine.check_request(request)
         self._send(lambda: self._add(request, sink))
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """Ends a request or one answer of it; no-op when it is unknown or the engine is gone."""
+    def abort(self, request_id: str, index: int | None = None, sink: Sink | None = None) -> None:
+        """As Engine.abort; no-op when the request is unknown or the engine is gone."""
         try:
-            self._send(lambda: self._engine.abort(request_id, index))
+            self._send(lambda: self._engine.abort(request_id, index, sink))
         except EngineUnavailableError:
             return  # closing has ended, or is ending, every request
 
@@ -101,7 +101,10 @@ class EngineLoop:
         with self._wake:
             self._open = False
             commands, self._inbox = self._inbox, []
-        self._engine.close(error)
+        try:
+            self._engine.close(error)
+        except Exception as failure:
+            _log.critical("the engine could not be closed in order", exc_info=failure)
         for command in commands:  # requests on a closed engine are refused, with a delta
             command()
         self._tell_listeners()

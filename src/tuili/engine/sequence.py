@@ -124,6 +124,7 @@ class Sequence:
         self.indexes = [i for i in self.indexes if i != index]
         twin.indexes = [index]
         twin.token_ids = list(self.token_ids)
+        twin.prompt_logprobs = None  # told once, with the first answer
         twin.history = None if self.history is None else self.history.copy()
         twin.block_hashes = self.block_hashes.copy()
         twin.status = Status.WAITING

@@ -67,6 +67,11 @@ class Answer:
             )
             self._streams.append(_Stream(detokenizer, StopFinder(params.stops, params.include_stop_str_in_output)))
 
+    @property
+    def num_running(self) -> int:
+        """Answers the engine may still be at."""
+        return sum(not s.is_finished for s in self._streams)
+
     def push(self, delta: TokenDelta) -> Iterator[Event]:
         """The events that follow from one delta. Deltas of a finished answer are ignored."""
         stream = self._streams[delta.index]

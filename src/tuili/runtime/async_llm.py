@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from tuili.engine.client import InProcess
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.llm import Prompt, prompt_fields
 from tuili.runtime.loading import open_model
@@ -20,7 +22,10 @@ class AsyncLLM:
     """Streams answers to many callers at once. Arguments and errors are LLM's."""
 
     def __init__(self, model: str, **arguments: Any) -> None:
-        self._pipeline: Pipeline = open_model(str(model), LLMArguments.parse(arguments).load_options())
+        parsed = LLMArguments.parse(arguments)
+        self._seeds = random.Random(parsed.seed)
+        self._pipeline: Pipeline = open_model(str(model), parsed.load_options())
+        self._client = InProcess(self._pipeline.loop)
 
     @classmethod
     async def load(cls, model: str, **arguments: Any) -> AsyncLLM:
@@ -30,10 +35,10 @@ class AsyncLLM:
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
-        """The answer so far after each step, then the finished one. Closing the iterator aborts."""
+        """The answer so far, one object that grows, after each event. Closing the iterator aborts."""
         request = self._request(prompt_fields(prompt), sampling_params, request_id)
         output = empty_output(request.request_id, request.sampling.n)
-        async for event in self._pipeline.astream(request):
+        async for event in self._pipeline.astream(request, self._client):
             yield output.fold(event)
 
     async def stream(
@@ -41,7 +46,7 @@ class AsyncLLM:
     ) -> AsyncIterator[Event]:
         """Events of one prompt as they happen."""
         request = self._request(prompt_fields(prompt), sampling_params, request_id)
-        async for event in self._pipeline.astream(request):
+        async for event in self._pipeline.astream(request, self._client):
             yield event
 
     async def abort(self, request_id: str) -> None:
@@ -60,4 +65,6 @@ class AsyncLLM:
         self, fields: Mapping[str, Any], params: SamplingParams | None, request_id: str | None
     ) -> GenerateRequest:
         sampling = params or SamplingParams(**dict(self._pipeline.default_sampling))
+        if sampling.seed is None:
+            sampling = sampling.with_seed(self._seeds.getrandbits(64))
         return GenerateRequest(request_id=request_id or uuid.uuid4().hex, sampling=sampling, **fields)

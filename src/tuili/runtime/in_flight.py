@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from tuili.engine.loop import EngineLoop
+from tuili.engine.sequence import Sink
 from tuili.runtime.answer import Answer
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, PromptTokens, TokenDelta, TokenRequest
@@ -34,6 +35,7 @@ class InFlight:
         self._pending = enumerate(requests)
         self._inbox: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
         self._answers: dict[int, Answer] = {}
+        self._sinks: dict[int, Sink] = {}
 
     def events(self) -> Generator[tuple[int, Event], None, None]:
         """(index of the request, event) until all are done; closing aborts what is running."""
@@ -44,8 +46,8 @@ class InFlight:
                 yield from self._receive(index, delta)
                 yield from self._admit()
         finally:
-            for answer in self._answers.values():
-                self._model.loop.abort(answer.request.request_id)
+            for index in list(self._answers):
+                self._leave(index)
 
     def _admit(self) -> Iterator[tuple[int, Event]]:
         room = WAITING_SHARE * self._model.max_num_seqs - len(self._answers)
@@ -54,9 +56,14 @@ class InFlight:
             yield index, prompt
 
     def _submit(self, index: int, request: TokenRequest) -> None:
-        answer = Answer(self._model.tokenizer, request)
-        self._model.loop.submit(request, lambda delta: self._inbox.put((index, delta)))
-        self._answers[index] = answer
+        inbox = self._inbox
+
+        def sink(delta: TokenDelta) -> None:
+            inbox.put((index, delta))
+
+        self._model.loop.submit(request, sink)
+        self._answers[index] = Answer(self._model.tokenizer, request)
+        self._sinks[index] = sink
 
     def _receive(self, index: int, delta: TokenDelta) -> Iterator[tuple[int, Event]]:
         """A delta may come late, for an answer that a stop string has already ended."""
@@ -66,7 +73,13 @@ class InFlight:
             yield index, event
         abort_stopped(self._model.loop, answer)
         if answer.is_done:
-            del self._answers[index]
+            self._leave(index)
+
+    def _leave(self, index: int) -> None:
+        """Forgets a request and ends whatever of it still runs, be it answers beside one that failed."""
+        answer, sink = self._answers.pop(index), self._sinks.pop(index)
+        if answer.num_running:
+            self._model.loop.abort(answer.request.request_id, sink=sink)
 
 
 def abort_stopped(loop: EngineLoop, answer: Answer) -> None:

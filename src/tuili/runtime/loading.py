@@ -15,7 +15,7 @@ from tuili.errors import InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
-from tuili.runtime.memory import CacheDemand, fitting_model_len, kv_cache_bytes
+from tuili.runtime.memory import size_cache
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
@@ -63,20 +63,22 @@ def open_model(name: str, options: LoadOptions | None = None) -> Pipeline:
         backend = _load_backend(checkpoint, options)
         tokenizer = building.result()
     config = _engine_config(checkpoint.spec, backend, options, free_bytes)
+    chat_template = open_chat_template(checkpoint, tokenizer, options.chat_template)
+    default_sampling = {
+        **Store(store_dir()).recommended_sampling(name),
+        **sampling_defaults(checkpoint.generation_config),
+    }
     return Pipeline(
         name=name,
         spec=checkpoint.spec,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(checkpoint, tokenizer),
-        chat_template=open_chat_template(checkpoint, tokenizer, options.chat_template),
+        chat_template=chat_template,
         backend=backend,
         loop=EngineLoop(Engine(backend, config)),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        default_sampling={
-            **Store(store_dir()).recommended_sampling(name),
-            **sampling_defaults(checkpoint.generation_config),
-        },
+        default_sampling=default_sampling,
         load_s=time.monotonic() - start,
     )
 
@@ -94,20 +96,15 @@ def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
 
 def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free_bytes: int) -> EngineConfig:
     """Limits from the options where given, else what the model allows and the memory holds."""
-    groups = backend.cache_groups(options.block_size)
-    max_model_len = options.max_model_len or spec.max_position
-    demand = CacheDemand(groups=groups, max_model_len=max_model_len, max_num_seqs=options.max_num_seqs)
-    cache_bytes = options.kv_cache_bytes
-    if cache_bytes is None:
-        if options.max_model_len is None:
-            max_model_len = fitting_model_len(demand, free_bytes)
-        demand = CacheDemand(groups=groups, max_model_len=max_model_len, max_num_seqs=options.max_num_seqs)
-        cache_bytes = kv_cache_bytes(demand, free_bytes)
-    return EngineConfig(
-        max_model_len=max_model_len,
+    config = EngineConfig(
+        max_model_len=options.max_model_len or spec.max_position,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
         block_size=options.block_size,
-        kv_cache_bytes=cache_bytes,
+        kv_cache_bytes=options.kv_cache_bytes,
         enable_prefix_caching=options.enable_prefix_caching,
     )
+    if config.kv_cache_bytes is not None:
+        return config
+    groups = backend.cache_groups(options.block_size)
+    return size_cache(groups, config, free_bytes, may_shorten=options.max_model_len is None)

@@ -1,61 +1,44 @@
-"""How much memory the KV cache may take on this machine. Pure arithmetic over a measured limit."""
+"""How long a context and how large a KV cache the free memory holds. Pure arithmetic over a measured limit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from tuili.backend import CacheGroup
+from tuili.config import EngineConfig
+from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InsufficientMemoryError
 
 CACHE_SHARE = 0.4  # of the memory that is free before the weights are packed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheDemand:
-    """What a context length and a number of sequences ask of the cache."""
+def size_cache(
+    groups: Sequence[CacheGroup], config: EngineConfig, free_bytes: int, *, may_shorten: bool
+) -> EngineConfig:
+    """`config` with kv_cache_bytes for all its sequences at full length, but at most a share of what is free.
 
-    groups: Sequence[CacheGroup]
-    max_model_len: int
-    max_num_seqs: int
-
-    def bytes_for(self, num_tokens: int) -> int:
-        """Bytes of one sequence of num_tokens; window groups need no more than their window and a block."""
-        return sum(g.block_bytes * _blocks(g, num_tokens) for g in self.groups)
-
-    @property
-    def one_sequence_bytes(self) -> int:
-        return self.bytes_for(self.max_model_len)
-
-
-def _blocks(group: CacheGroup, num_tokens: int) -> int:
-    tokens = num_tokens if group.window is None else min(num_tokens, group.window + 2 * group.block_size)
-    return -(-tokens // group.block_size)
-
-
-def kv_cache_bytes(demand: CacheDemand, free_bytes: int) -> int:
-    """Enough for every sequence at full length, but at most a share of what is free.
-
-    Raises InsufficientMemoryError when not even one sequence of max_model_len fits.
+    With may_shorten, max_model_len comes down to what one sequence can have. Raises
+    InsufficientMemoryError, with the numbers, when not even one sequence fits.
     """
     limit = int(free_bytes * CACHE_SHARE)
-    one = demand.one_sequence_bytes
-    if one > limit:
+    fitting = _fitting_len(groups, config, limit)
+    if fitting < (1 if may_shorten else config.max_model_len):
+        need = needed_bytes(groups, config, 1)
+        advice = f"lower max_model_len to {fitting}" if fitting else "free some memory"
         raise InsufficientMemoryError(
-            f"a context of {demand.max_model_len} tokens needs {one / 2**20:.0f} MiB of KV cache, "
-            f"{limit / 2**20:.0f} MiB are available for it: lower max_model_len to {_fitting_len(demand, limit)}"
+            f"a context of {config.max_model_len} tokens needs {need / 2**20:.1f} MiB of KV cache, "
+            f"{limit / 2**20:.1f} MiB are available for it: {advice}"
         )
-    return min(one * demand.max_num_seqs, limit)
+    config = replace(config, max_model_len=fitting)
+    return replace(config, kv_cache_bytes=min(needed_bytes(groups, config, config.max_num_seqs), limit))
 
 
-def fitting_model_len(demand: CacheDemand, free_bytes: int) -> int:
-    """The largest context up to demand.max_model_len whose cache fits."""
-    return _fitting_len(demand, int(free_bytes * CACHE_SHARE))
-
-
-def _fitting_len(demand: CacheDemand, limit: int) -> int:
-    low, high = 0, demand.max_model_len
+def _fitting_len(groups: Sequence[CacheGroup], config: EngineConfig, limit: int) -> int:
+    """The largest context, up to config.max_model_len, of which one sequence fits into `limit` bytes; 0: none."""
+    low, high = 0, config.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if demand.bytes_for(middle) <= limit else (low, middle - 1)
+        fits = needed_bytes(groups, replace(config, max_model_len=middle), 1) <= limit
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low

@@ -74,7 +74,8 @@ class RequestOutput:
             self.prompt_logprobs = list(delta.prompt_logprobs)
         if delta.logprobs is None:
             return
-        output.logprobs = [*(output.logprobs or ()), *delta.logprobs]
+        output.logprobs = output.logprobs or []
+        output.logprobs.extend(delta.logprobs)
         chosen = sum(entry[token].logprob for entry, token in zip(delta.logprobs, delta.token_ids, strict=True))
         output.cumulative_logprob = (output.cumulative_logprob or 0.0) + chosen
 

@@ -11,7 +11,7 @@ import secrets
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuili.backend import Backend
 from tuili.engine.loop import EngineLoop
@@ -25,6 +25,9 @@ from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
+
+if TYPE_CHECKING:  # asyncio is not for blocking callers to import
+    from tuili.engine.client import EngineClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
@@ -83,16 +86,17 @@ class Pipeline:
         """
         return InFlight(self, map(self.token_request, requests)).events()
 
-    async def astream(self, request: GenerateRequest) -> AsyncIterator[Event]:
-        """As `stream`, for asyncio, which blocking callers need not import."""
-        from tuili.engine.client import InProcess
-
+    async def astream(self, request: GenerateRequest, client: EngineClient) -> AsyncIterator[Event]:
+        """As `stream`, for asyncio, over a client of this model's engine."""
         prompt, token_request = self.token_request(request)
         answer = Answer(self.tokenizer, token_request)
-        deltas = InProcess(self.loop).generate(token_request)
+        deltas = client.generate(token_request)
+        has_started = False
         try:
-            yield prompt
             async for delta in deltas:
+                if not has_started:  # accepted: what could be wrong with the request would have been raised
+                    has_started = True
+                    yield prompt
                 for event in answer.push(delta):
                     yield event
                 abort_stopped(self.loop, answer)

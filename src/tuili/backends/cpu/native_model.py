@@ -80,7 +80,7 @@ def load_model(
             ropes=[rope_table(rope, options.max_model_len) for rope in ropes],
             tensors=_source_tensors(spec, weights),
             isa=options.isa,
-            num_threads=thread_limits(options.num_threads).num_threads,
+            num_threads=options.num_threads or min(thread_limits(0).num_threads, _native.MAX_THREADS),
         )
     except MemoryError as error:
         raise InsufficientMemoryError(f"{spec.family}: the weights do not fit in memory") from error
