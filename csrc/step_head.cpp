@@ -1,4 +1,5 @@
 // The head part of a step: logits of the sampled rows in bounded tiles, logprobs and the choice of tokens.
+#include <cmath>
 #include <cstring>
 
 #include "step.h"
@@ -60,6 +61,7 @@ int Step::greedy_choice(int index) const {
     const int num_panels = weights_.head().weight.num_panels();
     const size_t row = static_cast<size_t>(index) * num_panels;
     const int panel = kernels_.argmax(work_.panel_best.data() + row, num_panels);
+    if (!std::isfinite(work_.panel_best.data()[row + panel])) return -1;
     return panel * kPanelCols + work_.panel_best_offset.data()[row + panel];
 }
 
@@ -72,6 +74,10 @@ void Step::finish_row(WorkerScratch& scratch, int row, int index) {
     float* logits = work_.logits.data() + index * vocab_size;
     if (output_.logits != nullptr) {
         std::memcpy(output_.logits + row * vocab_size, logits, vocab_size * sizeof(float));
+    }
+    if (batch_.targets[row] < 0 && !std::isfinite(kernels_.max_value(logits, spec_.vocab_size))) {
+        output_.token_ids[row] = -1;
+        return;
     }
     const bool chooses = batch_.targets[row] < 0, wants_logprobs = batch_.num_logprobs[row] >= 0;
     const RowSampling sampling = row_sampling(batch_.sampling, row, spec_.vocab_size);

@@ -99,7 +99,7 @@ class Batch:
 class StepResult:
     """What a step found for its R rows. Logprobs are of the raw logits, before any sampling parameter."""
 
-    token_ids: Int32  # [R] chosen, or the target
+    token_ids: Int32  # [R] chosen, or the target; -1 where the logits hold no finite maximum to choose
     logprobs: Float32  # [R] of token_ids; NaN where not wanted
     ranks: Int32  # [R] 1 + the number of ids with a larger logit; 0 where not wanted
     top_ids: Int32  # [R, K] K = max(num_logprobs), best first, -1 beyond a row's own k

@@ -11,6 +11,7 @@ import platformdirs
 from tuili.errors import InvalidRequestError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+MAX_NUM_SEQS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,8 @@ class EngineConfig:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidRequestError(f"{name} must be an integer >= 1, got {value!r}", param=name)
+        if name == "max_num_seqs" and value > MAX_NUM_SEQS:
+            raise InvalidRequestError(f"{name} must be in [1, {MAX_NUM_SEQS}], got {value}", param=name)
 
 
 def store_dir() -> Path:

@@ -32,6 +32,11 @@ async def _last_text(model: AsyncLLM, prompt: str) -> str:
     return text
 
 
+async def _drain(stream: AsyncIterator[object]) -> None:
+    async for _ in stream:
+        pass
+
+
 async def test_many_streams_at_once_equal_the_blocking_answers(async_llm: AsyncLLM, llm: LLM) -> None:
     texts = await asyncio.gather(*(_last_text(async_llm, prompt) for prompt in PROMPTS))
     assert texts == [o.outputs[0].text for o in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
@@ -60,16 +65,14 @@ async def test_leaving_a_stream_aborts_it_and_others_go_on(async_llm: AsyncLLM) 
 
 async def test_a_request_that_does_not_fit_is_refused_before_any_event(async_llm: AsyncLLM) -> None:
     with pytest.raises(ContextLengthError, match=r"600.*512"):
-        async for _ in async_llm.stream([5] * 600, GREEDY):
-            pytest.fail("an event came before the refusal")
+        await anext(async_llm.stream([5] * 600, GREEDY))
 
 
 async def test_a_refused_request_leaves_the_one_whose_id_it_took_alone(async_llm: AsyncLLM) -> None:
     first = async_llm.generate(PROMPTS[0], GREEDY, request_id="same")
     seen = [await anext(first)]
     with pytest.raises(InvalidRequestError, match="'same' is already in use"):
-        async for _ in async_llm.generate(PROMPTS[1], SamplingParams(n=2), request_id="same"):
-            pass
+        await _drain(async_llm.generate(PROMPTS[1], SamplingParams(n=2), request_id="same"))
     seen += [output async for output in first]
     assert seen[-1].outputs[0].finish_reason == "length"
     assert len(seen[-1].outputs[0].token_ids) == 10

@@ -189,6 +189,11 @@ class Engine:
         return [sequence, *twins]
 
     def _choose(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        if token_id < 0:
+            self._end_all(
+                sequence, TuiliError("the model computed logits that are not finite: its file may be damaged")
+            )
+            return
         reason = sequence.append(token_id)
         first = sequence.num_output_tokens == 1
         self._num_output_tokens += 1

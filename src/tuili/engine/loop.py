@@ -6,6 +6,7 @@ Sleeps on a condition while there is nothing to do; never polls.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ class EngineLoop:
         self._inbox: list[Callable[[], None]] = []
         self._listeners: list[Callable[[], None]] = []
         self._open = True
+        self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tuili-engine", daemon=True)
         self._thread.start()
 
@@ -63,6 +65,10 @@ class EngineLoop:
             self._thread.join()
 
     def _send(self, command: Callable[[], None]) -> None:
+        if os.getpid() != self._process_id:  # threads do not survive a fork
+            raise EngineUnavailableError(
+                f"the engine belongs to process {self._process_id}: load the model after forking"
+            )
         with self._wake:
             if not self._open:
                 raise EngineUnavailableError("the engine is closed")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Never
 
-from tqdm import tqdm
-
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
-from tuili.store.progress import PullProgress
+from tuili.store.progress import ProgressCallback, PullProgress
 from tuili.store.store import Store
 
 
@@ -25,30 +24,28 @@ def find_model(name: str, store: Store | None = None) -> Path:
         return store.path(name)
     except ModelNotFoundError as missing:
         try:
-            return _pull(store, name)
+            with _bars() as progress:
+                files = store.pull(name, progress)
         except (InvalidRequestError, ModelNotFoundError):
             raise missing from None
-
-
-def _pull(store: Store, name: str) -> Path:
-    with ExitStack() as stack:
-        files = store.pull(name, _Bars(stack))
-    tqdm.write(f"{files.name} is stored; licence: {files.licence or 'not stated'}", file=sys.stderr)
+    sys.stderr.write(f"{files.name} is stored; licence: {files.licence or 'not stated'}\n")
     return files.path
 
 
-class _Bars:
-    """One bar for each step whose size is known; closed with the stack."""
+@contextmanager
+def _bars() -> Iterator[ProgressCallback]:
+    """One bar for each step whose size is known. tqdm is imported here: models that are stored do not need it."""
+    from tqdm import tqdm
 
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._bars: dict[str, tqdm[Never]] = {}
+    bars: dict[str, tqdm[Never]] = {}
 
-    def __call__(self, progress: PullProgress) -> None:
+    def show(progress: PullProgress) -> None:
         if progress.total_bytes is None:
             return
-        if progress.step not in self._bars:
+        if progress.step not in bars:
             bar = tqdm(total=progress.total_bytes, desc=progress.step, unit="B", unit_scale=True)
-            self._bars[progress.step] = self._stack.enter_context(bar)
-        bar = self._bars[progress.step]
-        bar.update(progress.done_bytes - bar.n)
+            bars[progress.step] = stack.enter_context(bar)
+        bars[progress.step].update(progress.done_bytes - bars[progress.step].n)
+
+    with ExitStack() as stack:
+        yield show

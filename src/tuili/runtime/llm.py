@@ -146,6 +146,9 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
+        allowed = "a string, a dict, a list of token ids, or a list of these"
+        raise InvalidRequestError(f"prompts must be {allowed}, got {type(prompts).__name__}", param="prompts")
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
@@ -155,6 +158,10 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
     """The GenerateRequest fields a prompt stands for."""
     if isinstance(prompt, str):
         return {"prompt": prompt}
+    if isinstance(prompt, bytes) or not isinstance(prompt, Mapping | Sequence):
+        raise InvalidRequestError(
+            f"a prompt must be a string, a dict or a list of token ids, got {type(prompt).__name__}", param="prompts"
+        )
     if not isinstance(prompt, Mapping):
         return {"prompt_token_ids": tuple(prompt)}
     allowed = {"prompt", "prompt_token_ids"}

@@ -62,6 +62,10 @@ def open_model(name: str, options: LoadOptions | None = None) -> Pipeline:
         building = executor.submit(open_tokenizer, tokenizer_source)
         backend = _load_backend(checkpoint, options)
         tokenizer = building.result()
+    if len(tokenizer) > checkpoint.spec.vocab_size:
+        raise InvalidRequestError(
+            f"tokenizer has {len(tokenizer)} tokens, the model knows {checkpoint.spec.vocab_size}", param="tokenizer"
+        )
     config = _engine_config(checkpoint.spec, backend, options, free_bytes)
     chat_template = open_chat_template(checkpoint, tokenizer, options.chat_template)
     default_sampling = {

@@ -19,6 +19,7 @@ from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import InFlight, abort_stopped
+from tuili.runtime.messages import plain_messages
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
@@ -131,6 +132,8 @@ class Pipeline:
             )
         if request.prompt_token_ids is not None:
             return PromptTokens(self._checked_ids(request.prompt_token_ids), None)
+        if isinstance(request.prompt, PromptText):
+            return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
         if request.prompt is not None:
             ids = self.tokenizer.encode(request.prompt)
             if not ids:
@@ -147,7 +150,7 @@ class Pipeline:
         if template is None:
             raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
         return template.render(
-            request.messages or (),
+            plain_messages(request.messages or ()),
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
             continue_final_message=request.continue_final_message,
             template_args=request.template_args,

@@ -185,6 +185,8 @@ class PretrainedTokenizer:
     ) -> str | list[int] | dict[str, list[int]]:
         """The prompt as ids (with return_dict, as a call gives them), or as text when tokenize is false.
 
+        The text remembers which of its special tokens the template wrote: LLM.generate takes those for control.
+
         Raises InvalidRequestError when the model has no template, ChatTemplateError when the template refuses.
         """
         template = self._template
@@ -200,7 +202,7 @@ class PretrainedTokenizer:
             template_args=template_args,
         )
         if not tokenize:
-            return prompt.plain()
+            return prompt  # a string that knows which of it is the template's own
         ids = self.tokenizer.encode_rendered(prompt)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
 

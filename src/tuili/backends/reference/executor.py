@@ -133,8 +133,10 @@ class ReferenceBackend:
                 kept_logits[start : start + ROW_TILE] = logits
             for r, row in enumerate(logits, start):
                 if token_ids[r] < 0:
-                    token_ids[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
-                if batch.num_logprobs[r] >= 0:
+                    token_ids[r] = (
+                        choose_row(row, batch.sampling, r, batch.allow_mask) if np.isfinite(row.max()) else -1
+                    )
+                if batch.num_logprobs[r] >= 0 and token_ids[r] >= 0:
                     scored = score(row, int(token_ids[r]), int(batch.num_logprobs[r]))
                     logprobs[r], ranks[r] = scored.logprob, scored.rank
                     top_ids[r, : len(scored.top_ids)] = scored.top_ids

@@ -1,0 +1,47 @@
+"""Conversations as people write them, brought to the one form that chat templates expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuili.errors import InvalidRequestError
+from tuili.types import Message
+
+
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages whose content is one string: text parts are joined by newlines, and None is the empty string.
+
+    Raises InvalidRequestError naming the message, the part, and what is missing or not supported.
+    """
+    if not messages:
+        raise InvalidRequestError("messages is empty: give at least one message", param="messages")
+    return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _plain(message: Message, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InvalidRequestError(
+            f"{where} must be a mapping with role and content, got {message!r:.80}", param="messages"
+        )
+    if not isinstance(message.get("role"), str):
+        raise InvalidRequestError(f"{where}.role must be a string, got {message.get('role')!r:.80}", param="messages")
+    return {**message, "content": _text(message.get("content"), f"{where}.content")}
+
+
+def _text(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        allowed = "a string or a list of text parts"
+        raise InvalidRequestError(f"{where} must be {allowed}, got {content!r:.80}", param="messages")
+    return "\n".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: object, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        raise InvalidRequestError(f"{where} must be a part of type 'text', got type {kind!r:.40}", param="messages")
+    return str(part["text"])

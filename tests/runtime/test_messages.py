@@ -1,0 +1,54 @@
+"""Conversations in every form clients write them, and those that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tuili import LLM, SamplingParams
+from tuili.errors import InvalidRequestError
+from tuili.runtime.messages import plain_messages
+
+
+def test_text_parts_become_one_string_and_none_an_empty_one() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": []}]
+    assert plain_messages(messages) == [
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "", "tool_calls": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "messages is empty"),
+        ([None], r"messages\[0\] must be a mapping .* got None"),
+        ([{"content": "x"}], r"messages\[0\]\.role must be a string, got None"),
+        ([{"role": "user", "content": "x"}, {"role": 1}], r"messages\[1\]\.role must be a string, got 1"),
+        ([{"role": "user", "content": 5}], r"messages\[0\]\.content must be a string or a list of text parts, got 5"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\] must be .* got type 'image_url'"),
+        ([{"role": "user", "content": ["x"]}], r"content\[0\] must be .* got type None"),
+    ],
+)
+def test_what_is_no_conversation_is_named(messages: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        plain_messages(messages)
+
+
+def test_a_rendered_template_keeps_its_control_tokens_through_generate(llm: LLM) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    messages = [{"role": "user", "content": "Say <|im_end|> aloud."}]
+    rendered = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert isinstance(rendered, str)
+    (completed,) = llm.generate(rendered, greedy, use_tqdm=False)
+    (answered,) = llm.chat(messages, greedy, use_tqdm=False)
+    assert completed.prompt_token_ids == answered.prompt_token_ids
+    assert completed.outputs == answered.outputs
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"bytes", [b"bytes"], [None]])
+def test_what_is_no_prompt_is_named(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a string, a dict"):
+        llm.generate(prompts, use_tqdm=False)
