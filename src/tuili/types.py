@@ -38,7 +38,7 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 or -1 means all. seed None draws one per request.
     logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
-    the whole vocabulary. max_tokens None runs to the end of the context.
+    the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
     Raises InvalidRequestError (a ValueError) naming the field, what was found and what is allowed.
     """
 
@@ -97,7 +97,7 @@ class SamplingParams:
                 _check_int(name, count, -1, 2**31 - 1)
         for token_id, value in (self.logit_bias or {}).items():
             _check_int("logit_bias", token_id, 0, 2**31 - 1)
-            _check_number("logit_bias", value, -100.0, 100.0, "in [-100, 100]")
+            _check_number("logit_bias", value, -math.inf, math.inf, "a finite number")
 
     def _check_types(self) -> None:
         for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
@@ -125,6 +125,7 @@ class SamplingParams:
             "stop": stops,
             "stop_token_ids": tuple(dict.fromkeys(self.stop_token_ids or ())),
             "seed": None if self.seed == -1 else self.seed,
+            "logit_bias": self.logit_bias and {i: min(max(v, -100.0), 100.0) for i, v in self.logit_bias.items()},
             "top_k": max(self.top_k, 0),
             "temperature": 0.0 if self.temperature < 1e-5 else max(float(self.temperature), 0.01),
             "logprobs": 1 if self.logprobs is True else self.logprobs,

@@ -86,7 +86,7 @@ def test_quantizing_at_load_is_refused_by_name() -> None:
         ("stop_token_ids", [-1]),
         ("logprobs", -2),
         ("prompt_logprobs", "many"),
-        ("logit_bias", {1: 1000.0}),
+        ("logit_bias", {1: float("inf")}),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", [1]),
         ("stop", 5),
@@ -112,3 +112,4 @@ def test_parameters_have_one_form_inside() -> None:
     assert (params.temperature, params.logprobs) == (0.0, 1)
     assert SamplingParams(temperature=0.001).temperature == 0.01
     assert params.with_seed(7).seed == 7
+    assert SamplingParams(logit_bias={1: 1000.0, 2: -1000, 3: 5}).logit_bias == {1: 100.0, 2: -100.0, 3: 5}
