@@ -12,6 +12,40 @@ from tuili.errors import InvalidRequestError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
+MAX_SPECULATIVE_TOKENS = 64
+MAX_PROMPT_LOOKUP = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculativeConfig:
+    """Drafting by looking up where the text occurred before, under vLLM's names (docs/speculation.md).
+
+    num_speculative_tokens is the longest draft: measured costs decide how much of it is tried.
+    prompt_lookup_min and prompt_lookup_max bound the length, in tokens, of the recurring end of
+    the text. Raises InvalidRequestError naming the field.
+    """
+
+    method: str = "ngram"
+    num_speculative_tokens: int = 15
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 32
+
+    def __post_init__(self) -> None:
+        if self.method != "ngram":
+            raise InvalidRequestError(
+                f"speculative_config: method must be 'ngram', got {self.method!r}", param="speculative_config"
+            )
+        self._check_range("num_speculative_tokens", 1, MAX_SPECULATIVE_TOKENS)
+        self._check_range("prompt_lookup_max", 1, MAX_PROMPT_LOOKUP)
+        self._check_range("prompt_lookup_min", 1, self.prompt_lookup_max)
+
+    def _check_range(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidRequestError(
+                f"speculative_config: {name} must be an integer in [{low}, {high}], got {value!r}",
+                param="speculative_config",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +53,7 @@ class EngineConfig:
     """Limits of one engine, named as vLLM names them.
 
     max_num_batched_tokens is the token budget of a step. kv_cache_bytes None lets the runtime size
-    the cache. block_size is the unit of allocation and of prefix reuse.
+    the cache. block_size is the unit of allocation and of prefix reuse. speculative None drafts nothing.
     Raises InvalidRequestError naming the field.
     """
 
@@ -29,6 +63,7 @@ class EngineConfig:
     block_size: int = 64
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
+    speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes"):

@@ -231,16 +231,21 @@ def test_hash_chains_depend_on_everything_before() -> None:
     assert block_hash(root, tokens[:16], b"image") != first
 
 
-@given(prompt=st.lists(st.integers(0, 40), min_size=1, max_size=60), output=st.lists(st.integers(0, 80), max_size=120))
+@given(prompt=st.lists(st.integers(0, 40), min_size=1, max_size=60), output=st.lists(st.integers(0, 80), max_size=40))
 def test_a_history_counts_like_a_counter(prompt: list[int], output: list[int]) -> None:
     history = TokenHistory(prompt)
     before = history.copy()
-    for token_id in output:
-        history.add(token_id)
-    assert dict(zip(history.ids.tolist(), history.counts.tolist(), strict=True)) == {
-        token_id: Counter(output)[token_id] for token_id in {*prompt, *output}
-    }
-    assert (before.ids.tolist(), set(before.counts.tolist())) == (list(dict.fromkeys(prompt)), {0})
+    foreseen = history.seen_along(output)
+    for i, token_id in enumerate([*output, None]):
+        for ids, counts in (history.seen, foreseen[i]):
+            assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == {
+                seen: Counter(output[:i])[seen] for seen in {*prompt, *output[:i]}
+            }
+        if token_id is not None:
+            history.add(token_id)
+    assert len(foreseen) == len(output) + 1
+    ids, counts = before.seen
+    assert (ids.tolist(), set(counts.tolist())) == (list(dict.fromkeys(prompt)), {0})
 
 
 def config(**limits: int) -> EngineConfig:

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from support.answers import Answers, ask, assert_idle, assert_solo, make_engine, run
 from support.fake_backend import VOCAB, FakeBackend, solo
+from support.oracle_drafter import OracleDrafter
 from tuili.types import TokenRequest
 
 CONTEXT = 112
@@ -60,6 +61,9 @@ def workloads(draw: st.DrawFn) -> list[TokenRequest]:
     return [draw(requests(f"r{i}")) for i in range(draw(st.integers(1, 8)))]
 
 
+DRAFTERS = st.none() | st.builds(OracleDrafter, st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 30]), st.just(CONTEXT))
+
+
 @st.composite
 def engines(draw: st.DrawFn) -> dict[str, object]:
     max_num_seqs = draw(st.integers(1, 6))
@@ -70,6 +74,7 @@ def engines(draw: st.DrawFn) -> dict[str, object]:
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_seqs + draw(st.sampled_from([0, 3, 11, 40, 200])),
         "enable_prefix_caching": draw(st.booleans()),
+        "drafter": draw(DRAFTERS),
     }
 
 

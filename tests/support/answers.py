@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from support.fake_backend import FakeBackend, solo
-from tuili.config import EngineConfig
+from support.oracle_drafter import OracleDrafter
+from tuili.config import EngineConfig, SpeculativeConfig
 from tuili.engine.engine import Engine
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
@@ -56,13 +58,21 @@ def ask(
     )
 
 
-def make_engine(backend: FakeBackend | None = None, blocks: int | None = None, **limits: object) -> Engine:
-    """An engine with 16-token blocks; `blocks` of each cache group."""
+def make_engine(
+    backend: FakeBackend | None = None,
+    blocks: int | None = None,
+    drafter: OracleDrafter | None = None,
+    **limits: object,
+) -> Engine:
+    """An engine with 16-token blocks; `blocks` of each cache group. With a drafter, whose drafts it always takes."""
     backend = backend or FakeBackend()
     limits = {"max_model_len": 128, "block_size": 16, **limits}
     if blocks is not None:
         limits["kv_cache_bytes"] = blocks * backend.block_bytes * len(backend.windows)
-    return Engine(backend, EngineConfig(**limits))  # type: ignore[arg-type]
+    if drafter is not None:
+        limits["speculative"] = SpeculativeConfig(num_speculative_tokens=drafter.max_draft)
+    config = EngineConfig(**limits)  # type: ignore[arg-type]
+    return Engine(backend, config, drafter=drafter, clock=itertools.count().__next__)  # all steps take as long
 
 
 def run(engine: Engine, requests: Iterable[TokenRequest], *, checked: bool = True) -> Answers:

@@ -15,17 +15,19 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
     """The step that computes `chunks`.
 
     tables [group, slot, block] are the block tables. Rows come in the order of the chunks: of each
-    first its scored prompt positions, then its samples, which all read the chunk's last token.
+    first its scored prompt positions, then its samples, which all read the token before its end, then a
+    sample after each token of its draft.
     """
     slots = np.array([chunk.sequence.slot for chunk in chunks], dtype=np.int32)
     starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-    ends = np.array([chunk.end for chunk in chunks], dtype=np.int32)
-    lengths = ends - starts
+    lengths = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int32)
+    ends = starts + lengths
     query_start = np.zeros(len(chunks) + 1, dtype=np.int32)
     np.cumsum(lengths, out=query_start[1:])
     input_ids: list[int] = []
     for chunk in chunks:
         input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+        input_ids += chunk.draft
     positions = np.arange(len(input_ids), dtype=np.int32) + np.repeat(starts - query_start[:-1], lengths)
     blocks = tables[:, np.repeat(slots, lengths), positions // block_size]
     sample_rows, targets, counts, rows = _rows(chunks, query_start.tolist())
@@ -59,9 +61,13 @@ def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], l
             targets.append(sequence.token_ids[position])
             counts.append(sequence.num_prompt_logprobs)
             rows.append(SampleRow(sequence.sampling, 0, position))
+        last = first + chunk.end - chunk.start - 1
         for index in chunk.samples:
-            tokens.append(first + chunk.end - chunk.start - 1)
-            targets.append(-1)
-            counts.append(sequence.num_logprobs)
-            rows.append(SampleRow(sequence.sampling, index, chunk.end, sequence.history, sequence.bias))
+            history = None if sequence.history is None else sequence.history.seen_along(chunk.draft)
+            for i in range(len(chunk.draft) + 1):
+                tokens.append(last + i)
+                targets.append(-1)
+                counts.append(sequence.num_logprobs)
+                seen = None if history is None else history[i]
+                rows.append(SampleRow(sequence.sampling, index, chunk.end + i, seen, sequence.bias(i)))
     return tokens, targets, counts, rows

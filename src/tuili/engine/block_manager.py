@@ -114,6 +114,17 @@ class BlockManager:
         self._maybe_shared.discard(slot)
         return True
 
+    def shrink(self, slot: int, end: int) -> None:
+        """Gives back the blocks of a slot that lie wholly behind token `end - 1`."""
+        needed, count = -(-end // self.block_size), self._num_blocks[slot]
+        if needed >= count:
+            return
+        for g, pool in enumerate(self.pools):
+            for block in reversed(self.tables[g, slot, needed:count].tolist()):
+                pool.release(block)
+        self.tables[:, slot, needed:count] = -1
+        self._num_blocks[slot] = needed
+
     def register(self, slot: int, first_block: int, hashes: ListLike[bytes]) -> None:
         """Makes full blocks first_block, first_block + 1, ... of a slot findable under `hashes`."""
         for g, pool in enumerate(self.pools):

@@ -7,9 +7,13 @@ answer of every request ends in exactly one terminal delta, whatever happens.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from itertools import zip_longest
+from operator import eq
 
 from tuili.backend import Backend, StepResult
 from tuili.config import EngineConfig
@@ -18,10 +22,12 @@ from tuili.engine.batch import build_batch
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.logprobs import token_logprobs
+from tuili.engine.prompt_lookup import PromptLookup
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink
+from tuili.engine.speculative import Drafter, Speculation
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
-from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
+from tuili.types import FinishReason, TokenDelta, TokenRequest
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +45,25 @@ class EngineStats:
     num_prefix_hits: int  # of those: found
     num_computed_tokens: int
     num_output_tokens: int
+    num_draft_tokens: int  # computed on trial, in the hope that they would be chosen
+    num_accepted_tokens: int  # of those: chosen
 
 
 class Engine:
     """Runs requests on a backend. The backend stays open: whoever loaded it closes it."""
 
-    def __init__(self, backend: Backend, config: EngineConfig) -> None:
-        """Sizes and allocates the cache. Raises UnsupportedModelError or InsufficientMemoryError."""
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        *,
+        drafter: Drafter | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Sizes and allocates the cache. Raises UnsupportedModelError or InsufficientMemoryError.
+
+        drafter replaces the one config.speculative asks for; clock gives the seconds by which steps are timed.
+        """
         groups = backend.cache_groups(config.block_size)
         num_blocks = plan_cache(groups, config)
         backend.allocate_cache(num_blocks)
@@ -59,6 +77,8 @@ class Engine:
         )
         self._backend = backend
         self._scheduler = Scheduler(self.blocks, config)
+        self._clock = clock
+        self._speculation = _speculation(config, self.blocks, drafter)
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
         self._outbox: deque[tuple[Sink, TokenDelta]] = deque()
         self._delivering = False
@@ -66,6 +86,8 @@ class Engine:
         self._num_arrivals = 0
         self._num_computed_tokens = 0
         self._num_output_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
 
     def check_request(self, request: TokenRequest) -> int:
         """Raises what add() would raise for the request's own sake; any thread may ask. Returns its length limit."""
@@ -115,16 +137,22 @@ class Engine:
 
         A backend that fails ends the sequences of that step with an error, and no others.
         """
+        started = self._clock()
         chunks = self._scheduler.schedule()
+        if self._speculation is not None:
+            chunks = self._speculation.extend(chunks)
         if chunks:
             batch = build_batch(chunks, self.blocks.tables, self.config.block_size, self.blocks.take_copies())
             try:
                 result = self._backend.execute(batch).result()
             except Exception as error:
                 self._fail(chunks, error)
+                self._deliver()
             else:
                 self._commit(chunks, result)
-            self._deliver()
+                self._deliver()
+                if self._speculation is not None:
+                    self._speculation.observe(self._clock() - started)
         assert chunks or not self._live, "sequences wait, but none can run"
         return self.has_work()
 
@@ -142,6 +170,8 @@ class Engine:
             num_prefix_hits=self._scheduler.num_prefix_hits,
             num_computed_tokens=self._num_computed_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     def check(self) -> None:
@@ -177,8 +207,9 @@ class Engine:
                 sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in rows]
                 row += len(scored)
             for answer in self._fork_answers(sequence) if samples else ():
-                self._choose(answer, token_ids[row], token_logprobs(result, row, sequence.num_logprobs))
-                row += 1
+                end = row + 1 + len(chunk.draft)
+                self._choose(answer, chunk.draft, token_ids[row:end], result, row)
+                row = end
 
     def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
         """One sequence for each answer that `sequence` stood for, itself first."""
@@ -188,23 +219,48 @@ class Engine:
         self._live[sequence.request.request_id] += twins
         return [sequence, *twins]
 
-    def _choose(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+    def _choose(
+        self, sequence: Sequence, draft: tuple[int, ...], chosen: list[int], result: StepResult, row: int
+    ) -> None:
+        """Takes what the rows from `row` on chose: of a draft's, those up to the first it did not foresee."""
+        first = sequence.num_output_tokens
+        reason: FinishReason | None = None
+        for token_id, foreseen in zip_longest(chosen, draft):
+            if token_id < 0:
+                break
+            reason = sequence.append(token_id)
+            if reason is not None or token_id != foreseen:
+                break
+        taken = tuple(sequence.token_ids[sequence.num_prompt_tokens + first :])
+        if draft:
+            self._accept(sequence, draft, taken)
+        if taken:
+            self._tell(sequence, taken, reason, result, row)
         if token_id < 0:
             self._end_all(
                 sequence, TuiliError("the model computed logits that are not finite: its file may be damaged")
             )
-            return
-        reason = sequence.append(token_id)
-        first = sequence.num_output_tokens == 1
-        self._num_output_tokens += 1
+
+    def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: tuple[int, ...]) -> None:
+        self._scheduler.accept(sequence, max(len(taken) - 1, 0))
+        self._num_draft_tokens += len(draft)
+        self._num_accepted_tokens += sum(map(eq, draft, taken))
+
+    def _tell(
+        self, sequence: Sequence, taken: tuple[int, ...], reason: FinishReason | None, result: StepResult, row: int
+    ) -> None:
+        self._num_output_tokens += len(taken)
+        is_first = sequence.num_output_tokens == len(taken)
+        count = sequence.num_logprobs
+        rows = range(row, row + len(taken)) if count >= 0 else ()
         delta = TokenDelta(
             request_id=sequence.request.request_id,
             index=sequence.indexes[0],
-            token_ids=(token_id,),
+            token_ids=taken,
             finish_reason=reason,
-            stop_token_id=token_id if reason == "stop" else None,
-            logprobs=None if logprobs is None else (logprobs,),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if first and sequence.prompt_logprobs else None,
+            stop_token_id=taken[-1] if reason == "stop" else None,
+            logprobs=tuple(token_logprobs(result, r, count) for r in rows) if count >= 0 else None,
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first and sequence.prompt_logprobs else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
         )
         if reason is not None:
@@ -261,6 +317,17 @@ class Engine:
         for sequence in list(self._live.get(request_id, ())):
             self._drop(sequence)
         self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)
+
+
+def _speculation(config: EngineConfig, blocks: BlockManager, drafter: Drafter | None) -> Speculation | None:
+    if config.speculative is None:
+        return None
+    return Speculation(
+        drafter or PromptLookup(config.speculative),
+        blocks,
+        max_draft=config.speculative.num_speculative_tokens,
+        max_tokens=config.max_num_batched_tokens,
+    )
 
 
 def _ending(sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None) -> TokenDelta:

@@ -6,10 +6,18 @@ Kept up to date token by token, so that a step copies two arrays instead of coun
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from typing import NamedTuple
 
 import numpy as np
 
 from tuili.backend import Int32
+
+
+class SeenTokens(NamedTuple):
+    """What one row reads."""
+
+    ids: Int32  # [N] distinct
+    counts: Int32  # [N] how often each occurs in the output
 
 
 class TokenHistory:
@@ -24,14 +32,20 @@ class TokenHistory:
         self._counts = np.zeros(len(distinct), dtype=np.int32)
 
     @property
-    def ids(self) -> Int32:
-        """[N] the distinct ids; a view, valid until the next add."""
-        return self._ids[: len(self._index)]
+    def seen(self) -> SeenTokens:
+        """Views, valid until the next add."""
+        return SeenTokens(self._ids[: len(self._index)], self._counts[: len(self._index)])
 
-    @property
-    def counts(self) -> Int32:
-        """[N] how often each occurs in the output; a view, valid until the next add."""
-        return self._counts[: len(self._index)]
+    def seen_along(self, draft: ListLike[int]) -> list[SeenTokens]:
+        """What is seen now, and what would be after each token of `draft`."""
+        if not draft:
+            return [self.seen]
+        ahead = self.copy()
+        found = [self.seen]
+        for token_id in draft:
+            ahead.add(token_id)
+            found.append(SeenTokens(*(array.copy() for array in ahead.seen)))
+        return found
 
     def add(self, token_id: int) -> None:
         """Counts one more output token."""

@@ -6,13 +6,11 @@ from tuili.backend import StepResult
 from tuili.types import Logprob, TokenLogprobs
 
 
-def token_logprobs(result: StepResult, row: int, count: int) -> TokenLogprobs | None:
-    """The row's token first, then the `count` best; None when count is -1.
+def token_logprobs(result: StepResult, row: int, count: int) -> TokenLogprobs:
+    """The row's token first, then the `count` best.
 
     Ranks of the best follow from their order, equals sharing the lowest.
     """
-    if count < 0:
-        return None
     found: TokenLogprobs = {int(result.token_ids[row]): Logprob(float(result.logprobs[row]), int(result.ranks[row]))}
     rank, previous = 0, None
     best = zip(result.top_ids[row, :count].tolist(), result.top_logprobs[row, :count].tolist(), strict=True)

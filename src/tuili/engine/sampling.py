@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Float32, Int32, SamplingArrays
-from tuili.engine.history import TokenHistory
+from tuili.engine.history import SeenTokens
 from tuili.types import TokenRequest
 
 Number = TypeVar("Number", np.int32, np.float32)
@@ -56,7 +56,7 @@ class SampleRow(NamedTuple):
     sampling: RowSampling
     sample_index: int
     position: int
-    history: TokenHistory | None = None
+    history: SeenTokens | None = None
     bias: Bias | None = None
 
 
@@ -74,7 +74,7 @@ def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
     """Stacks R rows."""
     samplings, sample_indexes, positions, histories, biases = zip(*rows, strict=True) if rows else ((),) * 5
     params = np.frombuffer(b"".join([sampling.params for sampling in samplings]), dtype=_PARAMS)
-    history_start, history_ids, history_counts = _joined([h and (h.ids, h.counts) for h in histories], np.int32)
+    history_start, history_ids, history_counts = _joined(list(histories), np.int32)
     bias_start, bias_ids, bias_values = _joined([b and (b.ids, b.values) for b in biases], np.float32)
     return SamplingArrays(
         **{name: np.ascontiguousarray(params[name]) for name in _PARAMS.names or ()},

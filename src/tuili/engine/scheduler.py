@@ -64,6 +64,12 @@ class Scheduler:
         if first < last and self._config.enable_prefix_caching:
             self.blocks.register(sequence.slot, first, sequence.block_hashes.first(last, sequence.token_ids)[first:])
 
+    def accept(self, sequence: Sequence, num_tokens: int) -> None:
+        """Takes note that `num_tokens` tokens of a draft are the sequence's own, and computed; the rest is nobody's."""
+        start = sequence.num_computed_tokens
+        self.commit(Chunk(sequence, start, start + num_tokens))
+        self.blocks.shrink(sequence.slot, start + num_tokens)
+
     def fork(self, sequence: Sequence, index: int) -> Sequence:
         """Splits answer `index` off a running sequence; without a free slot it waits and computes its end anew."""
         twin = sequence.fork(index)

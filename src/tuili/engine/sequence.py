@@ -35,6 +35,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "__weakref__",
         "block_hashes",
         "history",
         "indexes",
@@ -96,10 +97,9 @@ class Sequence:
         """Sorts sequences: who comes first is served first and preempted last."""
         return (*self.order, self.indexes[0])
 
-    @property
-    def bias(self) -> Bias | None:
-        """What to add to the logits of the next token."""
-        below = self.num_output_tokens < self.request.sampling.min_tokens
+    def bias(self, num_ahead: int) -> Bias | None:
+        """What to add to the logits of the token that `num_ahead` others precede from here."""
+        below = self.num_output_tokens + num_ahead < self.request.sampling.min_tokens
         return self.sampling.bias_below_min_tokens if below else self.sampling.bias
 
     @property
@@ -120,7 +120,8 @@ class Sequence:
         """Splits off answer `index`: the same tokens so far, but no slot yet."""
         twin = Sequence.__new__(Sequence)
         for name in Sequence.__slots__:
-            setattr(twin, name, getattr(self, name))
+            if name != "__weakref__":
+                setattr(twin, name, getattr(self, name))
         self.indexes = [i for i in self.indexes if i != index]
         twin.indexes = [index]
         twin.token_ids = list(self.token_ids)
@@ -133,19 +134,23 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """Tokens [start, end) of a sequence, computed in one step."""
+    """Tokens [start, end) of a sequence, computed in one step, and a draft of what may follow them.
+
+    A draft is computed as if it had been chosen; it comes only behind the last token of a single answer.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    draft: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        return self.end - self.start
+        return self.end - self.start + len(self.draft)
 
     @property
     def samples(self) -> list[int]:
-        """The answers whose next token is chosen from the chunk's last logits: none before the end."""
+        """The answers whose next token is chosen from the logits at end - 1: none before the end."""
         return self.sequence.indexes if self.end == len(self.sequence.token_ids) else []
 
     @property

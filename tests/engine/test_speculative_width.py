@@ -1,0 +1,93 @@
+"""How much of a draft is computed: what pays by the costs of this machine, and nothing where it does not."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuili.engine.speculative_width import FIRST_PROBE, NO_DRAFT, Draft, StepCosts, WidthChooser
+
+CHANCES = st.lists(st.lists(st.floats(0.0, 1.0), max_size=5), min_size=1, max_size=3)
+
+
+def costs(seconds: dict[int, float]) -> StepCosts:
+    table = StepCosts()
+    for num_rows, value in seconds.items():
+        table.observe(num_rows, value)
+    return table
+
+
+def draft(*chances: float) -> Draft:
+    return Draft([0] * len(chances), chances)
+
+
+def test_costs_are_interpolated_and_continued() -> None:
+    table = costs({1: 1.0, 5: 2.0, 9: 6.0})
+    assert [table.seconds(n) for n in (1, 3, 5, 7, 9)] == pytest.approx([1.0, 1.5, 2.0, 4.0, 6.0])
+    assert table.seconds(11) == pytest.approx(8.0)
+    assert costs({4: 2.0}).seconds(2) == pytest.approx(2.0)
+    assert costs({4: 2.0}).seconds(8) == pytest.approx(2.0 * 1.1)
+    assert StepCosts().seconds(3) == 1.0
+
+
+def test_a_disturbance_passes_and_a_lasting_change_is_learned() -> None:
+    table = costs({1: 1.0, 8: 2.0})
+    table.observe(8, 50.0)
+    assert table.seconds(8) < 2.2
+    for _ in range(60):
+        table.observe(8, 4.0)
+    assert table.seconds(8) == pytest.approx(4.0, rel=0.05)
+    for _ in range(20):
+        table.observe(8, 2.0)
+    assert table.seconds(8) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_slower_moment_seen_at_one_size_moves_the_others_along() -> None:
+    table = costs({1: 1.0, 8: 2.0})
+    for _ in range(100):
+        table.observe(8, 3.0)
+    assert 1.1 < table.seconds(1) < 1.5
+
+
+@given(chances=CHANCES, slope=st.floats(0.0, 1.0), max_rows=st.integers(0, 12))
+def test_the_choice_is_the_best_of_all(chances: list[list[float]], slope: float, max_rows: int) -> None:
+    table = costs({n: 1.0 + slope * (n - 1) for n in range(1, 20)})
+    widths = WidthChooser(table).choose([draft(*c) for c in chances], max_rows)
+
+    def rate(candidate: tuple[int, ...]) -> float:
+        expected = float(len(chances))
+        for width, steps in zip(candidate, chances, strict=True):
+            chance = 1.0
+            for step in steps[:width]:
+                chance *= step
+                expected += chance
+        return expected / table.seconds(len(chances) + sum(candidate))
+
+    candidates = [c for c in itertools.product(*(range(len(c) + 1) for c in chances)) if sum(c) <= max_rows]
+    best, none = max(map(rate, candidates)), rate((0,) * len(chances))
+    assert sum(widths) <= max_rows
+    assert rate(tuple(widths)) == pytest.approx(best if best >= 1.03 * none else none)
+
+
+def test_rows_that_cost_nothing_are_used_and_rows_that_cost_as_much_as_a_step_are_not() -> None:
+    good, poor = draft(0.9, 0.9, 0.9, 0.9), draft(0.1, 0.5)
+    free, dear = costs({1: 1.0, 16: 1.02}), costs({n: float(n) for n in range(1, 17)})
+    assert WidthChooser(free).choose([good], 99) == [4]
+    assert WidthChooser(free).choose([poor], 99) == [2]
+    assert WidthChooser(dear).choose([good], 99) == [0]
+    assert WidthChooser(free).choose([good, NO_DRAFT, poor], 3) == [3, 0, 0]
+
+
+def test_what_does_not_pay_is_tried_ever_more_rarely_until_it_pays() -> None:
+    table = costs({n: float(n) for n in range(1, 17)})
+    chooser, good = WidthChooser(table), draft(0.9, 0.9, 0.9)
+    tries = [i for i in range(FIRST_PROBE * 8) if chooser.choose([good], 99) != [0]]
+    assert tries == [FIRST_PROBE - 1, FIRST_PROBE * 3 - 1, FIRST_PROBE * 7 - 1]
+    assert not any(any(chooser.choose([draft(0.2)], 99)) for _ in range(3000))
+    for n in range(2, 17):
+        for _ in range(40):
+            table.observe(n, 1.05)
+    assert chooser.choose([good], 99) == [3]
