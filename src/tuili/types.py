@@ -1,6 +1,7 @@
 """The words every layer shares: sampling parameters, requests going down, deltas and events coming up.
 
-Frozen values only. Knows no tokenizer, no engine, no wire format.
+Values only: nobody writes to one that was handed on. What is made for every token is not frozen, which
+would make it three times as dear. Knows no tokenizer, no engine, no wire format.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class SamplingParams:
         return self.stop
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Logprob:
     """A token's log probability under the raw logits; rank 1 is the most likely."""
 
@@ -173,7 +174,7 @@ class TokenRequest:
     cache_salt: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class TokenDelta:
     """What the engine answers: new tokens of answer `index`; the last one has a finish_reason.
 
@@ -217,7 +218,7 @@ class PromptTokens:
     text: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class TextDelta:
     """A piece of answer `index`. Text may lag behind tokens while a character or stop string is incomplete."""
 

@@ -50,7 +50,7 @@ def test_text_survives_and_arrives_in_whole_characters(
         if name != "bert-bge":
             assert decoded == (unicodedata.normalize("NFC", text) if name in NORMALIZING else text)
         detokenizer = Detokenizer(tokenizer)
-        pieces = [detokenizer.push([token_id]) for token_id in ids] + [detokenizer.flush()]
+        pieces = [detokenizer.push(token_id) for token_id in ids] + [detokenizer.flush()]
         assert "".join(pieces) == decoded
 
 

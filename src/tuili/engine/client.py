@@ -41,7 +41,7 @@ class InProcess:
         self._loop = loop
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._lock = threading.Lock()
-        loop.after_step(self._flush)
+        loop.add_listener(self._flush)
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
         mailbox = self._open_mailbox()

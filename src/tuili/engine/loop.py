@@ -23,10 +23,9 @@ class EngineLoop:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._stats = engine.stats()
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: tuple[Callable[[], None], ...] = ()
         self._open = True
         self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tuili-engine", daemon=True)
@@ -48,13 +47,19 @@ class EngineLoop:
         except EngineUnavailableError:
             return  # closing has ended, or is ending, every request
 
-    def after_step(self, listener: Callable[[], None]) -> None:
+    def add_listener(self, listener: Callable[[], None]) -> None:
         """Has `listener` called in the engine's thread whenever all deltas of a step have gone out."""
-        self._listeners.append(listener)
+        with self._wake:
+            self._listeners = (*self._listeners, listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Undoes add_listener; a call that is under way may still come."""
+        with self._wake:
+            self._listeners = tuple(other for other in self._listeners if other != listener)
 
     def stats(self) -> EngineStats:
-        """As of the last step."""
-        return self._stats
+        """Read while the engine runs on: numbers may be of two neighbouring moments."""
+        return self._engine.stats()
 
     def close(self) -> None:
         """Ends every request with an EngineUnavailableError delta and waits for the thread."""
@@ -116,7 +121,6 @@ class EngineLoop:
         self._tell_listeners()
 
     def _tell_listeners(self) -> None:
-        self._stats = self._engine.stats()
         for listener in self._listeners:
             listener()
 

@@ -7,8 +7,7 @@ engine cut the tokens into deltas. Knows no threads, no engine, no wire format.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tuili.text.detokenizer import Detokenizer
 from tuili.text.stops import StopFinder
@@ -34,7 +33,7 @@ class _Stream:
     """One of the n answers under way."""
 
     detokenizer: Detokenizer | None
-    stops: StopFinder
+    stops: StopFinder | None  # None: no stop strings
     num_tokens: int = 0
     is_finished: bool = False
 
@@ -65,72 +64,82 @@ class Answer:
                 if params.detokenize
                 else None
             )
-            self._streams.append(_Stream(detokenizer, StopFinder(params.stops, params.include_stop_str_in_output)))
+            stops = StopFinder(params.stops, params.include_stop_str_in_output) if params.stops else None
+            self._streams.append(_Stream(detokenizer, stops))
 
     @property
     def num_running(self) -> int:
         """Answers the engine may still be at."""
         return sum(not s.is_finished for s in self._streams)
 
-    def push(self, delta: TokenDelta) -> Iterator[Event]:
+    def push(self, delta: TokenDelta) -> list[Event]:
         """The events that follow from one delta. Deltas of a finished answer are ignored."""
         stream = self._streams[delta.index]
         if stream.is_finished or self.is_done:
-            return
+            return []
         if delta.error is not None:
             self.is_done = True
-            yield Failed(delta.error)
-            return
-        self._num_cached_tokens = max(self._num_cached_tokens, delta.num_cached_tokens)
-        if delta.token_ids and self._first_token_s is None:
-            self._first_token_s = time.monotonic()
-        yield from self._push_tokens(stream, delta)
+            return [Failed(delta.error)]
+        if self._first_token_s is None:
+            self._num_cached_tokens = delta.num_cached_tokens
+            if delta.token_ids:
+                self._first_token_s = time.monotonic()
+        events: list[Event] = []
+        self._push_tokens(stream, delta, events)
         if delta.finish_reason is not None and not stream.is_finished:
-            yield from self._finish(stream, delta.index, delta.finish_reason, delta.stop_token_id)
+            self._finish(stream, delta.index, delta.finish_reason, delta.stop_token_id, events)
+        return events
 
-    def _push_tokens(self, stream: _Stream, delta: TokenDelta) -> Iterator[Event]:
+    def _push_tokens(self, stream: _Stream, delta: TokenDelta, events: list[Event]) -> None:
         prompt_logprobs = delta.prompt_logprobs and tuple(
             entry and self._decoded(entry) for entry in delta.prompt_logprobs
         )
+        num_shown = len(delta.token_ids) - (delta.stop_token_id is not None)
         for i, token_id in enumerate(delta.token_ids):
-            stream.num_tokens += 1
-            is_stop_token = delta.stop_token_id is not None and i == len(delta.token_ids) - 1
-            text = ""
-            if stream.detokenizer is not None and not is_stop_token:
-                text = stream.detokenizer.push((token_id,))
-                if stream.num_tokens > self.request.sampling.min_tokens:
-                    text = stream.stops.push(text)
-            logprobs = delta.logprobs and (self._decoded(delta.logprobs[i]),)
-            yield TextDelta(
-                index=delta.index,
-                text=text,
-                token_ids=(token_id,),
-                logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
+            events.append(
+                TextDelta(
+                    index=delta.index,
+                    text=self._text(stream, token_id) if i < num_shown else "",
+                    token_ids=(token_id,),
+                    logprobs=delta.logprobs and (self._decoded(delta.logprobs[i]),),
+                    prompt_logprobs=prompt_logprobs,
+                )
             )
+            stream.num_tokens += 1
             prompt_logprobs = None
-            if stream.stops.found is not None:
+            if stream.stops is not None and stream.stops.found is not None:
                 if delta.finish_reason is None:
                     self.stopped.append(delta.index)
-                yield from self._finish(stream, delta.index, "stop", stream.stops.found)
+                self._finish(stream, delta.index, "stop", stream.stops.found, events)
                 return
 
+    def _text(self, stream: _Stream, token_id: int) -> str:
+        """What the next token makes certain. Stop strings do not count before min_tokens."""
+        if stream.detokenizer is None:
+            return ""
+        text = stream.detokenizer.push(token_id)
+        if stream.stops is None or stream.num_tokens < self.request.sampling.min_tokens:
+            return text
+        return stream.stops.push(text)
+
     def _finish(
-        self, stream: _Stream, index: int, reason: FinishReason, stop_reason: str | int | None
-    ) -> Iterator[Event]:
+        self, stream: _Stream, index: int, reason: FinishReason, stop_reason: str | int | None, events: list[Event]
+    ) -> None:
         stream.is_finished = True
         if stream.detokenizer is not None and not isinstance(stop_reason, str):
-            rest = stream.stops.push(stream.detokenizer.flush())
-            if stream.stops.found is None:
-                rest += stream.stops.flush()
-            else:
-                reason, stop_reason = "stop", stream.stops.found
+            rest = stream.detokenizer.flush()
+            if stream.stops is not None:
+                rest = stream.stops.push(rest)
+                if stream.stops.found is None:
+                    rest += stream.stops.flush()
+                else:
+                    reason, stop_reason = "stop", stream.stops.found
             if rest:
-                yield TextDelta(index=index, text=rest, token_ids=(), logprobs=self._no_logprobs())
-        yield Finished(index=index, finish_reason=reason, stop_reason=stop_reason)
+                events.append(TextDelta(index=index, text=rest, token_ids=(), logprobs=self._no_logprobs()))
+        events.append(Finished(index=index, finish_reason=reason, stop_reason=stop_reason))
         if all(s.is_finished for s in self._streams):
             self.is_done = True
-            yield self._done()
+            events.append(self._done())
 
     def _no_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         return None if self.request.sampling.logprobs is None else ()
@@ -151,4 +160,5 @@ class Answer:
         return {token_id: self._with_text(token_id, value) for token_id, value in entry.items()}
 
     def _with_text(self, token_id: int, value: Logprob) -> Logprob:
-        return replace(value, decoded_token=self.tokenizer.decode([token_id], skip_special_tokens=False))
+        text = self.tokenizer.decode([token_id], skip_special_tokens=False)
+        return Logprob(value.logprob, value.rank, text)

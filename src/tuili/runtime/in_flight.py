@@ -27,27 +27,58 @@ class Served(Protocol):
     def max_num_seqs(self) -> int: ...
 
 
+class Inbox:
+    """Carries deltas from the engine's thread to one reader, all of a step with one wake-up."""
+
+    def __init__(self) -> None:
+        self._steps: SimpleQueue[list[tuple[int, TokenDelta]]] = SimpleQueue()
+        self._arrived: list[tuple[int, TokenDelta]] = []
+
+    def sink(self, index: int) -> Sink:
+        """A sink for the deltas of request `index`."""
+        return lambda delta: self._arrived.append((index, delta))
+
+    def flush(self) -> None:
+        """Called in the engine's thread after each step."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._steps.put(arrived)
+
+    def get(self) -> list[tuple[int, TokenDelta]]:
+        """(index of the request, delta) of the next step that brought any; waits for it."""
+        return self._steps.get()
+
+
 class InFlight:
     """Submits requests as earlier ones finish. Iterate `events` to the end or close it."""
 
     def __init__(self, model: Served, requests: Iterable[tuple[PromptTokens, TokenRequest]]) -> None:
         self._model = model
         self._pending = enumerate(requests)
-        self._inbox: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
+        self._inbox = Inbox()
         self._answers: dict[int, Answer] = {}
         self._sinks: dict[int, Sink] = {}
 
     def events(self) -> Generator[tuple[int, Event], None, None]:
         """(index of the request, event) until all are done; closing aborts what is running."""
+        loop = self._model.loop
+        loop.add_listener(self._inbox.flush)
         try:
             yield from self._admit()
             while self._answers:
-                index, delta = self._inbox.get()
-                yield from self._receive(index, delta)
+                for index, delta in self._inbox.get():
+                    if (answer := self._answers.get(index)) is None:
+                        continue  # it came late, for an answer that a stop string has already ended
+                    for event in answer.push(delta):
+                        yield index, event
+                    abort_stopped(loop, answer)
+                    if answer.is_done:
+                        self._leave(index)
                 yield from self._admit()
         finally:
             for index in list(self._answers):
                 self._leave(index)
+            loop.remove_listener(self._inbox.flush)
 
     def _admit(self) -> Iterator[tuple[int, Event]]:
         room = WAITING_SHARE * self._model.max_num_seqs - len(self._answers)
@@ -56,24 +87,10 @@ class InFlight:
             yield index, prompt
 
     def _submit(self, index: int, request: TokenRequest) -> None:
-        inbox = self._inbox
-
-        def sink(delta: TokenDelta) -> None:
-            inbox.put((index, delta))
-
+        sink = self._inbox.sink(index)
         self._model.loop.submit(request, sink)
         self._answers[index] = Answer(self._model.tokenizer, request)
         self._sinks[index] = sink
-
-    def _receive(self, index: int, delta: TokenDelta) -> Iterator[tuple[int, Event]]:
-        """A delta may come late, for an answer that a stop string has already ended."""
-        if (answer := self._answers.get(index)) is None:
-            return
-        for event in answer.push(delta):
-            yield index, event
-        abort_stopped(self._model.loop, answer)
-        if answer.is_done:
-            self._leave(index)
 
     def _leave(self, index: int) -> None:
         """Forgets a request and ends whatever of it still runs, be it answers beside one that failed."""

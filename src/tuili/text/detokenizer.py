@@ -23,6 +23,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._spaces_to_drop = tokenizer.leading_spaces_dropped
         self._decoder.decode(self._prompt_tail(prompt_ids))
+        self._is_clean = self._is_at_boundary()
 
     def _prompt_tail(self, prompt_ids: Sequence[int]) -> bytes:
         """The last bytes of the prompt: a character that the output completes begins among them."""
@@ -43,10 +44,20 @@ class Detokenizer:
             data = data[1:]
         return data
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """The text that became certain with these tokens; what may still be half a character waits."""
-        data = b"".join([self._tokenizer.token_bytes(i) for i in token_ids if i not in self._skipped])
-        return self._decoder.decode(self._without_leading_spaces(data))
+    def _is_at_boundary(self) -> bool:
+        """Whether a token's own text can follow as it is: no half character waits, no space is to be dropped."""
+        return not self._spaces_to_drop and not self._decoder.getstate()[0]
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; what may still be half a character waits."""
+        if token_id in self._skipped:
+            return ""
+        if self._is_clean and (text := self._tokenizer.token_text(token_id)) is not None:
+            return text
+        data = self._without_leading_spaces(self._tokenizer.token_bytes(token_id))
+        text = self._decoder.decode(data)
+        self._is_clean = self._is_at_boundary()
+        return text
 
     def flush(self) -> str:
         """The end: bytes still waiting are no character and become U+FFFD."""

@@ -15,6 +15,7 @@ class StopFinder:
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops = tuple(stops)
         self._include = include
+        self._first_chars = frozenset(stop[0] for stop in self._stops)
         self._held = ""
         self.found: str | None = None
 
@@ -22,6 +23,8 @@ class StopFinder:
         """The text that surely belongs to the answer; nothing more once `found` is set."""
         if self.found is not None:
             return ""
+        if not self._held and self._first_chars.isdisjoint(text):
+            return text
         text = self._held + text
         found = min(self._matches(text), default=None)
         if found is not None:
@@ -45,7 +48,7 @@ class StopFinder:
     def _num_pending(self, text: str) -> int:
         """Length of the longest end of the text that begins a stop string."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for num in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-num:]) for stop in self._stops):
-                return num
+        for start in range(max(len(text) - longest, 0), len(text)):
+            if text[start] in self._first_chars and any(stop.startswith(text[start:]) for stop in self._stops):
+                return len(text) - start
         return 0

@@ -55,6 +55,7 @@ class Tokenizer:
         self._size = backend.get_vocab_size(with_added_tokens=True)
         self._rules = read_piece_rules(backend.decoder.__getstate__() if backend.decoder else None)
         self._pieces: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
 
     def __len__(self) -> int:
         return self._size
@@ -189,6 +190,14 @@ class Tokenizer:
             self._pieces[token_id] = piece
         return piece
 
+    def token_text(self, token_id: int) -> str | None:
+        """The token's bytes as text, if they are whole characters; else None: its neighbours decide."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            text = self._texts[token_id] = _utf8_or_none(self.token_bytes(token_id))
+            return text
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids. Bytes that are not UTF-8 become U+FFFD."""
         special = self._special_ids if skip_special_tokens else frozenset()
@@ -245,6 +254,13 @@ def parse_tokenizer_json(text: str, file: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more precise
         raise ModelFileError(f"{file}: not a valid tokenizer.json: {error}") from error
+
+
+def _utf8_or_none(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _checked(text: str) -> str:
