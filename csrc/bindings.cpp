@@ -19,6 +19,7 @@ namespace nb = nanobind;
 namespace tuili {
 
 void bind_kernels(nb::module_& module);
+void bind_probes(nb::module_& module);
 void bind_rows(nb::module_& module);
 
 namespace {
@@ -170,6 +171,7 @@ NB_MODULE(_native, module) {
     module.attr("MAX_THREADS") = kMaxThreads;
     module.def("has_isa", has_isa, nb::arg("name"));
     module.def("best_isa", [] { return best_kernels().isa; });
+    bind_probes(module);
     nb::module_ kernels = module.def_submodule("kernels", "Single kernels, for tests and benchmarks.");
     bind_kernels(kernels);
     bind_rows(kernels);

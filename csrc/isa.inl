@@ -6,6 +6,7 @@
 #include "attention.inl"
 #include "elementwise.inl"
 #include "matmul.inl"
+#include "probe.inl"
 #include "quantize.inl"
 #include "sampling.inl"
 
@@ -38,6 +39,9 @@ const Kernels& TUILI_ISA_TABLE() {
         .count_greater = count_greater,
         .softcap = softcap,
         .multiply = multiply,
+        .read_bytes = read_bytes,
+        .dot_operations = dot_operations,
+        .fma_operations = fma_operations,
     };
     return table;
 }

@@ -131,6 +131,12 @@ struct Kernels {
     int (*count_greater)(const float* x, float threshold, int n);
     void (*softcap)(float* x, float cap, int n);  // cap * tanh(x / cap)
     void (*multiply)(float* x, float factor, int n);
+
+    // What the machine can do at most (probe.inl): a value that depends on all num_bytes (a multiple of 256, 64-byte
+    // aligned, prefetched up to 4 KiB past the end), and operations done in `rounds` of register work.
+    int32_t (*read_bytes)(const uint8_t* data, size_t num_bytes);
+    double (*dot_operations)(int rounds);
+    double (*fma_operations)(int rounds);
 };
 
 // The table of an instruction set by name ("avx512", "avx2", "scalar"), or null when this build or CPU lacks it.

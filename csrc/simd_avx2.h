@@ -216,6 +216,12 @@ TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
     return {with_top<kMask, kShift>(nibbles.low, plane.low), with_top<kMask, kShift>(nibbles.high, plane.high)};
 }
 
+// Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
+TUILI_INLINE void hide(F32x16& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
+TUILI_INLINE void hide(I32x16& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
+TUILI_INLINE void hide(Codes& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
+TUILI_INLINE void hide(Quad& a) { asm volatile("" : "+x"(a.v)); }
+
 // A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
 // Codes up to 6 bits add pairs of products in 16 bits, as many steps as cannot overflow.
 template <int kMaxCode>
@@ -239,6 +245,11 @@ struct Dot {
     }
     TUILI_INLINE I32x16 total() const { return {low, high}; }
 };
+
+template <int kMaxCode>
+TUILI_INLINE void hide(Dot<kMaxCode>& a) {
+    asm volatile("" : "+x"(a.narrow_low), "+x"(a.narrow_high));
+}
 
 // 8-bit codes would saturate vpmaddubsw: multiply even and odd bytes as 16-bit words.
 template <>

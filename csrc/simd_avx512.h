@@ -137,6 +137,12 @@ TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
     return {_mm512_ternarylogic_epi32(nibbles.v, shifted, _mm512_set1_epi8(kMask), 0xF8)};
 }
 
+// Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
+TUILI_INLINE void hide(F32x16& a) { asm volatile("" : "+v"(a.v)); }
+TUILI_INLINE void hide(I32x16& a) { asm volatile("" : "+v"(a.v)); }
+TUILI_INLINE void hide(Codes& a) { asm volatile("" : "+v"(a.v)); }
+TUILI_INLINE void hide(Quad& a) { asm volatile("" : "+v"(a.v)); }
+
 // A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
 template <int kMaxCode>
 struct Dot {
@@ -147,5 +153,9 @@ struct Dot {
     TUILI_INLINE void widen() {}
     TUILI_INLINE I32x16 total() const { return {sum}; }
 };
+template <int kMaxCode>
+TUILI_INLINE void hide(Dot<kMaxCode>& a) {
+    asm volatile("" : "+v"(a.sum));
+}
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

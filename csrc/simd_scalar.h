@@ -232,6 +232,12 @@ TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
     });
 }
 
+// Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
+template <class V>
+TUILI_INLINE void hide(V& a) {
+    asm volatile("" : "+m"(a));
+}
+
 // A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
 template <int kMaxCode>
 struct Dot {
