@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class EngineConfig:
 
     max_num_batched_tokens is the token budget of a step. kv_cache_bytes None lets the runtime size
     the cache. block_size is the unit of allocation and of prefix reuse. speculative None drafts nothing.
+    max_slowdown is how many times longer a step may take because it also computes prompts of others (measured as it
+    goes); None gives prompts the whole budget, for the most tokens per second.
     Raises InvalidRequestError naming the field.
     """
 
@@ -64,6 +67,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
     speculative: SpeculativeConfig | None = None
+    max_slowdown: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes"):
@@ -77,6 +81,11 @@ class EngineConfig:
                 f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, "
                 f"got {self.max_num_batched_tokens}",
                 param="max_num_batched_tokens",
+            )
+        slowdown = self.max_slowdown
+        if slowdown is not None and not (isinstance(slowdown, int | float) and 1 < slowdown < math.inf):
+            raise InvalidRequestError(
+                f"max_slowdown must be a finite number > 1, got {slowdown!r}", param="max_slowdown"
             )
 
     def _check_count(self, name: str, *, is_optional: bool) -> None:

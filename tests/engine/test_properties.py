@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -63,6 +66,10 @@ def workloads(draw: st.DrawFn) -> list[TokenRequest]:
 
 DRAFTERS = st.none() | st.builds(OracleDrafter, st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 30]), st.just(CONTEXT))
 
+CLOCKS = st.integers(0, 9).map(
+    lambda seed: itertools.accumulate(iter(random.Random(seed).random, None), initial=0.0).__next__
+)
+
 
 @st.composite
 def engines(draw: st.DrawFn) -> dict[str, object]:
@@ -75,6 +82,8 @@ def engines(draw: st.DrawFn) -> dict[str, object]:
         "max_num_batched_tokens": max_num_seqs + draw(st.sampled_from([0, 3, 11, 40, 200])),
         "enable_prefix_caching": draw(st.booleans()),
         "drafter": draw(DRAFTERS),
+        "clock": draw(CLOCKS),
+        "max_slowdown": draw(st.sampled_from([None, 1.2, 3.0])),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from support.fake_backend import FakeBackend, solo
@@ -62,9 +62,13 @@ def make_engine(
     backend: FakeBackend | None = None,
     blocks: int | None = None,
     drafter: OracleDrafter | None = None,
+    clock: Callable[[], float] | None = None,
     **limits: object,
 ) -> Engine:
-    """An engine with 16-token blocks; `blocks` of each cache group. With a drafter, whose drafts it always takes."""
+    """An engine with 16-token blocks; `blocks` of each cache group. With a drafter, whose drafts it always takes.
+
+    Without a clock all steps take as long.
+    """
     backend = backend or FakeBackend()
     limits = {"max_model_len": 128, "block_size": 16, **limits}
     if blocks is not None:
@@ -72,7 +76,7 @@ def make_engine(
     if drafter is not None:
         limits["speculative"] = SpeculativeConfig(num_speculative_tokens=drafter.max_draft)
     config = EngineConfig(**limits)  # type: ignore[arg-type]
-    return Engine(backend, config, drafter=drafter, clock=itertools.count().__next__)  # all steps take as long
+    return Engine(backend, config, drafter=drafter, clock=clock or itertools.count().__next__)
 
 
 def run(engine: Engine, requests: Iterable[TokenRequest], *, checked: bool = True) -> Answers:

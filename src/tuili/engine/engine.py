@@ -151,8 +151,10 @@ class Engine:
             else:
                 self._commit(chunks, result)
                 self._deliver()
+                seconds = self._clock() - started
+                self._scheduler.observe(chunks, seconds)
                 if self._speculation is not None:
-                    self._speculation.observe(self._clock() - started)
+                    self._speculation.observe(seconds)
         assert chunks or not self._live, "sequences wait, but none can run"
         return self.has_work()
 

@@ -1,6 +1,7 @@
 """Who computes what in the next step, under the limits of tokens, slots and blocks.
 
-Decodes go first, then prompts in chunks, then new sequences in the order of priority and arrival.
+Decodes go first, then prompts in chunks, then new sequences in the order of priority and arrival; the
+share of prompts beside decodes is what `Pace` allows.
 When blocks run out, the last in that order is preempted: it gives up slot and blocks, waits at its
 place near the head, and later computes its prompt and output anew. Nothing is ever lost, and no
 one waits for ever: the first in order takes from everybody after it and is itself never a victim,
@@ -14,6 +15,7 @@ from collections.abc import Sequence as ListLike
 
 from tuili.config import EngineConfig
 from tuili.engine.block_manager import BlockManager
+from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
 
 MAX_LOGPROB_ENTRIES = 1 << 22  # of a step's [rows, logprobs]: 32 MiB of ids and values
@@ -30,6 +32,7 @@ class Scheduler:
         self.num_prefix_queries = 0  # tokens looked up in the prefix cache by new sequences
         self.num_prefix_hits = 0  # tokens of those that were found
         self._config = config
+        self._pace = Pace(config.max_slowdown)
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
@@ -42,19 +45,22 @@ class Scheduler:
         preemptions = self.num_preemptions
         budget = self._config.max_num_batched_tokens
         chunks: list[Chunk] = []
-        stalled = False
-        for sequence in sorted(self.running, key=_is_prompt):
-            if not budget or sequence.status is not Status.RUNNING:
-                continue
-            chunk = self._next_chunk(sequence, budget, chunks)
-            if self._make_room(chunk, chunks):
-                chunks.append(chunk)
-                budget -= chunk.num_tokens
-            else:
-                stalled = True
+        decodes = [sequence for sequence in self.running if sequence.num_remaining_tokens == 1]
+        budget, stalled = self._continue(decodes, budget, chunks)
+        self._pace.begin(len(chunks))
+        if len(decodes) < len(self.running):
+            prompts = [sequence for sequence in self.running if sequence.num_remaining_tokens > 1]
+            budget, is_stalled = self._continue(prompts, budget, chunks)
+            stalled |= is_stalled
         if not stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
+
+    def observe(self, chunks: ListLike[Chunk], seconds: float) -> None:
+        """Takes note of the time that a step of these chunks took."""
+        prompts = [(chunk.start, chunk.num_tokens) for chunk in chunks if chunk.end - chunk.start > 1]
+        num_prompt_tokens = sum(size for _, size in prompts)
+        self._pace.observe(sum(chunk.num_tokens for chunk in chunks) - num_prompt_tokens, prompts, seconds)
 
     def commit(self, chunk: Chunk) -> None:
         """Takes note that a chunk is computed: its full blocks can be found from now on."""
@@ -106,12 +112,31 @@ class Scheduler:
         assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
         self.blocks.check()
 
-    def _next_chunk(self, sequence: Sequence, budget: int, chunks: ListLike[Chunk]) -> Chunk:
-        start = sequence.num_computed_tokens
-        size = min(len(sequence.token_ids) - start, budget)
+    def _continue(self, sequences: ListLike[Sequence], budget: int, chunks: list[Chunk]) -> tuple[int, bool]:
+        """Adds chunks of running sequences; what is left of the budget, and whether one found no blocks."""
+        stalled = False
+        for sequence in sequences:
+            if not budget or sequence.status is not Status.RUNNING:
+                continue
+            size = self._num_tokens(sequence, sequence.num_computed_tokens, budget, chunks)
+            if not size:
+                break
+            chunk = Chunk(sequence, sequence.num_computed_tokens, sequence.num_computed_tokens + size)
+            if self._make_room(chunk, chunks):
+                chunks.append(chunk)
+                budget -= size
+            else:
+                stalled = True
+        return budget, stalled
+
+    def _num_tokens(self, sequence: Sequence, start: int, budget: int, chunks: ListLike[Chunk]) -> int:
+        """How many tokens from `start` on the step computes; 0 when it is full."""
+        limit = min(len(sequence.token_ids) - start, budget)
+        if limit == 1:
+            return 1
         if sequence.scores_prompt:
-            size = min(size, self._max_scored(sequence, chunks))
-        return Chunk(sequence, start, start + size)
+            limit = min(limit, self._max_scored(sequence, chunks))
+        return self._pace.take(start, limit)
 
     def _max_scored(self, sequence: Sequence, chunks: ListLike[Chunk]) -> int:
         """Prompt tokens that can be scored in one step: result arrays are as wide as their widest row."""
@@ -140,18 +165,21 @@ class Scheduler:
         while budget and self.waiting and self._free_slots:
             sequence = self.waiting[0]
             hashes = self._reusable(sequence)
+            start = len(hashes) * self.blocks.block_size
             if not self.blocks.fits(sequence.num_tokens, hashes):
+                return
+            size = self._num_tokens(sequence, start, budget, chunks)
+            if not size:
                 return
             del self.waiting[0]
             self._start(sequence)
             self.blocks.reuse(sequence.slot, hashes)
-            sequence.num_computed_tokens = len(hashes) * self.blocks.block_size
+            sequence.num_computed_tokens = start
             self._count_prefix(sequence)
-            chunk = self._next_chunk(sequence, budget, chunks)
-            grown = self.blocks.grow(sequence.slot, chunk.start, chunk.end)
+            grown = self.blocks.grow(sequence.slot, start, start + size)
             assert grown, "a context that fits has no room"
-            chunks.append(chunk)
-            budget -= chunk.num_tokens
+            chunks.append(Chunk(sequence, start, start + size))
+            budget -= size
 
     def _reusable(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the cached blocks to start from, all wholly before the last token, which must be computed."""
@@ -185,10 +213,6 @@ class Scheduler:
 
 def _key(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.key
-
-
-def _is_prompt(sequence: Sequence) -> bool:
-    return sequence.num_remaining_tokens > 1
 
 
 def _remove(sequences: list[Sequence], sequence: Sequence) -> None:

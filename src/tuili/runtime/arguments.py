@@ -17,6 +17,9 @@ _BACKENDS = (None, "cpu", "reference")
 class LLMArguments:
     """Sizes default to what the model allows and the memory holds.
 
+    max_slowdown is how many times longer a step may take because it also computes prompts of others; None, for the
+    most tokens per second, does not care. AsyncLLM's default keeps running streams steady.
+
     dtype, quantization, gpu_memory_utilization, swap_space, cpu_offload_gb and enforce_eager are
     for GPUs: checked, and without effect on a CPU, where weights stay in their file's format and
     arithmetic between them is float32. Remote code is never run, whatever trust_remote_code says.
@@ -30,6 +33,7 @@ class LLMArguments:
     block_size: int = 64
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    max_slowdown: float | None = None
     chat_template: str | None = None
     seed: int | None = 0
     revision: str | None = None
@@ -96,6 +100,7 @@ class LLMArguments:
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_memory_bytes,
             enable_prefix_caching=self.enable_prefix_caching,
+            max_slowdown=self.max_slowdown,
             chat_template=self.chat_template,
             tokenizer=self.tokenizer,
         )

@@ -17,12 +17,16 @@ from tuili.runtime.pipeline import Pipeline
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import Event, GenerateRequest, SamplingParams
 
+DEFAULT_MAX_SLOWDOWN = 2.5
+
 
 class AsyncLLM:
-    """Streams answers to many callers at once. Arguments and errors are LLM's."""
+    """Streams answers to many callers at once. Arguments and errors are LLM's; a long prompt of one does not stall
+    the others, see max_slowdown.
+    """
 
     def __init__(self, model: str, **arguments: Any) -> None:
-        parsed = LLMArguments.parse(arguments)
+        parsed = LLMArguments.parse({"max_slowdown": DEFAULT_MAX_SLOWDOWN, **arguments})
         self._seeds = random.Random(parsed.seed)
         self._pipeline: Pipeline = open_model(str(model), parsed.load_options())
         self._client = InProcess(self._pipeline.loop)

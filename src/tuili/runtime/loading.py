@@ -30,6 +30,7 @@ DEFAULT_BATCHED_TOKENS = 512
 class LoadOptions:
     """How to load. None lets the model and the machine decide.
 
+    max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the
     tokenizer from.
     """
@@ -42,6 +43,7 @@ class LoadOptions:
     block_size: int = 64
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
+    max_slowdown: float | None = None
     chat_template: str | None = None
     tokenizer: str | None = None
 
@@ -107,6 +109,7 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
         block_size=options.block_size,
         kv_cache_bytes=options.kv_cache_bytes,
         enable_prefix_caching=options.enable_prefix_caching,
+        max_slowdown=options.max_slowdown,
     )
     if config.kv_cache_bytes is not None:
         return config
