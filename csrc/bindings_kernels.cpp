@@ -111,7 +111,7 @@ class Inputs {
         if (x_.cols % kGroup == 0) allocate_groups();
         const Kernels& kernels = kernels_of(isa);
         for (int r = 0; r < x_.num_rows; r++)
-            kernels.quantize_row(values.data() + static_cast<size_t>(r) * x_.cols, x_, r);
+            kernels.quantize_row(values.data() + static_cast<size_t>(r) * x_.cols, nullptr, x_, r);
     }
 
     const Activations& activations() const { return x_; }

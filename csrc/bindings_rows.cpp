@@ -20,6 +20,8 @@ namespace {
 
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using WritableRow = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritableRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Heads = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using WritableHeads = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
@@ -49,17 +51,91 @@ void layer_norm(const std::string& isa, const Row& x, const Row& gain, const Row
     table(isa).layer_norm(x.data(), gain.data(), bias.data(), eps, length(x), out.data());
 }
 
+// Rows of float32 in panels: what the epilogues take and leave.
+struct Tiles {
+    Tiles(const float* values, int rows, int columns) : num_rows(rows), cols(columns) {
+        const int num_panels = (cols + kPanelCols - 1) / kPanelCols;
+        panels.resize(static_cast<size_t>(num_panels) * num_rows * kPanelCols);
+        for (int i = 0; i < num_rows * cols; i++) {
+            const int row = i / cols, col = i % cols;
+            panels[(col / kPanelCols * num_rows + row) * kPanelCols + col % kPanelCols] = values[i];
+        }
+    }
+    PanelTile tile(int panel, const float* factors, const float* bias) const {
+        const float* values = panels.data() + static_cast<size_t>(panel) * num_rows * kPanelCols;
+        const int width = std::min(kPanelCols, cols - panel * kPanelCols);
+        return {values, num_rows, 0, panel, width, factors, bias == nullptr ? nullptr : bias + panel * kPanelCols};
+    }
+    int num_rows, cols;
+    std::vector<float> panels;
+};
+
+Activations float_rows(float* rows, int num_rows, int cols) {
+    Activations x;
+    x.num_rows = x.row_stride = num_rows;
+    x.cols = cols;
+    x.f32 = rows;
+    return x;
+}
+
 void activation(const std::string& isa, int kind, const WritableRow& x) {
-    table(isa).activation(kind, x.data(), static_cast<int>(x.size()));
+    const Tiles tiles(x.data(), 1, static_cast<int>(x.size()));
+    Activations next = float_rows(x.data(), 1, tiles.cols);
+    for (int panel = 0; panel * kPanelCols < tiles.cols; panel++) {
+        table(isa).activated_tile(kind, tiles.tile(panel, nullptr, nullptr), next);
+    }
 }
 
 void gated_activation(const std::string& isa, int kind, const WritableRow& gate, const Row& up) {
     same_length(gate.size(), up.size());
-    table(isa).gated_activation(kind, gate.data(), up.data(), length(up));
+    const Tiles gates(gate.data(), 1, static_cast<int>(gate.size())), ups(up.data(), 1, length(up));
+    Activations next = float_rows(gate.data(), 1, gates.cols);
+    for (int panel = 0; panel * kPanelCols < gates.cols; panel++) {
+        table(isa).gated_tile(kind, gates.tile(panel, nullptr, nullptr), ups.tile(panel, nullptr, nullptr), next);
+    }
+}
+
+// x [rows, cols] += (values * factors + bias) * scale; next = x * gain; next_factors [rows] = rsqrt(mean(x^2) + eps).
+void add_output(const std::string& isa, const Rows& values, const Row& factors, const Row& bias, float scale,
+                const WritableRows& x, const Row& gain, float eps, const WritableRows& next,
+                const WritableRow& next_factors) {
+    const auto num_rows = static_cast<int>(values.shape(0)), cols = static_cast<int>(values.shape(1));
+    const size_t padded = (values.shape(1) + kPanelCols - 1) / kPanelCols * kPanelCols;
+    same_length(factors.size(), values.shape(0));
+    same_length(next_factors.size(), values.shape(0));
+    same_length(bias.size(), padded);
+    same_length(gain.size(), padded);
+    same_length(x.size(), values.size());
+    same_length(next.size(), values.size());
+    const Tiles tiles(values.data(), num_rows, cols);
+    Activations input = float_rows(next.data(), num_rows, cols);
+    std::vector<float> square_sums(padded / kPanelCols * num_rows);
+    input.square_sum = square_sums.data();
+    for (int panel = 0; panel * kPanelCols < cols; panel++) {
+        table(isa).add_tile(tiles.tile(panel, factors.data(), bias.data()), scale, x.data() + panel * kPanelCols, cols,
+                            gain.data(), &input);
+    }
+    table(isa).norm_factors(input, eps, next_factors.data());
 }
 
 void softcap(const std::string& isa, const WritableRow& x, float cap) {
-    table(isa).softcap(x.data(), cap, static_cast<int>(x.size()));
+    const Tiles tiles(x.data(), 1, static_cast<int>(x.size()));
+    for (int panel = 0; panel * kPanelCols < tiles.cols; panel++) {
+        const PanelTile tile = tiles.tile(panel, nullptr, nullptr);
+        float out[kPanelCols];
+        table(isa).logit_tile(tile, 1.0f, cap, out);
+        std::memcpy(x.data() + panel * kPanelCols, out, tile.width * sizeof(float));
+    }
+}
+
+// (largest, its column) of each row of up to 32 values.
+nb::tuple best_of_row(const std::string& isa, const Row& x) {
+    if (x.size() > kPanelCols) throw std::invalid_argument("a row of a tile has at most 32 values");
+    const Tiles tiles(x.data(), 1, length(x));
+    float best = 0.0f;
+    uint8_t column = 0;
+    table(isa).best_of_rows(tiles.panels.data(), 1, tiles.cols, &best, &column, 1);
+    return nb::make_tuple(best, static_cast<int>(column));
 }
 
 void rope(const std::string& isa, const WritableRow& head, const Row& cos, const Row& sin) {
@@ -172,6 +248,10 @@ void bind_rows(nb::module_& m) {
     m.def("activation", activation, nb::arg("isa"), nb::arg("kind"), nb::arg("x").noconvert());
     m.def("gated_activation", gated_activation, nb::arg("isa"), nb::arg("kind"), nb::arg("gate").noconvert(),
           nb::arg("up"));
+    m.def("add_output", add_output, nb::arg("isa"), nb::arg("values"), nb::arg("factors"), nb::arg("bias"),
+          nb::arg("scale"), nb::arg("x").noconvert(), nb::arg("gain"), nb::arg("eps"), nb::arg("next").noconvert(),
+          nb::arg("next_factors").noconvert());
+    m.def("best_of_row", best_of_row, nb::arg("isa"), nb::arg("x"));
     m.def("softcap", softcap, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("cap"));
     m.def("rope", rope, nb::arg("isa"), nb::arg("head").noconvert(), nb::arg("cos"), nb::arg("sin"));
     m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));

@@ -26,6 +26,21 @@ TUILI_INLINE void store_lanes(float* p, F32x16 a, int count) {
     }
 }
 
+// Up to 32 consecutive values: `width` of them are read and written, the others are zero.
+struct Pair {
+    F32x16 first, second;
+};
+TUILI_INLINE Pair load_pair(const float* p, int width) {
+    if (width == 32) return {load(p), load(p + 16)};
+    const int rest = width < 16 ? 0 : width - 16;
+    return {load_partial(p, width - rest), load_partial(p + 16, rest)};
+}
+TUILI_INLINE void store_pair(float* p, F32x16 first, F32x16 second, int width) {
+    const int rest = width < 16 ? 0 : width - 16;
+    store_lanes(p, first, width - rest);
+    store_lanes(p + 16, second, rest);
+}
+
 // Sum of term(offset, count) over a row: four interleaved accumulators, then one tree.
 template <class Term>
 TUILI_INLINE float sum_terms(int n, Term term) {
@@ -38,8 +53,8 @@ TUILI_INLINE float sum_terms(int n, Term term) {
     return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-TUILI_INLINE F32x16 inverse_root(float mean_square, float eps) {
-    return broadcast(1.0f) / sqrt(broadcast(mean_square) + broadcast(eps));
+TUILI_INLINE F32x16 inverse_root(F32x16 mean_square, float eps) {
+    return broadcast(1.0f) / sqrt(mean_square + broadcast(eps));
 }
 
 inline void rms_norm(const float* x, const float* gain, float eps, int n, float* out) {
@@ -47,7 +62,7 @@ inline void rms_norm(const float* x, const float* gain, float eps, int n, float*
         const F32x16 v = load_lanes(x + i, count);
         return v * v;
     });
-    const F32x16 factor = inverse_root(sum / static_cast<float>(n), eps);
+    const F32x16 factor = inverse_root(broadcast(sum / static_cast<float>(n)), eps);
     for_lanes(n, [&](int i, int count) {
         store_lanes(out + i, load_lanes(x + i, count) * factor * load_lanes(gain + i, count), count);
     });
@@ -60,7 +75,7 @@ inline void layer_norm(const float* x, const float* gain, const float* bias, flo
         const F32x16 v = load_lanes(x + i, count) - broadcast(mean);
         return select(first_lanes(count), v * v, broadcast(0.0f));
     });
-    const F32x16 factor = inverse_root(variance / size, eps);
+    const F32x16 factor = inverse_root(broadcast(variance / size), eps);
     for_lanes(n, [&](int i, int count) {
         const F32x16 normed = (load_lanes(x + i, count) - broadcast(mean)) * factor;
         const F32x16 shift = bias == nullptr ? broadcast(0.0f) : load_lanes(bias + i, count);
@@ -112,20 +127,6 @@ TUILI_INLINE void with_activation(int kind, Body body) {
     }
 }
 
-inline void gated_activation(int kind, float* gate, const float* up, int n) {
-    with_activation(kind, [&]<int kKind>() {
-        for_lanes(n, [&](int i, int count) {
-            store_lanes(gate + i, activate<kKind>(load_lanes(gate + i, count)) * load_lanes(up + i, count), count);
-        });
-    });
-}
-
-inline void activation(int kind, float* x, int n) {
-    with_activation(kind, [&]<int kKind>() {
-        for_lanes(n, [&](int i, int count) { store_lanes(x + i, activate<kKind>(load_lanes(x + i, count)), count); });
-    });
-}
-
 inline void add_scaled(float* x, const float* y, float scale, int n) {
     for_lanes(n, [&](int i, int count) {
         store_lanes(x + i, fma(load_lanes(y + i, count), broadcast(scale), load_lanes(x + i, count)), count);
@@ -134,12 +135,6 @@ inline void add_scaled(float* x, const float* y, float scale, int n) {
 
 inline void multiply(float* x, float factor, int n) {
     for_lanes(n, [&](int i, int count) { store_lanes(x + i, load_lanes(x + i, count) * broadcast(factor), count); });
-}
-
-inline void softcap(float* x, float cap, int n) {
-    for_lanes(n, [&](int i, int count) {
-        store_lanes(x + i, broadcast(cap) * tanh(load_lanes(x + i, count) / broadcast(cap)), count);
-    });
 }
 
 inline void rope(float* head, const float* cos, const float* sin, int dim) {

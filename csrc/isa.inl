@@ -5,6 +5,7 @@
 //
 #include "attention.inl"
 #include "elementwise.inl"
+#include "epilogue.inl"
 #include "matmul.inl"
 #include "probe.inl"
 #include "quantize.inl"
@@ -22,10 +23,15 @@ const Kernels& TUILI_ISA_TABLE() {
         .matmul_panel = matmul_panel,
         .quantize_group = quantize_group,
         .quantize_row = quantize_row,
+        .norm_factors = norm_factors,
+        .store_tile = store_tile,
+        .add_tile = add_tile,
+        .gated_tile = gated_tile,
+        .activated_tile = activated_tile,
+        .logit_tile = logit_tile,
+        .best_of_rows = best_of_rows,
         .rms_norm = rms_norm,
         .layer_norm = layer_norm,
-        .gated_activation = gated_activation,
-        .activation = activation,
         .add_scaled = add_scaled,
         .rope = rope,
         .cache_append = cache_append,
@@ -37,7 +43,6 @@ const Kernels& TUILI_ISA_TABLE() {
         .sum_exp = sum_exp,
         .exp_weights = exp_weights,
         .count_greater = count_greater,
-        .softcap = softcap,
         .multiply = multiply,
         .read_bytes = read_bytes,
         .dot_operations = dot_operations,

@@ -30,6 +30,7 @@ struct PackedMatrix {
     size_t panel_bytes = 0;
     const uint8_t* panels = nullptr;
     int num_panels() const { return (rows + kPanelCols - 1) / kPanelCols; }
+    const uint8_t* panel(int index) const { return panels + index * panel_bytes; }
 };
 
 // A batch of input rows, in both forms; a form that no consumer needs is null.
@@ -44,6 +45,21 @@ struct Activations {
     int32_t* sum = nullptr;       // [cols / 32][row_stride] sum(q)
     int32_t* half_sum = nullptr;  // [cols / 32][row_stride] sum of the first 16 q; needed by Q6_K only
     float* f32 = nullptr;         // [num_rows][cols]
+    // [ceil(cols / 32)][row_stride] sum of squares before the norm's gain, where products are still to be multiplied
+    // by the row's RMS factor; null: the rows are what the matrix expects.
+    float* square_sum = nullptr;
+};
+
+// A product's rows [row, row + num_rows) of one panel on their way through an epilogue: column c of the i-th is
+// values[i][c] * factors[i] + bias[c].
+struct PanelTile {
+    const float* values;  // [num_rows][32]
+    int num_rows;
+    int row;
+    int panel;
+    int width;             // columns that the matrix has, 1..32
+    const float* factors;  // [num_rows], or null: ones
+    const float* bias;     // [32], zeros past width; or null: zeros
 };
 
 // The query heads of one kv head for `num_queries` consecutive tokens of one sequence. Row r of the unit is
@@ -92,18 +108,31 @@ struct Kernels {
     // Quantizes one 32-group of one row: values [32] -> q, scale, scaled_sum, sum at (group, row) of x.
     void (*quantize_group)(const float* values, Activations& x, int group, int row);
 
-    // values [cols] of one row -> all forms of x that are not null.
-    void (*quantize_row)(const float* values, Activations& x, int row);
+    // values [cols] of one row, times gain [cols] unless null -> all forms of x that are not null.
+    void (*quantize_row)(const float* values, const float* gain, Activations& x, int row);
+
+    // factors[r] = rsqrt(mean of squares of row r + eps) from x.square_sum, groups in ascending order.
+    void (*norm_factors)(const Activations& x, float eps, float* factors);
+
+    // Epilogues. A panel of outputs is a group of the next matrix's input.
+    // out[i][0..width) = tile
+    void (*store_tile)(const PanelTile& tile, float* out, size_t stride);
+    // x[i][0..width) += tile * scale; then, unless next is null, x times gain (null: ones) -> group of next.
+    void (*add_tile)(const PanelTile& tile, float scale, float* x, size_t stride, const float* gain, Activations* next);
+    // act(gate) * up -> group of next; activation is a models.spec Activation in declaration order.
+    void (*gated_tile)(int activation, const PanelTile& gate, const PanelTile& up, Activations& next);
+    void (*activated_tile)(int activation, const PanelTile& tile, Activations& next);
+    // out[i][0..32) = softcap(tile * scale); softcap 0: none
+    void (*logit_tile)(const PanelTile& tile, float scale, float softcap, float* out);
+    // The largest of each row's first `width` values [num_rows][32] and its column, the lowest among equals, `stride`
+    // entries apart.
+    void (*best_of_rows)(const float* values, int num_rows, int width, float* best, uint8_t* column, size_t stride);
 
     // out = x * rsqrt(mean(x^2) + eps) * gain, one fixed reduction tree.
     void (*rms_norm)(const float* x, const float* gain, float eps, int n, float* out);
 
     // out = (x - mean) * rsqrt(variance + eps) * gain + bias; bias may be null.
     void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int n, float* out);
-
-    // gate = act(gate) * up over n values; activation is a models.spec Activation in declaration order.
-    void (*gated_activation)(int activation, float* gate, const float* up, int n);
-    void (*activation)(int activation, float* x, int n);
 
     // x[n] += y[n] * scale
     void (*add_scaled)(float* x, const float* y, float scale, int n);
@@ -129,7 +158,6 @@ struct Kernels {
     double (*sum_exp)(const float* x, float max, int n);
     void (*exp_weights)(const float* x, float max, float temperature, int n, float* out);  // exp(x / t - max / t)
     int (*count_greater)(const float* x, float threshold, int n);
-    void (*softcap)(float* x, float cap, int n);  // cap * tanh(x / cap)
     void (*multiply)(float* x, float factor, int n);
 
     // What the machine can do at most (probe.inl): a value that depends on all num_bytes (a multiple of 256, 64-byte

@@ -1,7 +1,5 @@
 #include "step.h"
 
-#include <cstring>
-
 namespace tuili {
 namespace {
 
@@ -11,8 +9,6 @@ constexpr int kMaxPartRows = 4 * kRowTile;
 bool norms_output(const LayerSpec& layer) {
     return layer.norms == NormPlacement::kSandwich || layer.norms == NormPlacement::kOutput;
 }
-
-int panel_width(int cols, int panel) { return std::min(kPanelCols, cols - panel * kPanelCols); }
 
 }  // namespace
 
@@ -50,16 +46,30 @@ void Step::run_layer(Worker& worker, int layer) {
     project_qkv(worker, layer);
     attend(worker, layer);
     project_attention(worker, layer);
-    worker.stage(batch_.num_tokens, [&](int token) {
-        finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.attn_post_norm);
-        begin_sublayer(scratch(worker), token, w.mlp_norm);
-    });
+    if (!fuses_residual(spec)) {
+        worker.stage(batch_.num_tokens, [&](int token) {
+            finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.attn_post_norm);
+            begin_sublayer(scratch(worker), token, w.mlp_norm);
+        });
+    }
     run_mlp(worker, layer);
-    if (is_last_layer(layer)) return;  // the head finishes the rows it samples
+    if (is_last_layer(layer) || fuses_residual(spec)) return;  // the head finishes the rows it samples
     worker.stage(batch_.num_tokens, [&](int token) {
         finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.mlp_post_norm);
         begin_sublayer(scratch(worker), token, layer_weights(layer + 1).attn_norm);
     });
+}
+
+// Whether no norm must see a whole row between a sublayer's output and the next one's input.
+bool Step::fuses_residual(const LayerSpec& layer) const {
+    return layer.norms == NormPlacement::kPre && spec_.norm == NormKind::kRms;
+}
+
+// The rows that a sublayer behind `norm` multiplies. An RMS norm's factor is left to the product's epilogue.
+Activations Step::sublayer_input(const Norm& norm) const {
+    Activations input = work_.hidden.view(spec_.hidden_size);
+    if (!defers(norm)) input.square_sum = nullptr;
+    return input;
 }
 
 void Step::norm_row(const float* x, const Norm& norm, float* out) const {
@@ -71,13 +81,10 @@ void Step::norm_row(const float* x, const Norm& norm, float* out) const {
 }
 
 void Step::begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm) {
-    const float* input = x_row(token);
-    if (norm.gain != nullptr) {
-        norm_row(input, norm, scratch.row.data());
-        input = scratch.row.data();
-    }
-    Activations hidden = work_.hidden.view(spec_.hidden_size);
-    kernels_.quantize_row(input, hidden, token);
+    Activations input = sublayer_input(norm);
+    if (norm.gain == nullptr || defers(norm)) return kernels_.quantize_row(x_row(token), norm.gain, input, token);
+    norm_row(x_row(token), norm, scratch.row.data());
+    kernels_.quantize_row(scratch.row.data(), nullptr, input, token);
 }
 
 // What add_output left to do for a whole row.
@@ -88,37 +95,45 @@ void Step::finish_sublayer(WorkerScratch& scratch, float* x, const float* y, con
     kernels_.add_scaled(x, scratch.row.data(), layer.residual_scale, spec_.hidden_size);
 }
 
-void Step::add_output(const LayerSpec& layer, int panel, int token, const float* values) {
-    const int col = panel * kPanelCols, width = panel_width(spec_.hidden_size, panel);
-    if (norms_output(layer)) {
-        std::memcpy(y_row(token) + col, values, width * sizeof(float));
-    } else {
-        kernels_.add_scaled(x_row(token) + col, values, layer.residual_scale, width);
+// next: the norm of the sublayer that follows, or null.
+void Step::add_output(const LayerSpec& layer, const PanelTile& tile, const Norm* next) {
+    const int col = tile.panel * kPanelCols;
+    if (norms_output(layer)) return kernels_.store_tile(tile, y_row(tile.row) + col, spec_.hidden_size);
+    float* x = x_row(tile.row) + col;
+    if (next == nullptr || !fuses_residual(layer)) {
+        return kernels_.add_tile(tile, layer.residual_scale, x, spec_.hidden_size, nullptr, nullptr);
     }
+    Activations input = sublayer_input(*next);
+    kernels_.add_tile(tile, layer.residual_scale, x, spec_.hidden_size, next->gain, &input);
 }
 
-void Step::multiply_panel(const Linear& linear, int panel, const Activations& x, int begin, int end, float* out,
-                          const uint8_t* next) const {
+const float* Step::row_factors(WorkerScratch& scratch, const Activations& x) const {
+    if (x.square_sum == nullptr) return nullptr;
+    kernels_.norm_factors(x, spec_.norm_eps, scratch.factors.data());
+    return scratch.factors.data();
+}
+
+PanelTile Step::multiply_panel(const Linear& linear, int panel, const Activations& x, const float* factors, int begin,
+                               int end, float* out, const uint8_t* next) const {
     kernels_.matmul_panel(linear.weight, panel, x, begin, end, out, next);
-    if (linear.bias == nullptr) return;
-    for (int i = 0; i < end - begin; i++) {
-        kernels_.add_scaled(out + i * kPanelCols, linear.bias + panel * kPanelCols, 1.0f, kPanelCols);
-    }
+    return PanelTile{
+        .values = out,
+        .num_rows = end - begin,
+        .row = begin,
+        .panel = panel,
+        .width = std::min(kPanelCols, linear.weight.rows - panel * kPanelCols),
+        .factors = factors == nullptr ? nullptr : factors + begin,
+        .bias = linear.bias == nullptr ? nullptr : linear.bias + panel * kPanelCols,
+    };
 }
 
 void Step::project_qkv(Worker& worker, int layer) {
     const AttentionSpec& a = layer_spec(layer).attention;
     const LayerWeights& w = layer_weights(layer);
     const int starts[3] = {0, a.q_size(), a.q_size() + a.kv_size()};
-    const Linear* linears[3] = {&w.q, &w.k, &w.v};
-    const Activations hidden = work_.hidden.view(spec_.hidden_size);
-    multiply(worker, {&w.q, &w.k, &w.v}, &w.o, hidden,
-             [&](int index, int panel, int begin, int end, const float* values) {
-                 const int width = panel_width(linears[index]->weight.rows, panel);
-                 for (int token = begin; token < end; token++, values += kPanelCols) {
-                     std::memcpy(qkv_row(token) + starts[index] + panel * kPanelCols, values, width * sizeof(float));
-                 }
-             });
+    multiply(worker, {&w.q, &w.k, &w.v}, &w.o, sublayer_input(w.attn_norm), [&](int index, const PanelTile& tile) {
+        kernels_.store_tile(tile, qkv_row(tile.row) + starts[index] + tile.panel * kPanelCols, work_.qkv_stride);
+    });
 }
 
 void Step::project_attention(Worker& worker, int layer) {
@@ -126,67 +141,46 @@ void Step::project_attention(Worker& worker, int layer) {
     const LayerWeights& w = layer_weights(layer);
     const Activations input = work_.attention.view(spec.attention.q_size());
     multiply(worker, {&w.o}, spec.mlp.gated ? &w.gate : &w.up, input,
-             [&](int, int panel, int begin, int end, const float* values) {
-                 for (int token = begin; token < end; token++, values += kPanelCols)
-                     add_output(spec, panel, token, values);
-             });
+             [&](int, const PanelTile& tile) { add_output(spec, tile, &w.mlp_norm); });
 }
 
 void Step::run_mlp(Worker& worker, int layer) {
     const LayerSpec& spec = layer_spec(layer);
     const LayerWeights& w = layer_weights(layer);
-    const Activations hidden = work_.hidden.view(spec_.hidden_size);
+    Activations inner = work_.mlp.view(spec.mlp.intermediate_size);
     if (spec.mlp.gated) {
-        const RowParts parts(batch_.num_tokens);
-        const int num_items = w.up.weight.num_panels() * parts.count;
-        worker.stage(num_items, [&](int item) {
-            const uint8_t* following = worker.ends_own_share(num_items, item) ? own_panels(worker, &w.down) : nullptr;
-            const int part = item % parts.count, part_end = parts.begin(part + 1);
-            for (int begin = parts.begin(part); begin < part_end; begin += kRowTile) {
-                const int end = std::min(begin + kRowTile, part_end);
-                gate_panel(scratch(worker), layer, item / parts.count, begin, end, following);
-            }
-        });
+        gate(worker, layer);
     } else {
-        multiply(worker, {&w.up}, &w.down, hidden, [&](int, int panel, int begin, int end, float* values) {
-            kernels_.activation(spec.mlp.activation, values, (end - begin) * kPanelCols);
-            store_mlp_rows(spec, panel, begin, end, values);
-        });
+        multiply(worker, {&w.up}, &w.down, sublayer_input(w.mlp_norm),
+                 [&](int, const PanelTile& tile) { kernels_.activated_tile(spec.mlp.activation, tile, inner); });
     }
-    const Activations inner = work_.mlp.view(spec.mlp.intermediate_size);
-    const Linear* following = is_last_layer(layer) ? &weights_.head() : &layer_weights(layer + 1).q;
-    multiply(worker, {&w.down}, following, inner, [&](int, int panel, int begin, int end, const float* values) {
-        for (int token = begin; token < end; token++, values += kPanelCols) add_output(spec, panel, token, values);
-    });
+    const LayerWeights* next = is_last_layer(layer) ? nullptr : &layer_weights(layer + 1);
+    multiply(worker, {&w.down}, next == nullptr ? &weights_.head() : &next->q, inner,
+             [&](int, const PanelTile& tile) { add_output(spec, tile, next == nullptr ? nullptr : &next->attn_norm); });
 }
 
 // The same columns of gate and up, combined while they are in cache.
-void Step::gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end, const uint8_t* following) {
-    const LayerSpec& spec = layer_spec(layer);
-    const PackedMatrix& gate_weight = layer_weights(layer).gate.weight;
-    const PackedMatrix& up_weight = layer_weights(layer).up.weight;
-    const Activations hidden = work_.hidden.view(spec_.hidden_size);
-    const bool is_last = panel + 1 == up_weight.num_panels();
-    const uint8_t* next_gate = is_last ? nullptr : gate_weight.panels + (panel + 1) * gate_weight.panel_bytes;
-    const uint8_t* next_up = is_last ? nullptr : up_weight.panels + (panel + 1) * up_weight.panel_bytes;
-    float* gate = scratch.panels.data();
-    float* up = gate + kRowTile * kPanelCols;
-    multiply_panel(layer_weights(layer).gate, panel, hidden, begin, end, gate, next_gate);
-    multiply_panel(layer_weights(layer).up, panel, hidden, begin, end, up, following ? following : next_up);
-    kernels_.gated_activation(spec.mlp.activation, gate, up, (end - begin) * kPanelCols);
-    store_mlp_rows(spec, panel, begin, end, gate);
-}
-
-// A panel is a group of the next matrix's input.
-void Step::store_mlp_rows(const LayerSpec& layer, int panel, int begin, int end, const float* values) {
-    Activations inner = work_.mlp.view(layer.mlp.intermediate_size);
-    const int width = panel_width(inner.cols, panel);
-    for (int token = begin; token < end; token++, values += kPanelCols) {
-        if (inner.q != nullptr && width == kPanelCols) kernels_.quantize_group(values, inner, panel, token);
-        if (inner.f32 == nullptr) continue;
-        float* row = inner.f32 + static_cast<size_t>(token) * inner.cols;
-        std::memcpy(row + panel * kPanelCols, values, width * sizeof(float));
-    }
+void Step::gate(Worker& worker, int layer) {
+    const LayerWeights& w = layer_weights(layer);
+    const int activation = layer_spec(layer).mlp.activation, num_panels = w.up.weight.num_panels();
+    const Activations x = sublayer_input(w.mlp_norm);
+    Activations inner = work_.mlp.view(layer_spec(layer).mlp.intermediate_size);
+    const RowParts parts(x.num_rows);
+    WorkerScratch& own = scratch(worker);
+    float *gate_out = own.panels.data(), *up_out = gate_out + kRowTile * kPanelCols;
+    const float* factors = nullptr;
+    worker.stage(num_panels * parts.count, [&](int item) {
+        if (factors == nullptr) factors = row_factors(own, x);
+        const int panel = item / parts.count, part = item % parts.count, part_end = parts.begin(part + 1);
+        const uint8_t* next_gate = panel + 1 < num_panels ? w.gate.weight.panel(panel + 1) : nullptr;
+        const uint8_t* next_up = panel + 1 < num_panels ? w.up.weight.panel(panel + 1) : nullptr;
+        if (worker.ends_own_share(num_panels * parts.count, item)) next_up = own_panels(worker, &w.down);
+        for (int begin = parts.begin(part); begin < part_end; begin += kRowTile) {
+            const int end = std::min(begin + kRowTile, part_end);
+            kernels_.gated_tile(activation, multiply_panel(w.gate, panel, x, factors, begin, end, gate_out, next_gate),
+                                multiply_panel(w.up, panel, x, factors, begin, end, up_out, next_up), inner);
+        }
+    });
 }
 
 }  // namespace tuili

@@ -43,13 +43,15 @@ class Step {
     void run_layer(Worker& worker, int layer);
     void begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm);
     void finish_sublayer(WorkerScratch& scratch, float* x, const float* y, const LayerSpec& layer, const Norm& norm);
-    void add_output(const LayerSpec& layer, int panel, int token, const float* values);
+    void add_output(const LayerSpec& layer, const PanelTile& tile, const Norm* next);
     void project_qkv(Worker& worker, int layer);
     void project_attention(Worker& worker, int layer);
     void run_mlp(Worker& worker, int layer);
-    void gate_panel(WorkerScratch& scratch, int layer, int panel, int begin, int end, const uint8_t* following);
-    void store_mlp_rows(const LayerSpec& layer, int panel, int begin, int end, const float* values);
+    void gate(Worker& worker, int layer);
     void norm_row(const float* x, const Norm& norm, float* out) const;
+    bool defers(const Norm& norm) const { return spec_.norm == NormKind::kRms && norm.gain != nullptr; }
+    bool fuses_residual(const LayerSpec& layer) const;
+    Activations sublayer_input(const Norm& norm) const;
 
     // step_attention.cpp
     void attend(Worker& worker, int layer);
@@ -81,12 +83,14 @@ class Step {
     float* qkv_row(int token) const { return work_.qkv.data() + static_cast<size_t>(token) * work_.qkv_stride; }
     float* attention_row(int layer, int token) const;
 
-    // Panel `panel` of `linear` times rows [begin, end) of x, plus bias, into out [end - begin][32].
-    void multiply_panel(const Linear& linear, int panel, const Activations& x, int begin, int end, float* out,
-                        const uint8_t* next) const;
+    // The factors of all rows of x, or null where the rows are what the matrix expects.
+    const float* row_factors(WorkerScratch& scratch, const Activations& x) const;
 
-    // Runs matrices over the same rows as one stage and hands each finished tile to
-    // epilogue(index of the linear, panel, row begin, row end, values [rows][32]).
+    // Panel `panel` of `linear` times rows [begin, end) of x into out [end - begin][32].
+    PanelTile multiply_panel(const Linear& linear, int panel, const Activations& x, const float* factors, int begin,
+                             int end, float* out, const uint8_t* next) const;
+
+    // Runs matrices over the same rows as one stage and hands each tile to epilogue(index of the linear, tile).
     // `following` is the matrix that comes next, for the prefetch across the end of the stage; null: none.
     template <class Epilogue>
     void multiply(Worker& worker, std::initializer_list<const Linear*> linears, const Linear* following,
@@ -107,7 +111,7 @@ class Step {
 inline const uint8_t* Step::own_panels(const Worker& worker, const Linear* linear) {
     if (linear == nullptr) return nullptr;
     const PackedMatrix& w = linear->weight;
-    return w.panels + worker.share_begin(w.num_panels(), worker.index) * w.panel_bytes;
+    return w.panel(worker.share_begin(w.num_panels(), worker.index));
 }
 
 template <class Epilogue>
@@ -116,8 +120,11 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
     const RowParts parts(x.num_rows);
     int num_panels = 0;
     for (const Linear* linear : linears) num_panels += linear->weight.num_panels();
-    float* out = scratch(worker).panels.data();
+    WorkerScratch& own = scratch(worker);
+    const float* factors = nullptr;
     worker.stage(num_panels * parts.count, [&](int item) {
+        // Not before an item is claimed: only then is the stage under way, and x stays as it is.
+        if (factors == nullptr) factors = row_factors(own, x);
         int index = 0, panel = item / parts.count;
         for (const Linear* linear : linears) {
             if (panel < linear->weight.num_panels()) break;
@@ -125,7 +132,7 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
             index++;
         }
         const Linear& linear = **(linears.begin() + index);
-        const uint8_t* next = linear.weight.panels + (panel + 1) * linear.weight.panel_bytes;
+        const uint8_t* next = linear.weight.panel(panel + 1);
         if (worker.ends_own_share(num_panels * parts.count, item)) {
             next = own_panels(worker, following);
         } else if (panel + 1 == linear.weight.num_panels()) {
@@ -134,8 +141,7 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
         const int part_end = parts.begin(item % parts.count + 1);
         for (int begin = parts.begin(item % parts.count); begin < part_end; begin += kRowTile) {
             const int end = std::min(begin + kRowTile, part_end);
-            multiply_panel(linear, panel, x, begin, end, out, next);
-            epilogue(index, panel, begin, end, out);
+            epilogue(index, multiply_panel(linear, panel, x, factors, begin, end, own.panels.data(), next));
         }
     });
 }

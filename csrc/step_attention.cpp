@@ -33,7 +33,7 @@ void Step::attend(Worker& worker, int layer) {
     if (output.q == nullptr || a.group_size() * a.head_dim % kGroup == 0) return;
     output.f32 = nullptr;  // written already
     worker.stage(batch_.num_tokens,
-                 [&](int token) { kernels_.quantize_row(attention_row(layer, token), output, token); });
+                 [&](int token) { kernels_.quantize_row(attention_row(layer, token), nullptr, output, token); });
 }
 
 // Few units with long contexts: chunks are computed side by side and merged in order, to the same bits.

@@ -30,28 +30,24 @@ void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
             std::memcpy(output_.hidden + static_cast<size_t>(row) * spec_.hidden_size, x, row_bytes);
         }
         Activations head = work_.head.view(spec_.hidden_size);
-        kernels_.quantize_row(x, head, index);
+        kernels_.quantize_row(x, nullptr, head, index);
     });
 }
 
 void Step::project_logits(Worker& worker, int first_row, int num_rows) {
     Activations head = work_.head.view(spec_.hidden_size);
     head.num_rows = num_rows;
-    multiply(worker, {&weights_.head()}, nullptr, head, [&](int, int panel, int begin, int end, float* values) {
-        const int width = std::min(kPanelCols, spec_.vocab_size - panel * kPanelCols);
-        const int count = (end - begin) * kPanelCols;
-        if (spec_.logit_scale != 1.0f) kernels_.multiply(values, spec_.logit_scale, count);
-        if (spec_.logit_softcap > 0.0f) kernels_.softcap(values, spec_.logit_softcap, count);
-        for (int index = begin; index < end; index++, values += kPanelCols) {
-            if (work_.needs_logits[first_row + index]) {
-                float* logits = work_.logits.data() + static_cast<size_t>(index) * spec_.vocab_size;
-                std::memcpy(logits + panel * kPanelCols, values, width * sizeof(float));
-            } else {
-                const size_t at = static_cast<size_t>(index) * weights_.head().weight.num_panels() + panel;
-                const int best = kernels_.argmax(values, width);
-                work_.panel_best.data()[at] = values[best];
-                work_.panel_best_offset.data()[at] = static_cast<uint8_t>(best);
-            }
+    const size_t num_panels = weights_.head().weight.num_panels();
+    multiply(worker, {&weights_.head()}, nullptr, head, [&](int, const PanelTile& tile) {
+        float* values = scratch(worker).logits.data();
+        kernels_.logit_tile(tile, spec_.logit_scale, spec_.logit_softcap, values);
+        const size_t at = tile.row * num_panels + tile.panel;
+        kernels_.best_of_rows(values, tile.num_rows, tile.width, work_.panel_best.data() + at,
+                              work_.panel_best_column.data() + at, num_panels);
+        for (int index = tile.row; index < tile.row + tile.num_rows; index++, values += kPanelCols) {
+            if (!work_.needs_logits[first_row + index]) continue;
+            float* logits = work_.logits.data() + static_cast<size_t>(index) * spec_.vocab_size;
+            std::memcpy(logits + tile.panel * kPanelCols, values, tile.width * sizeof(float));
         }
     });
 }
@@ -62,7 +58,7 @@ int Step::greedy_choice(int index) const {
     const size_t row = static_cast<size_t>(index) * num_panels;
     const int panel = kernels_.argmax(work_.panel_best.data() + row, num_panels);
     if (!std::isfinite(work_.panel_best.data()[row + panel])) return -1;
-    return panel * kPanelCols + work_.panel_best_offset.data()[row + panel];
+    return panel * kPanelCols + work_.panel_best_column.data()[row + panel];
 }
 
 void Step::finish_row(WorkerScratch& scratch, int row, int index) {

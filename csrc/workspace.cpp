@@ -40,6 +40,10 @@ void ActivationBuffer::reserve(int num_rows) {
         floats_.reserve(static_cast<size_t>(num_rows) * view_.cols);
         view_.f32 = floats_.data();
     }
+    if (forms_.has_square_sums) {
+        square_sums_.reserve(static_cast<size_t>((view_.cols + kGroup - 1) / kGroup) * view_.row_stride);
+        view_.square_sum = square_sums_.data();
+    }
     if (!forms_.has_groups) return;
     const size_t count = static_cast<size_t>(view_.cols / kGroup) * view_.row_stride;
     groups_.reserve(count * kGroup);
@@ -70,6 +74,7 @@ Workspace::Workspace(const ModelSpec& spec, const Weights& weights, int num_thre
     configure_activations(spec, weights);
     for (auto& worker : workers) {
         worker.panels.reserve(2 * kRowTile * kPanelCols);
+        worker.logits.reserve(kRowTile * kPanelCols);
         worker.row.reserve(hidden_size_);
         worker.head_row.reserve(hidden_size_);
         worker.scores.reserve(static_cast<size_t>(max_unit_rows) * kAttentionChunk);
@@ -100,6 +105,7 @@ void Workspace::configure_activations(const ModelSpec& spec, const Weights& weig
         mlp_forms.add(layer.down);
     }
     head_forms.add(weights.head());
+    hidden_forms.has_square_sums = spec.norm == NormKind::kRms;
     hidden.configure(spec.hidden_size, hidden_forms);
     attention.configure(max_q_size_, attention_forms);
     mlp.configure(max_intermediate_size_, mlp_forms);
@@ -115,6 +121,7 @@ void Workspace::reserve_tokens(int num_tokens) {
     hidden.reserve(num_tokens);
     attention.reserve(num_tokens);
     mlp.reserve(num_tokens);
+    for (auto& worker : workers) worker.factors.reserve(count);
 }
 
 int Workspace::head_rows(int num_rows) const {
@@ -129,7 +136,7 @@ void Workspace::reserve_head(int num_rows) {
     if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * vocab_size_);
     const size_t num_panels = (static_cast<size_t>(vocab_size_) + kPanelCols - 1) / kPanelCols;
     panel_best.reserve(num_rows * num_panels);
-    panel_best_offset.reserve(num_rows * num_panels);
+    panel_best_column.reserve(num_rows * num_panels);
     for (auto& worker : workers) {
         if (!has_logits) break;
         worker.adjusted.reserve(vocab_size_);

@@ -39,6 +39,7 @@ struct ActivationForms {
     bool has_groups = false;     // int8
     bool has_half_sums = false;  // int8, for scales per 16
     bool has_floats = false;
+    bool has_square_sums = false;  // RMS factors are applied after the product
 
     void add(const Linear& consumer);
 };
@@ -55,13 +56,15 @@ class ActivationBuffer {
     ActivationForms forms_;
     Activations view_;
     Buffer<int8_t> groups_;
-    Buffer<float> scales_, scaled_sums_, floats_;
+    Buffer<float> scales_, scaled_sums_, floats_, square_sums_;
     Buffer<int32_t> sums_, half_sums_;
 };
 
 // What one thread needs for itself.
 struct WorkerScratch {
     Buffer<float> panels;         // [2][kRowTile][32]
+    Buffer<float> logits;         // [kRowTile][32]
+    Buffer<float> factors;        // [num_tokens]
     Buffer<float> row, head_row;  // [hidden]
     Buffer<float> scores;         // [max_unit_rows][256]
     Buffer<float> state, chunk;   // attention states
@@ -109,7 +112,7 @@ class Workspace {
     Buffer<float> partials;             // attention states of chunks
     Buffer<float> logits;               // [head rows][vocab]
     Buffer<float> panel_best;           // [head rows][panels of the head] largest logit of a panel
-    Buffer<uint8_t> panel_best_offset;  // its column
+    Buffer<uint8_t> panel_best_column;  // where
     std::vector<int32_t> input_ids;     // with carried tokens filled in
     std::vector<uint8_t> needs_logits;  // [num_rows] 0: the largest logit's id is all that is wanted
     std::vector<AttentionTask> tasks;

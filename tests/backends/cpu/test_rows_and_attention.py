@@ -55,6 +55,32 @@ def test_activations(isa: str, kind: int) -> None:
         np.testing.assert_allclose(out, expected * up, rtol=2e-6, atol=4e-6)
 
 
+@pytest.mark.parametrize("cols", [1, 16, 31, 32, 45, 96])
+def test_adding_a_product_to_the_residual_stream(isa: str, cols: int) -> None:
+    """Norm factor, bias and scale; then the next norm's gain, and its factor from sums per group."""
+    rows, padded = 19, -(-cols // 32) * 32
+    generator = np.random.default_rng(cols)
+    y, x = generator.standard_normal((2, rows, cols)).astype(np.float32)
+    factors = generator.random(rows).astype(np.float32)
+    bias, gain = generator.standard_normal((2, padded)).astype(np.float32)
+    bias[cols:] = 0
+    expected = x + (y.astype(np.float64) * factors[:, None] + bias[:cols]) * 0.5
+    following, next_factors = np.empty_like(x), np.empty_like(factors)
+    K.add_output(isa, y, factors, bias, 0.5, x, gain, 1e-5, following, next_factors)
+    np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(following, x * gain[:cols], rtol=1e-6)
+    np.testing.assert_allclose(next_factors, 1 / np.sqrt((x.astype(np.float64) ** 2).mean(-1) + 1e-5), rtol=2e-6)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32])
+def test_best_of_a_row(isa: str, n: int) -> None:
+    x = values(n, scale=5)
+    x[n // 3] = x[n // 2] = x.max() + 1  # equals: the lower column counts
+    assert K.best_of_row(isa, x) == (x.max(), n // 3)
+    x[:] = -np.inf
+    assert K.best_of_row(isa, x) == (-np.inf, 0)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_softcap(isa: str, n: int) -> None:
     x = values(n, scale=60)
