@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import tuili
+from tuili.backends.cpu import _native
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,15 +32,14 @@ def describe() -> dict[str, Any]:
     }
 
 
-def read_bandwidth_gb_s(num_bytes: int = 512 << 20) -> float:
-    """Sum over a large array by one thread: a floor for what memory gives, good for comparing moments."""
-    values = np.ones(num_bytes // 8)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        values.sum()
-        best = min(best, time.perf_counter() - start)
-    return num_bytes / best / 1e9
+def read_bandwidth_gb_s(num_threads: int = 2, num_bytes: int = 256 << 20, seconds: float = 0.3) -> float:
+    """What `num_threads` together read from memory, now."""
+    return float(_native.read_bandwidth(num_threads, num_bytes, seconds)) / 1e9
+
+
+def peak_int8_ops(num_threads: int = 2, seconds: float = 0.3) -> float:
+    """Operations per second (two per multiply-add) of int8 dot products by the best instructions at hand, now."""
+    return float(_native.peak_ops(num_threads, seconds)["int8"])
 
 
 def save(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:

@@ -10,6 +10,7 @@ TuiliError
  ├─ ConflictError (409)                          a name is busy
  ├─ QueueFullError (429)                         try again later
  ├─ DownloadError (502)                          a source answered wrongly or not at all
+ ├─ PeerError (502)                              a program to compare with is missing or failed
  ├─ EngineUnavailableError (503)                 loading, draining, restarting
  ├─ InsufficientMemoryError (507)                the model or its cache does not fit
  └─ InsufficientStorageError (507)               the disk is full
@@ -97,6 +98,13 @@ class DownloadError(TuiliError):
 
     status = 502
     code = "download_failed"
+
+
+class PeerError(TuiliError):
+    """A program to compare with is missing, answered wrongly or failed."""
+
+    status = 502
+    code = "peer_failed"
 
 
 class EngineUnavailableError(TuiliError):

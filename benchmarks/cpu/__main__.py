@@ -1,0 +1,5 @@
+"""`python -m benchmarks.cpu`: the table."""
+
+from benchmarks.cpu.table import main
+
+main()

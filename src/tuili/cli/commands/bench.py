@@ -1,0 +1,90 @@
+"""`tuili bench`: how fast a model runs here, alone or beside another engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuili.cli.model_argument import complete_model
+from tuili.cli.terminal import is_plain
+from tuili.errors import InvalidRequestError
+from tuili.store.catalogue import DEFAULT_MODEL
+
+_PEER = "Beside another engine"
+_MAX_BATCH = 256
+
+
+def command(
+    model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
+    batch: Annotated[str, typer.Option(help="Sequences at once, one row each.")] = "1,4,16",
+    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens decoded after each first one.")] = 64,
+    prefill_len: Annotated[int, typer.Option(min=0, help="Tokens of the prefill row; 0: none.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 3,
+    num_threads: Annotated[int, typer.Option(min=0, help="0 chooses.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp, openvino, vllm, or a server's URL.", rich_help_panel=_PEER),
+    ] = None,
+    peer_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder of llama.cpp's tools, or the other's interpreter.", rich_help_panel=_PEER),
+    ] = None,
+    peer_model: Annotated[
+        str | None, typer.Option(help="What it runs, if not our file.", rich_help_panel=_PEER)
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="For the server.", rich_help_panel=_PEER)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Measure prefill, decode, latency, memory and load time of a model on random prompts, none of them twice.
+
+    Decode counts the time in which every sequence decodes; with --against both run in turns.
+    """
+    from tuili.cli.bench_display import render_csv, render_report
+    from tuili.runtime.bench.run import BenchOptions, run_bench
+
+    if as_json and as_csv:
+        raise InvalidRequestError("only one of --json and --csv can be printed")
+    options = BenchOptions(
+        batch_sizes=_counts(batch),
+        prompt_len=prompt_len,
+        output_len=output_len,
+        prefill_len=prefill_len,
+        num_rounds=rounds,
+        num_threads=num_threads,
+        seed=seed,
+        against=against,
+        peer_path=peer_path,
+        peer_model=peer_model,
+        api_key=api_key,
+    )
+    report = run_bench(model, options, _progress)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        typer.echo(render_csv(report) if as_csv else render_report(report), nl=False)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or not all(1 <= n <= _MAX_BATCH for n in counts):
+        raise InvalidRequestError(
+            f"batch must be numbers in [1, {_MAX_BATCH}] separated by commas, got {text!r:.80}", param="batch"
+        )
+    return counts
+
+
+def _progress(message: str) -> None:
+    """Tells a person at a terminal what is being measured."""
+    if not is_plain(sys.stderr):
+        sys.stderr.write(f"\r\x1b[K{message}")
+        sys.stderr.flush()
