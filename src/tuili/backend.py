@@ -73,7 +73,10 @@ class SamplingArrays:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One step: S sequences, T tokens in sequence order, R rows that want logits, G cache groups."""
+    """One step: S sequences, T tokens in sequence order, R rows that want logits, G cache groups.
+
+    The same object may come again with other values in the same arrays: a backend may keep where they lie.
+    """
 
     input_ids: Int32  # [T]
     positions: Int32  # [T], or [3, T] for multimodal rope

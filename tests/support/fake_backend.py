@@ -7,6 +7,7 @@ it can see. It checks what a real backend must be able to rely on, and computes 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -152,7 +153,7 @@ class FakeBackend:
     def execute(self, batch: Batch) -> Handle:
         self.num_steps += 1
         if self.keep_batches:
-            self.batches.append(batch)
+            self.batches.append(copy.deepcopy(batch))  # the next step may rewrite its arrays
         if self.num_steps in self.fail_on:
             self._scribble(batch)
             if self.fail_late:

@@ -7,8 +7,72 @@ from collections.abc import Sequence as ListLike
 import numpy as np
 
 from tuili.backend import Batch, Int32
+from tuili.engine.block_manager import BlockManager
 from tuili.engine.sampling import SampleRow, sampling_arrays
-from tuili.engine.sequence import Chunk
+from tuili.engine.sequence import Chunk, Sequence
+
+SPARE_BLOCKS = 4  # table entries beyond the longest context, so that a kept batch need not grow with it
+
+
+class BatchBuilder:
+    """Builds the batch of every step; while the same sequences decode, one is kept and its arrays are rewritten.
+
+    What a step changes then is counted up in place: the other arrays, and what a backend has read of
+    their addresses, stay.
+    """
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self._blocks = blocks
+        self._batch: Batch | None = None  # kept
+        self._sequences: list[Sequence] = []  # of the kept batch
+        self._num_changes = 0  # of the tables, when they were copied last
+        self._steps_left = 0  # until a sequence comes to another block
+
+    def build(self, chunks: ListLike[Chunk]) -> Batch:
+        """The step that computes `chunks`, valid until the next is built."""
+        copies = self._blocks.take_copies()
+        if self._batch is not None and not len(copies) and self._are_next(chunks):
+            self._advance(self._batch, chunks)
+            return self._batch
+        batch = build_batch(chunks, self._blocks.tables, self._blocks.block_size, copies)
+        self._batch = batch if not len(copies) and all(map(_is_steady, chunks)) else None
+        self._sequences = [chunk.sequence for chunk in chunks]
+        self._num_changes = -1
+        return batch
+
+    def _are_next(self, chunks: ListLike[Chunk]) -> bool:
+        """Whether these are the tokens right after those of the kept batch, for which it has room."""
+        if len(chunks) != len(self._sequences):
+            return False
+        for (sequence, start, end, draft), kept in zip(chunks, self._sequences, strict=True):
+            if sequence is not kept or end != start + 1 or draft:
+                return False
+        assert self._batch is not None
+        room: int = self._batch.block_tables.shape[2] * self._blocks.block_size
+        return max([chunk.end for chunk in chunks]) <= room
+
+    def _advance(self, batch: Batch, chunks: ListLike[Chunk]) -> None:
+        batch.input_ids[:] = [sequence.token_ids[start] for sequence, start, _, _ in chunks]
+        for counted in (batch.positions, batch.seq_lens, batch.sampling.position):
+            np.add(counted, 1, out=counted)
+        if self._steps_left and self._blocks.num_changes == self._num_changes:
+            self._steps_left -= 1
+            np.add(batch.slot_mapping, 1, out=batch.slot_mapping)
+            return
+        tables, size = self._blocks.tables, self._blocks.block_size
+        np.take(tables[:, :, : batch.block_tables.shape[2]], batch.slots, axis=1, out=batch.block_tables, mode="clip")
+        offsets = batch.positions % size
+        np.multiply(tables[:, batch.slots, batch.positions // size], size, out=batch.slot_mapping)
+        np.add(batch.slot_mapping, offsets, out=batch.slot_mapping)
+        self._num_changes = self._blocks.num_changes
+        self._steps_left = size - 1 - int(offsets.max())
+
+
+def _is_steady(chunk: Chunk) -> bool:
+    """Whether the sequence goes on token by token, with the same sampling arrays but for the position."""
+    sequence = chunk.sequence
+    is_decode = chunk.num_tokens == 1 and len(chunk.samples) == 1 and not chunk.scored
+    return is_decode and sequence.history is None and sequence.bias(0) is sequence.sampling.bias
 
 
 def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_copies: Int32) -> Batch:
@@ -36,7 +100,7 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
         positions=positions,
         query_start=query_start,
         seq_lens=ends,
-        block_tables=np.take(tables[:, :, : -(-int(ends.max()) // block_size)], slots, axis=1),
+        block_tables=np.take(tables[:, :, : -(-int(ends.max()) // block_size) + SPARE_BLOCKS], slots, axis=1),
         slot_mapping=np.ascontiguousarray(blocks * np.int32(block_size) + positions % block_size),
         block_copies=block_copies,
         slots=slots,

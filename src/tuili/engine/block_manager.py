@@ -19,6 +19,8 @@ import numpy as np
 from tuili.backend import CacheGroup, Int32
 from tuili.engine.block_pool import BlockPool
 
+NO_COPIES: Int32 = np.empty((0, 3), dtype=np.int32)
+
 
 def num_spanned(num_tokens: int, block_size: int) -> int:
     """Most blocks that a run of `num_tokens` tokens can touch, wherever it starts."""
@@ -51,6 +53,8 @@ class BlockManager:
         self._num_blocks = [0] * max_num_seqs  # table entries in use, -1 among them
         self._first_live = [[0] * max_num_seqs for _ in groups]  # entries before it are -1
         self._maybe_shared: set[int] = set()  # slots whose last block a fork may hold too
+        self._ready_until = [0] * max_num_seqs  # tokens before it are writable with no change to the table
+        self.num_changes = 0  # to the tables, so far
         self._copies: list[tuple[int, int, int]] = []
 
     @property
@@ -96,12 +100,16 @@ class BlockManager:
                 pool.acquire(block)
                 self.tables[g, slot, i] = block
         self._num_blocks[slot] = len(hashes)
+        self._change(slot)
 
     def grow(self, slot: int, start: int, end: int) -> bool:
         """Makes tokens [start, end) of a slot writable; False, and nothing taken, when blocks run out.
 
         First frees what no query from `start` on can see.
         """
+        if end <= self._ready_until[slot]:
+            return True
+        self.num_changes += 1
         self._trim(slot, start)
         shared = self._shared_groups(slot, start) if slot in self._maybe_shared else []
         missing = max(-(-end // self.block_size) - self._num_blocks[slot], 0)
@@ -112,6 +120,7 @@ class BlockManager:
                 self._copy_block(g, slot, start // self.block_size)
             self._append_blocks(slot, missing)
         self._maybe_shared.discard(slot)
+        self._ready_until[slot] = self._end_of_ready(slot)
         return True
 
     def shrink(self, slot: int, end: int) -> None:
@@ -124,6 +133,7 @@ class BlockManager:
                 pool.release(block)
         self.tables[:, slot, needed:count] = -1
         self._num_blocks[slot] = needed
+        self._change(slot)
 
     def register(self, slot: int, first_block: int, hashes: ListLike[bytes]) -> None:
         """Makes full blocks first_block, first_block + 1, ... of a slot findable under `hashes`."""
@@ -142,6 +152,8 @@ class BlockManager:
             for block in self.tables[g, target, first:count].tolist():
                 pool.acquire(block)
         self._maybe_shared |= {source, target}
+        self._change(source)
+        self._change(target)
 
     def free(self, slot: int) -> None:
         """Empties a slot's table, its end first, so that of what stays cached beginnings live longest."""
@@ -153,10 +165,13 @@ class BlockManager:
         self.tables[:, slot, :count] = -1
         self._num_blocks[slot] = 0
         self._maybe_shared.discard(slot)
+        self._change(slot)
 
     def take_copies(self) -> Int32:
         """[N, 3] (group, source, target) that grow() asked for since the last call, to be done in this order."""
-        copies = np.array(self._copies, dtype=np.int32).reshape(-1, 3)
+        if not self._copies:
+            return NO_COPIES
+        copies = np.array(self._copies, dtype=np.int32)
         self._copies.clear()
         return copies
 
@@ -175,6 +190,19 @@ class BlockManager:
                 assert (held[slot, :first] < 0).all(), f"slot {slot} holds blocks behind the window in group {g}"
                 assert (held[slot, count:] < 0).all(), f"slot {slot} holds blocks past its end in group {g}"
             pool.check(np.bincount(held[held >= 0], minlength=pool.num_blocks))
+
+    def _change(self, slot: int) -> None:
+        self.num_changes += 1
+        self._ready_until[slot] = 0
+
+    def _end_of_ready(self, slot: int) -> int:
+        """Where the blocks of an unshared slot end, or where a token first sees a window's first block no more."""
+        end = self._num_blocks[slot] * self.block_size
+        for g in self._window_groups:
+            window = self._windows[g]
+            assert window is not None
+            end = min(end, (self._first_live[g][slot] + 1) * self.block_size + window - 1)
+        return end
 
     def _first_needed(self, group: int, position: int) -> int:
         """The first block that a query at `position` or later can see."""

@@ -18,7 +18,7 @@ from operator import eq
 from tuili.backend import Backend, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.admission import check_request
-from tuili.engine.batch import build_batch
+from tuili.engine.batch import BatchBuilder
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.logprobs import token_logprobs
@@ -77,6 +77,7 @@ class Engine:
         )
         self._backend = backend
         self._scheduler = Scheduler(self.blocks, config)
+        self._batches = BatchBuilder(self.blocks)
         self._clock = clock
         self._speculation = _speculation(config, self.blocks, drafter)
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
@@ -142,9 +143,8 @@ class Engine:
         if self._speculation is not None:
             chunks = self._speculation.extend(chunks)
         if chunks:
-            batch = build_batch(chunks, self.blocks.tables, self.config.block_size, self.blocks.take_copies())
             try:
-                result = self._backend.execute(batch).result()
+                result = self._backend.execute(self._batches.build(chunks)).result()
             except Exception as error:
                 self._fail(chunks, error)
                 self._deliver()
