@@ -149,13 +149,16 @@ def measure_engine(batch_size: int, num_waiting: int, rounds: int) -> dict[str, 
     """The engine alone, with `batch_size` sequences running and many more waiting."""
     config = EngineConfig(max_model_len=2048, max_num_seqs=batch_size, max_num_batched_tokens=max(512, batch_size))
     engine = Engine(NullBackend(), config)  # type: ignore[arg-type]
-    deltas: list[object] = []
+    num_deltas = 0
+
+    def sink(_: object) -> None:
+        nonlocal num_deltas
+        num_deltas += 1
+
     params = SamplingParams(temperature=0.0, max_tokens=1000, ignore_eos=True)
     for i in range(batch_size + num_waiting):
-        engine.add(
-            TokenRequest(request_id=f"{i}", prompt_token_ids=tuple(range(8)), sampling=params, seed=0), deltas.append
-        )
-    while len(deltas) < 2 * batch_size:
+        engine.add(TokenRequest(request_id=f"{i}", prompt_token_ids=tuple(range(8)), sampling=params, seed=0), sink)
+    while num_deltas < 2 * batch_size:
         engine.step()
     times = []
     for _ in range(rounds * 20):

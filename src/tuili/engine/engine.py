@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from itertools import zip_longest
 from operator import eq
 
 from tuili.backend import Backend, StepResult
@@ -200,17 +199,16 @@ class Engine:
         row = 0
         token_ids = result.token_ids.tolist()
         for chunk in chunks:
-            sequence, scored, samples = chunk.sequence, chunk.scored, chunk.samples
+            sequence, samples, draft = chunk.sequence, chunk.samples, chunk.draft
             self._scheduler.commit(chunk)
             self._num_computed_tokens += chunk.num_tokens
-            if scored:
-                assert sequence.prompt_logprobs is not None
-                rows = range(row, row + len(scored))
+            if sequence.prompt_logprobs is not None:
+                rows = range(row, row + len(chunk.scored))
                 sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in rows]
-                row += len(scored)
+                row = rows.stop
             for answer in self._fork_answers(sequence) if samples else ():
-                end = row + 1 + len(chunk.draft)
-                self._choose(answer, chunk.draft, token_ids[row:end], result, row)
+                end = row + 1 + len(draft)
+                self._choose(answer, draft, token_ids[row:end], result, row)
                 row = end
 
     def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
@@ -225,25 +223,25 @@ class Engine:
         self, sequence: Sequence, draft: tuple[int, ...], chosen: list[int], result: StepResult, row: int
     ) -> None:
         """Takes what the rows from `row` on chose: of a draft's, those up to the first it did not foresee."""
-        first = sequence.num_output_tokens
         reason: FinishReason | None = None
-        for token_id, foreseen in zip_longest(chosen, draft):
+        taken: list[int] = []
+        for token_id, foreseen in zip(chosen, (*draft, None), strict=True):
             if token_id < 0:
                 break
+            taken.append(token_id)
             reason = sequence.append(token_id)
             if reason is not None or token_id != foreseen:
                 break
-        taken = tuple(sequence.token_ids[sequence.num_prompt_tokens + first :])
         if draft:
             self._accept(sequence, draft, taken)
         if taken:
-            self._tell(sequence, taken, reason, result, row)
+            self._tell(sequence, tuple(taken), reason, result, row)
         if token_id < 0:
             self._end_all(
                 sequence, TuiliError("the model computed logits that are not finite: its file may be damaged")
             )
 
-    def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: tuple[int, ...]) -> None:
+    def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         self._scheduler.accept(sequence, max(len(taken) - 1, 0))
         self._num_draft_tokens += len(draft)
         self._num_accepted_tokens += sum(map(eq, draft, taken))
@@ -252,17 +250,19 @@ class Engine:
         self, sequence: Sequence, taken: tuple[int, ...], reason: FinishReason | None, result: StepResult, row: int
     ) -> None:
         self._num_output_tokens += len(taken)
-        is_first = sequence.num_output_tokens == len(taken)
-        count = sequence.num_logprobs
-        rows = range(row, row + len(taken)) if count >= 0 else ()
+        logprobs, prompt_logprobs = None, None
+        if (count := sequence.num_logprobs) >= 0:
+            logprobs = tuple([token_logprobs(result, r, count) for r in range(row, row + len(taken))])
+        if sequence.prompt_logprobs and sequence.num_output_tokens == len(taken):
+            prompt_logprobs = tuple(sequence.prompt_logprobs)
         delta = TokenDelta(
             request_id=sequence.request.request_id,
             index=sequence.indexes[0],
             token_ids=taken,
             finish_reason=reason,
             stop_token_id=taken[-1] if reason == "stop" else None,
-            logprobs=tuple(token_logprobs(result, r, count) for r in rows) if count >= 0 else None,
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first and sequence.prompt_logprobs else None,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens or 0,
         )
         if reason is not None:

@@ -45,14 +45,14 @@ class Scheduler:
         preemptions = self.num_preemptions
         budget = self._config.max_num_batched_tokens
         chunks: list[Chunk] = []
-        decodes = [sequence for sequence in self.running if sequence.num_remaining_tokens == 1]
+        decodes: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running:
+            (decodes if sequence.num_remaining_tokens == 1 else prompts).append(sequence)
         budget, stalled = self._continue(decodes, budget, chunks)
         self._pace.begin(len(chunks))
-        if len(decodes) < len(self.running):
-            prompts = [sequence for sequence in self.running if sequence.num_remaining_tokens > 1]
-            budget, is_stalled = self._continue(prompts, budget, chunks)
-            stalled |= is_stalled
-        if not stalled and self.num_preemptions == preemptions:
+        budget, is_stalled = self._continue(prompts, budget, chunks)
+        if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
 
@@ -118,22 +118,22 @@ class Scheduler:
         for sequence in sequences:
             if not budget or sequence.status is not Status.RUNNING:
                 continue
-            size = self._num_tokens(sequence, sequence.num_computed_tokens, budget, chunks)
-            if not size:
-                break
-            chunk = Chunk(sequence, sequence.num_computed_tokens, sequence.num_computed_tokens + size)
+            start, end = sequence.num_computed_tokens, len(sequence.token_ids)
+            if end - start > 1:
+                end = start + self._share(sequence, start, budget, chunks)
+                if end == start:
+                    break
+            chunk = Chunk(sequence, start, end)
             if self._make_room(chunk, chunks):
                 chunks.append(chunk)
-                budget -= size
+                budget -= end - start
             else:
                 stalled = True
         return budget, stalled
 
-    def _num_tokens(self, sequence: Sequence, start: int, budget: int, chunks: ListLike[Chunk]) -> int:
-        """How many tokens from `start` on the step computes; 0 when it is full."""
+    def _share(self, sequence: Sequence, start: int, budget: int, chunks: ListLike[Chunk]) -> int:
+        """How many tokens of a prompt the step computes from `start` on; 0 when it is full."""
         limit = min(len(sequence.token_ids) - start, budget)
-        if limit == 1:
-            return 1
         if sequence.scores_prompt:
             limit = min(limit, self._max_scored(sequence, chunks))
         return self._pace.take(start, limit)
@@ -168,7 +168,7 @@ class Scheduler:
             start = len(hashes) * self.blocks.block_size
             if not self.blocks.fits(sequence.num_tokens, hashes):
                 return
-            size = self._num_tokens(sequence, start, budget, chunks)
+            size = self._share(sequence, start, budget, chunks)
             if not size:
                 return
             del self.waiting[0]
