@@ -8,6 +8,8 @@
 
 #include <optional>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 #include "bindings_arrays.h"
 #include "bindings_spec.h"
@@ -94,26 +96,48 @@ T* output(const Output<T>& array, const char* name, std::initializer_list<int64_
     return array.data();
 }
 
-void execute(Model& model, nb::handle batch, const Output<int32_t>& token_ids, const Output<float>& logprobs,
-             const Output<int32_t>& ranks, const Output<int32_t>& top_ids, const Output<float>& top_logprobs,
-             const std::optional<Output<float>>& logits, const std::optional<Output<float>>& hidden) {
-    ArrayReader read;
-    const BatchInput input = read_batch(read, batch, model.spec());
-    const int64_t rows = input.num_rows, k = top_ids.ndim() == 2 ? top_ids.shape(1) : 0;
-    const int64_t vocab_size = model.spec().vocab_size, hidden_size = model.spec().hidden_size;
-    const StepOutput result{
-        .token_ids = output(token_ids, "token_ids", {rows}),
-        .logprobs = output(logprobs, "logprobs", {rows}),
-        .ranks = output(ranks, "ranks", {rows}),
-        .max_logprobs = static_cast<int>(k),
-        .top_ids = output(top_ids, "top_ids", {rows, k}),
-        .top_logprobs = output(top_logprobs, "top_logprobs", {rows, k}),
-        .logits = logits ? output(*logits, "logits", {rows, vocab_size}) : nullptr,
-        .hidden = hidden ? output(*hidden, "hidden", {rows, hidden_size}) : nullptr,
-    };
-    nb::gil_scoped_release release;
-    model.execute(input, result);
-}
+// A step whose arrays have been read: the values in them may change between runs, where they lie may not.
+class Step {
+  public:
+    Step(nb::object model, nb::handle batch, const Output<int32_t>& token_ids, const Output<float>& logprobs,
+         const Output<int32_t>& ranks, const Output<int32_t>& top_ids, const Output<float>& top_logprobs,
+         const std::optional<Output<float>>& logits, const std::optional<Output<float>>& hidden)
+        : owner_(std::move(model)),
+          model_(nb::cast<Model&>(owner_)),
+          input_(read_batch(read_, batch, model_.spec())),
+          kept_(token_ids, logprobs, ranks, top_ids, top_logprobs, logits, hidden) {
+        const int64_t rows = input_.num_rows, k = top_ids.ndim() == 2 ? top_ids.shape(1) : 0;
+        const int64_t vocab_size = model_.spec().vocab_size, hidden_size = model_.spec().hidden_size;
+        result_ = StepOutput{
+            .token_ids = output(token_ids, "token_ids", {rows}),
+            .logprobs = output(logprobs, "logprobs", {rows}),
+            .ranks = output(ranks, "ranks", {rows}),
+            .max_logprobs = static_cast<int>(k),
+            .top_ids = output(top_ids, "top_ids", {rows, k}),
+            .top_logprobs = output(top_logprobs, "top_logprobs", {rows, k}),
+            .logits = logits ? output(*logits, "logits", {rows, vocab_size}) : nullptr,
+            .hidden = hidden ? output(*hidden, "hidden", {rows, hidden_size}) : nullptr,
+        };
+    }
+
+    void run() {
+        nb::gil_scoped_release release;
+        model_.execute(input_, result_);
+    }
+
+    // Whether every array is read where it lies, so that the step may run again with other values in them.
+    bool is_view() const { return !read_.has_copies(); }
+
+  private:
+    nb::object owner_;
+    Model& model_;
+    ArrayReader read_;
+    BatchInput input_;
+    StepOutput result_{};
+    std::tuple<Output<int32_t>, Output<float>, Output<int32_t>, Output<int32_t>, Output<float>,
+               std::optional<Output<float>>, std::optional<Output<float>>>
+        kept_;
+};
 
 void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle allow_mask, const Output<int32_t>& ids) {
     ArrayReader read;
@@ -158,14 +182,21 @@ NB_MODULE(_native, module) {
         .def("cache_block_bytes", block_bytes, nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", &Model::allocate_cache, nb::arg("block_size"), nb::arg("num_blocks"),
              nb::call_guard<nb::gil_scoped_release>())
-        .def("execute", execute, nb::arg("batch"), nb::arg("token_ids").noconvert(), nb::arg("logprobs").noconvert(),
-             nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
-             nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
              nb::arg("ids").noconvert())
         .def_prop_ro("isa", &Model::isa)
         .def_prop_ro("num_threads", &Model::num_threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes);
+    using Ints = Output<int32_t>;
+    using Floats = Output<float>;
+    nb::class_<Step>(module, "Step")
+        .def(nb::init<nb::object, nb::handle, const Ints&, const Floats&, const Ints&, const Ints&, const Floats&,
+                      const std::optional<Floats>&, const std::optional<Floats>&>(),
+             nb::arg("model"), nb::arg("batch"), nb::arg("token_ids").noconvert(), nb::arg("logprobs").noconvert(),
+             nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
+             nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
+        .def("run", &Step::run)
+        .def_prop_ro("is_view", &Step::is_view);
     module.def("cpu_name", &cpu_name);
     module.def("cpu_features", &cpu_features);
     module.attr("MAX_THREADS") = kMaxThreads;

@@ -63,7 +63,7 @@ void check_shape(const Array& array, const char* name, std::initializer_list<int
     throw std::invalid_argument(std::string(name) + " has shape " + found + ", not " + shape_text(shape));
 }
 
-// Reads arrays for one call and keeps alive what it had to copy to make contiguous.
+// Reads arrays and keeps them alive, or copies of those it had to make contiguous.
 class ArrayReader {
   public:
     template <class T>
@@ -85,12 +85,15 @@ class ArrayReader {
         if (is_contiguous(any)) {
             kept_.push_back(nb::borrow(object));
         } else {
+            has_copies_ = true;
             auto copy = nb::cast<nb::ndarray<const T, nb::c_contig, nb::device::cpu>>(object);
             view.data = copy.data();
             kept_.push_back(nb::cast(std::move(copy)));
         }
         return view;
     }
+
+    bool has_copies() const { return has_copies_; }
 
   private:
     template <class T>
@@ -104,6 +107,7 @@ class ArrayReader {
     }
 
     std::vector<nb::object> kept_;
+    bool has_copies_ = false;
 };
 
 }  // namespace tuili

@@ -17,13 +17,13 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tuili.backend import Batch, CacheGroup, StepResult
+from tuili.backend import Batch, CacheGroup, StepHandle, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.runtime.loading import LoadOptions, open_model
@@ -36,57 +36,71 @@ import machine
 
 PROMPT_LEN, DECODE_LEN = 32, 64
 
+Execute = Callable[[Batch], StepHandle]
+
 
 class Timed:
-    """The native model, which notes when each step of a whole batch began and ended."""
+    """A backend's execute, which notes when each step of a whole batch began and ended."""
 
-    def __init__(self, native: Any, batch_size: int) -> None:
-        self._native = native
+    def __init__(self, execute: Execute, batch_size: int) -> None:
+        self._execute = execute
         self._batch_size = batch_size
         self._begun: list[float] = []
         self._ended: list[float] = []
 
-    def execute(self, batch: Batch, *outputs: Any) -> None:
+    def __call__(self, batch: Batch) -> StepHandle:
         begun = time.perf_counter()
-        self._native.execute(batch, *outputs)
+        handle = self._execute(batch)
         if len(batch.input_ids) == len(batch.seq_lens) == self._batch_size:
             self._begun.append(begun)
             self._ended.append(time.perf_counter())
+        return handle
 
     def seconds(self) -> tuple[float, float]:
-        """Of a step: as a whole, and inside the native call."""
+        """Of a step: as a whole, and inside execute."""
         steps = np.diff(self._begun)
         return float(np.median(steps)), float(np.median(np.subtract(self._ended, self._begun)))
 
 
 class StandIn:
-    """In the place of the native model: chooses the given tokens in turn."""
+    """In the place of a backend's execute: chooses the given tokens in turn, at once."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = np.array(tokens, np.int32)
         self._num_steps = 0
 
-    def execute(self, batch: Batch, token_ids: Any, *outputs: Any) -> None:
+    def __call__(self, batch: Batch) -> StandIn:
         self._num_steps += 1
-        token_ids[:] = self._tokens[(self._num_steps + np.arange(len(token_ids))) % self._tokens.size]
+        self._num_rows = len(batch.sample_rows)
+        return self
+
+    def result(self) -> StepResult:
+        rows = self._num_rows
+        return StepResult(
+            token_ids=self._tokens[(self._num_steps + np.arange(rows)) % self._tokens.size],
+            logprobs=np.zeros(rows, np.float32),
+            ranks=np.zeros(rows, np.int32),
+            top_ids=np.zeros((rows, 0), np.int32),
+            top_logprobs=np.zeros((rows, 0), np.float32),
+        )
 
 
 def measure(model: Pipeline, batch_size: int, rounds: int) -> dict[str, float]:
     """Medians over rounds, per step of `batch_size` sequences."""
     backend: Any = model.backend
-    native = backend._open_model
+    execute = backend.execute
     measured = []
     for _ in range(rounds):
-        timed = backend._open_model = Timed(native, batch_size)
+        timed = backend.execute = Timed(execute, batch_size)
         tokens = _generate(model, batch_size, DECODE_LEN)
-        backend._open_model = StandIn(tokens)
+        backend.execute = StandIn(tokens)
         measured.append((*timed.seconds(), _python_seconds(model, batch_size)))
-        backend._open_model = native
+    backend.execute = execute
     step, inside, python = (statistics.median(column) for column in zip(*measured, strict=True))
     return {
         "batch": batch_size,
         "step_ms": round(step * 1e3, 3),
-        "native_ms": round(inside * 1e3, 3),
+        "backend_ms": round(inside * 1e3, 3),
         "overhead_us": round(python * 1e6, 1),
         "overhead_percent": round(100 * python / (inside + python), 2),
         "us_per_sequence": round(python * 1e6 / batch_size, 2),
@@ -119,30 +133,18 @@ def _generate(model: Pipeline, batch_size: int, max_tokens: int) -> list[int]:
 
 
 class NullBackend:
-    """Answers token 7 at once."""
+    """A model of no cost."""
 
     vocab_size = 1000
+
+    def __init__(self) -> None:
+        self.execute = StandIn([7])
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
         return (CacheGroup(kind="full", block_bytes=1, block_size=block_size),)
 
     def allocate_cache(self, num_blocks: object) -> None:
         """Nothing to allocate."""
-
-    def execute(self, batch: Batch) -> NullBackend:
-        rows = len(batch.sample_rows)
-        none = np.zeros(rows, np.int32), np.zeros((rows, 0), np.int32)
-        self._result = StepResult(
-            token_ids=np.full(rows, 7, np.int32),
-            logprobs=np.zeros(rows, np.float32),
-            ranks=none[0],
-            top_ids=none[1],
-            top_logprobs=np.zeros((rows, 0), np.float32),
-        )
-        return self
-
-    def result(self) -> StepResult:
-        return self._result
 
 
 def measure_engine(batch_size: int, num_waiting: int, rounds: int) -> dict[str, float]:

@@ -119,6 +119,23 @@ def test_hidden_states_make_the_logits(backend: Backend) -> None:
     np.testing.assert_allclose(result.logits, expected, atol=1e-5)
 
 
+def test_a_batch_may_come_again_with_other_values(backend: Backend) -> None:
+    whole = Driver(backend).logits(TEXT)
+    driver = Driver(backend)
+    driver.step([Work(text := driver.text(), TEXT[:20])])
+    batch = driver.batch([Work(text, TEXT[20:21], 1)], want_logits=False)
+    found = []
+    for position in range(20, 30):
+        if position > 20:
+            values = driver.batch([Work(text, TEXT[position : position + 1], 1)])
+            for name in ("input_ids", "positions", "seq_lens", "slot_mapping"):
+                getattr(batch, name)[:] = getattr(values, name)
+            batch.block_tables[:] = values.block_tables[:, :, : batch.block_tables.shape[2]]
+            batch.sampling.position[:] = values.sampling.position
+        found.append(backend.execute(batch).result())
+    assert [int(result.token_ids[0]) for result in found] == whole[20:30].argmax(axis=1).tolist()
+
+
 def test_arrays_need_not_be_contiguous(backend: Backend) -> None:
     driver = Driver(backend)
     batch = driver.batch([Work(driver.text(), TEXT[:20], 20), Work(driver.text(), TEXT[:7], 7)])
@@ -126,7 +143,8 @@ def test_arrays_need_not_be_contiguous(backend: Backend) -> None:
     strided = replace(
         batch, block_tables=batch.block_tables.copy(order="F"), input_ids=np.repeat(batch.input_ids, 2)[::2]
     )
-    same(backend.execute(strided).result().logits, expected.logits)
+    for _ in range(2):
+        same(backend.execute(strided).result().logits, expected.logits)
 
 
 def test_the_cache_may_be_allocated_again(backend: Backend) -> None:

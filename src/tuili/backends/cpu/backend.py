@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class CpuBackend:
         self._open_model: _native.Model | None = model
         self._groups = groups
         self._block_size = 0
+        self._kept: _BoundStep | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -109,6 +111,19 @@ class CpuBackend:
         Raises UnsupportedModelError naming a field it does not read, InvalidRequestError naming a field whose
         dtype, shape or values are not the contract's.
         """
+        try:
+            step = self._bind(batch)
+            step.native.run()
+        except MemoryError as error:
+            raise InsufficientMemoryError(f"a step of {len(batch.input_ids)} tokens does not fit in memory") from error
+        except ValueError as error:
+            raise InvalidRequestError(f"batch: {error}") from error
+        return _Finished(step.taken())
+
+    def _bind(self, batch: Batch) -> _BoundStep:
+        """The native step of a batch: the one kept from last time if the batch has come again."""
+        if self._kept is not None and self._kept.batch is batch:
+            return self._kept
         _refuse_unread(batch)
         num_rows, k = len(batch.sample_rows), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
         result = StepResult(
@@ -120,22 +135,9 @@ class CpuBackend:
             logits=np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None,
             hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
         )
-        try:
-            self._model.execute(
-                batch,
-                result.token_ids,
-                result.logprobs,
-                result.ranks,
-                result.top_ids,
-                result.top_logprobs,
-                result.logits,
-                result.hidden,
-            )
-        except MemoryError as error:
-            raise InsufficientMemoryError(f"a step of {len(batch.input_ids)} tokens does not fit in memory") from error
-        except ValueError as error:
-            raise InvalidRequestError(f"batch: {error}") from error
-        return _Finished(result)
+        step = _BoundStep(batch, result, _native.Step(self._model, batch, *_arrays(result)))
+        self._kept = step if step.is_reusable else None
+        return step
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
         """Raises InvalidRequestError as execute does."""
@@ -148,7 +150,7 @@ class CpuBackend:
 
     def close(self) -> None:
         """Gives memory and threads back; the backend is of no use afterwards."""
-        self._open_model = None
+        self._open_model = self._kept = None
 
 
 def _refuse_unread(batch: Batch) -> None:
@@ -159,6 +161,44 @@ def _refuse_unread(batch: Batch) -> None:
     }
     if names := [name for name, is_used in unread.items() if is_used]:
         raise UnsupportedModelError(f"batch: the cpu backend does not implement {', '.join(names)}")
+
+
+def _arrays(result: StepResult) -> tuple[Int32, Float32, Int32, Int32, Float32, Float32 | None, Float32 | None]:
+    return (
+        result.token_ids,
+        result.logprobs,
+        result.ranks,
+        result.top_ids,
+        result.top_logprobs,
+        result.logits,
+        result.hidden,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundStep:
+    """A batch, the arrays of its result, and the native step over both."""
+
+    batch: Batch
+    result: StepResult
+    native: _native.Step
+
+    @property
+    def is_reusable(self) -> bool:
+        return self.native.is_view and not self.batch.want_logits and not self.batch.want_hidden
+
+    def taken(self) -> StepResult:
+        """The result, which another run will not overwrite."""
+        if not self.is_reusable:
+            return self.result
+        r = self.result
+        return StepResult(
+            token_ids=r.token_ids.copy(),
+            logprobs=r.logprobs.copy(),
+            ranks=r.ranks.copy(),
+            top_ids=r.top_ids.copy(),
+            top_logprobs=r.top_logprobs.copy(),
+        )
 
 
 class _Finished:
