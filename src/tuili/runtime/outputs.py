@@ -53,10 +53,10 @@ class RequestOutput:
 
     def fold(self, event: Event) -> RequestOutput:
         """Takes in the next event. Raises the error of a Failed one."""
-        if isinstance(event, PromptTokens):
-            self.prompt, self.prompt_token_ids = event.text, list(event.token_ids)
-        elif isinstance(event, TextDelta):
+        if isinstance(event, TextDelta):
             self._extend(self.outputs[event.index], event)
+        elif isinstance(event, PromptTokens):
+            self.prompt, self.prompt_token_ids = event.text, list(event.token_ids)
         elif isinstance(event, Finished):
             output = self.outputs[event.index]
             output.finish_reason, output.stop_reason = event.finish_reason, event.stop_reason

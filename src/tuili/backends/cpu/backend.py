@@ -111,8 +111,12 @@ class CpuBackend:
         Raises UnsupportedModelError naming a field it does not read, InvalidRequestError naming a field whose
         dtype, shape or values are not the contract's.
         """
+        model, step = self._model, self._kept  # a batch that comes again is read already
+        if step is None or step.batch is not batch:
+            _refuse_unread(batch)
+            step = None
         try:
-            step = self._bind(batch)
+            step = step or self._bind(model, batch)
             step.native.run()
         except MemoryError as error:
             raise InsufficientMemoryError(f"a step of {len(batch.input_ids)} tokens does not fit in memory") from error
@@ -120,11 +124,8 @@ class CpuBackend:
             raise InvalidRequestError(f"batch: {error}") from error
         return _Finished(step.taken())
 
-    def _bind(self, batch: Batch) -> _BoundStep:
-        """The native step of a batch: the one kept from last time if the batch has come again."""
-        if self._kept is not None and self._kept.batch is batch:
-            return self._kept
-        _refuse_unread(batch)
+    def _bind(self, model: _native.Model, batch: Batch) -> _BoundStep:
+        """The native step of a batch, kept for when the batch comes again."""
         num_rows, k = len(batch.sample_rows), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
         result = StepResult(
             token_ids=np.empty(num_rows, np.int32),
@@ -135,7 +136,7 @@ class CpuBackend:
             logits=np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None,
             hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
         )
-        step = _BoundStep(batch, result, _native.Step(self._model, batch, *_arrays(result)))
+        step = _BoundStep(batch, result, _native.Step(model, batch, *_arrays(result)))
         self._kept = step if step.is_reusable else None
         return step
 
