@@ -151,17 +151,17 @@ void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle all
 }
 
 void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
-          const std::vector<int>& layer_ropes, nb::list ropes, nb::dict tensors, const std::optional<std::string>& isa,
-          int num_threads) {
+          const std::vector<int>& layer_ropes, nb::list ropes, nb::callable read_tensors,
+          const std::optional<std::string>& isa, int num_threads) {
     if (num_threads < 1 || num_threads > kMaxThreads) throw std::invalid_argument("num_threads is out of range");
     const Kernels* kernels = isa ? kernels_for(isa->c_str()) : &best_kernels();
     if (kernels == nullptr) throw std::invalid_argument("isa: this build or CPU has no " + *isa);
     ArrayReader read;
     const ModelSpec native = read_spec(spec, max_model_len, layer_groups, layer_ropes);
-    const auto rope_tables = read_rope_tables(read, ropes, native);
-    const SourceTensors sources = read_tensors(read, tensors);
+    const auto frequencies = read_ropes(read, ropes, native);
+    PythonTensors tensors(std::move(read_tensors));
     nb::gil_scoped_release release;
-    new (self) Model(native, sources, rope_tables, *kernels, num_threads);
+    new (self) Model(native, std::ref(tensors), frequencies, *kernels, num_threads);
 }
 
 bool has_isa(const std::string& name) { return kernels_for(name.c_str()) != nullptr; }
@@ -177,7 +177,7 @@ NB_MODULE(_native, module) {
     using namespace tuili;
     nb::class_<Model>(module, "Model")
         .def("__init__", load, nb::arg("spec"), nb::kw_only(), nb::arg("max_model_len"), nb::arg("layer_groups"),
-             nb::arg("layer_ropes"), nb::arg("ropes"), nb::arg("tensors"), nb::arg("isa").none(),
+             nb::arg("layer_ropes"), nb::arg("ropes"), nb::arg("read_tensors"), nb::arg("isa").none(),
              nb::arg("num_threads"))
         .def("cache_block_bytes", block_bytes, nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", &Model::allocate_cache, nb::arg("block_size"), nb::arg("num_blocks"),

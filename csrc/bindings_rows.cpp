@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "rope_table.h"
 #include "workspace.h"
 
 namespace nb = nanobind;
@@ -144,6 +145,18 @@ void rope(const std::string& isa, const WritableRow& head, const Row& cos, const
     table(isa).rope(head.data(), cos.data(), sin.data(), 2 * length(cos));
 }
 
+// cos and sin, rows of dim / 2 for as many positions as they hold, as a model on `num_threads` makes them in two steps.
+void rope_rows(const Row& frequencies, double factor, int num_threads, const WritableRow& cos, const WritableRow& sin) {
+    same_length(cos.size(), sin.size());
+    const int num_positions = static_cast<int>(cos.size() / frequencies.size());
+    ThreadPool pool(num_threads);
+    RopeTable rows({{frequencies.data(), frequencies.data() + frequencies.size()}, factor}, num_positions);
+    rows.extend(num_positions / 3, pool);
+    rows.extend(num_positions, pool);
+    std::copy_n(rows.cos, cos.size(), cos.data());
+    std::copy_n(rows.sin, sin.size(), sin.data());
+}
+
 // (max, argmax, sum of exp(x - max), how many are greater than `threshold`)
 nb::tuple reductions(const std::string& isa, const Row& x, float threshold) {
     const Kernels& k = table(isa);
@@ -254,6 +267,8 @@ void bind_rows(nb::module_& m) {
     m.def("best_of_row", best_of_row, nb::arg("isa"), nb::arg("x"));
     m.def("softcap", softcap, nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("cap"));
     m.def("rope", rope, nb::arg("isa"), nb::arg("head").noconvert(), nb::arg("cos"), nb::arg("sin"));
+    m.def("rope_rows", rope_rows, nb::arg("frequencies"), nb::arg("factor"), nb::arg("num_threads"),
+          nb::arg("cos").noconvert(), nb::arg("sin").noconvert());
     m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));
     m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
     m.def("attention", attention, nb::arg("isa"), nb::arg("queries"), nb::arg("keys"), nb::arg("values"),

@@ -72,6 +72,20 @@ Format read_format(const std::string& name) {
     return static_cast<Format>(found - std::begin(kNames));
 }
 
+SourceTensor read_tensor(ArrayReader& read, const std::string& name, nb::handle tensor) {
+    const auto shape = nb::cast<nb::tuple>(tensor[1]);
+    const bool is_matrix = shape.size() == 2;
+    if (!is_matrix && shape.size() != 1) throw std::invalid_argument(name + " is neither matrix nor vector");
+    const auto bytes = read.value<uint8_t>(tensor[2], name.c_str(), {kAny, kAny});
+    return SourceTensor{
+        .format = read_format(nb::cast<std::string>(tensor[0])),
+        .rows = is_matrix ? nb::cast<int>(shape[0]) : 1,
+        .cols = nb::cast<int>(shape[is_matrix ? 1 : 0]),
+        .data = bytes.data,
+        .num_bytes = static_cast<size_t>(bytes.size(0) * bytes.size(1)),
+    };
+}
+
 }  // namespace
 
 ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
@@ -110,37 +124,31 @@ ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& 
     return out;
 }
 
-SourceTensors read_tensors(ArrayReader& read, nb::dict tensors) {
-    SourceTensors out;
-    for (auto [key, entry] : tensors) {
-        const auto name = nb::cast<std::string>(key);
-        const auto bytes = read.value<uint8_t>(entry[2], name.c_str(), {kAny, kAny});
-        const auto shape = nb::cast<nb::tuple>(entry[1]);
-        const bool is_matrix = shape.size() == 2;
-        if (!is_matrix && shape.size() != 1) throw std::invalid_argument(name + " is neither matrix nor vector");
-        out[name] = SourceTensor{
-            .format = read_format(nb::cast<std::string>(entry[0])),
-            .rows = is_matrix ? nb::cast<int>(shape[0]) : 1,
-            .cols = nb::cast<int>(shape[is_matrix ? 1 : 0]),
-            .data = bytes.data,
-            .num_bytes = static_cast<size_t>(bytes.size(0) * bytes.size(1)),
-        };
+std::vector<SourceTensor> PythonTensors::operator()(std::span<const std::string> names) {
+    const nb::gil_scoped_acquire lock;
+    arrays_ = ArrayReader();  // the last tensors go before the next ones come
+    nb::list wanted;
+    for (const auto& name : names) wanted.append(name);
+    std::vector<SourceTensor> out;
+    for (nb::handle tensor : read_(wanted)) {
+        if (out.size() == names.size()) throw std::invalid_argument("more tensors were read than wanted");
+        out.push_back(read_tensor(arrays_, names[out.size()], tensor));
     }
+    if (out.empty()) throw std::invalid_argument(names[0] + " was not read");
     return out;
 }
 
-std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, const ModelSpec& spec) {
-    std::vector<SourceRopeTable> out;
+std::vector<RopeFrequencies> read_ropes(ArrayReader& read, nb::list ropes, const ModelSpec& spec) {
+    std::vector<RopeFrequencies> out;
     for (nb::handle entry : ropes) {
-        const auto cos = read.value<float>(entry[0], "rope cos", {spec.max_model_len, kAny});
-        const auto sin = read.value<float>(entry[1], "rope sin", {spec.max_model_len, cos.size(1)});
-        out.push_back({static_cast<int>(2 * cos.size(1)), cos.data, sin.data});
+        const auto radians = read.value<float>(entry[0], "rope frequencies", {kAny});
+        out.push_back({{radians.data, radians.data + radians.size(0)}, nb::cast<double>(entry[1])});
     }
     for (const auto& layer : spec.layers) {
         const auto& a = layer.attention;
         if (a.rope_dim == 0) continue;
         const auto table = static_cast<size_t>(a.rope_table);
-        if (table >= out.size() || out[table].dim != a.rope_dim) {
+        if (table >= out.size() || static_cast<int>(2 * out[table].radians.size()) != a.rope_dim) {
             throw std::invalid_argument("ropes: a layer's table is missing or has another dimension than its heads");
         }
     }

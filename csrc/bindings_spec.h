@@ -14,10 +14,19 @@ namespace tuili {
 ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
                     const std::vector<int>& layer_ropes);
 
-// tensors: name -> (format name, shape, uint8 array of the bytes)
-SourceTensors read_tensors(ArrayReader& read, nb::dict tensors);
+// ropes: [(float32 [dim / 2], factor)], as the spec's layers name them
+std::vector<RopeFrequencies> read_ropes(ArrayReader& read, nb::list ropes, const ModelSpec& spec);
 
-// ropes: [(cos, sin)], float32 [max_model_len, dim / 2], as the spec's layers name them
-std::vector<SourceRopeTable> read_rope_tables(ArrayReader& read, nb::list ropes, const ModelSpec& spec);
+// Asks Python for the first few of a list of names, each (format name, shape, uint8 array [rows, row bytes]), and keeps
+// them until the next are asked for. Called without the interpreter's lock; made and destroyed with it.
+class PythonTensors {
+  public:
+    explicit PythonTensors(nb::callable read) : read_(std::move(read)) {}
+    std::vector<SourceTensor> operator()(std::span<const std::string> names);
+
+  private:
+    nb::callable read_;
+    ArrayReader arrays_;
+};
 
 }  // namespace tuili

@@ -8,12 +8,12 @@
 
 namespace tuili {
 
-Model::Model(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+Model::Model(const ModelSpec& spec, const TensorReader& read_tensors, const std::vector<RopeFrequencies>& ropes,
              const Kernels& kernels, int num_threads)
     : spec_(spec),
       kernels_(kernels),
       pool_(num_threads),
-      weights_(spec_, sources, rope_tables, pool_),
+      weights_(spec_, read_tensors, ropes, pool_),
       workspace_(spec_, weights_, num_threads) {}
 
 void Model::allocate_cache(int block_size, const std::vector<int>& num_blocks) {
@@ -49,6 +49,7 @@ void Model::sample(const float* logits, int num_rows, const SamplingInput& sampl
 
 void Model::prepare(const BatchInput& batch, const StepOutput& output) {
     resolve_input_ids(batch);
+    weights_.extend_ropes(1 + *std::max_element(batch.positions, batch.positions + batch.num_tokens), pool_);
     workspace_.reserve_tokens(batch.num_tokens);
     plan_attention(batch);
     workspace_.needs_logits.resize(batch.num_rows);

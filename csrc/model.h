@@ -17,8 +17,9 @@ namespace tuili {
 
 class Model {
   public:
-    // Copies everything out of `sources`. Throws std::invalid_argument (see Weights) and std::bad_alloc.
-    Model(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+    // Copies everything out of what `read_tensors` gives. Throws std::invalid_argument (see Weights) and
+    // std::bad_alloc.
+    Model(const ModelSpec& spec, const TensorReader& read_tensors, const std::vector<RopeFrequencies>& ropes,
           const Kernels& kernels, int num_threads);
 
     // Replaces the cache by an empty one of num_blocks[group] blocks. Throws std::bad_alloc; there is none then.

@@ -1,5 +1,6 @@
 // GGUF rows into panels and back. Knows GGUF's block layouts (ggml's block_q4_0 ... block_q6_K) and
 // packed_layout.h; not instruction sets. Source pointers may be unaligned.
+#include <algorithm>
 #include <cstring>
 
 #include "packed_layout.h"
@@ -15,6 +16,12 @@ uint16_t read_u16(const uint8_t* p) {
     return value;
 }
 
+uint32_t read_u32(const uint8_t* p) {
+    uint32_t value;
+    memcpy(&value, p, 4);
+    return value;
+}
+
 float float_from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 // IEEE binary16 to binary32, exact.
@@ -27,52 +34,68 @@ float half_to_float(uint16_t h) {
     return sign ? -magnitude : magnitude;
 }
 
-// One 32-group of a row: what its block of the panel takes from this row.
+// One 32-group of a row: what its block of the panel takes from this row. Codes are in the panel's order already: a
+// quad is four codes' bits in the four bytes of a word, byte 0 first.
 struct Group {
-    uint8_t codes[kGroup];
+    uint32_t quads[8];                     // nibbles: the first four; bytes: all
+    uint32_t planes[2];                    // 5 bits: the first; 6 bits: both
     uint16_t half = 0, half_min = 0;       // kHalf, kHalfMin
     uint8_t scale[2] = {0, 0};             // kSuperMin: scale, min; kSuperSigned: both halves
     uint16_t super = 0, super_second = 0;  // d, -dmin
 };
 
 // --- GGUF -> Group ------------------------------------------------------------------------------------------------
-void split_nibbles(const uint8_t* nibbles, uint8_t* codes) {
-    for (int i = 0; i < 16; i++) {
-        codes[i] = nibbles[i] & 15;
-        codes[i + 16] = nibbles[i] >> 4;
+constexpr uint32_t kNibbleOfEach = 0x0F0F0F0F, kPairOfEach = 0x03030303, kBitOfEach = 0x01010101;
+
+// Codes 0..15 and 16..31 of 32 bytes that hold a code in their low or high nibbles.
+inline void read_strided_nibbles(const uint8_t* bytes, int shift, uint32_t* quads) {
+    for (int t = 0; t < 4; t++) {
+        const uint32_t low = read_u32(bytes + 4 * t) >> shift & kNibbleOfEach;
+        const uint32_t high = read_u32(bytes + 16 + 4 * t) >> shift & kNibbleOfEach;
+        quads[t] = low | high << 4;
     }
 }
 
-void add_fifth_bits(const uint8_t* p, uint8_t* codes) {
-    uint32_t bits;
-    memcpy(&bits, p, 4);
-    for (int i = 0; i < kGroup; i++) codes[i] |= (bits >> i & 1) << 4;
+// 32 bits, code k's at place k, into a plane: byte b takes bits b, b + 4, b + 8, ...
+inline uint32_t plane_of_bits(uint32_t bits) {
+    uint32_t plane = 0;
+    for (int b = 0; b < 4; b++) {
+        uint32_t x = bits >> b & 0x11111111;
+        x = (x | x >> 3) & 0x03030303;
+        x = (x | x >> 6) & 0x000F000F;
+        plane |= ((x | x >> 12) & 0xFF) << 8 * b;
+    }
+    return plane;
 }
 
-// block_q4_0, q4_1, q5_0, q5_1: d [m] [high bits] nibbles.
-Group read_nibble_group(PackedLayout layout, const uint8_t* block) {
+// block_q4_0, q4_1, q5_0, q5_1: d [m] [high bits] nibbles, paired as the panel pairs them.
+template <PackedLayout layout>
+inline Group read_nibble_group(const uint8_t* block) {
     Group group;
     group.half = read_u16(block);
     block += 2;
-    if (layout.has_min()) {
+    if constexpr (layout.has_min()) {
         group.half_min = read_u16(block);
         block += 2;
     }
-    const uint8_t* nibbles = layout.code_bits == 5 ? block + 4 : block;
-    split_nibbles(nibbles, group.codes);
-    if (layout.code_bits == 5) add_fifth_bits(block, group.codes);
+    if constexpr (layout.code_bits == 5) {
+        group.planes[0] = plane_of_bits(read_u32(block));
+        block += 4;
+    }
+    memcpy(group.quads, block, 16);
     return group;
 }
 
-Group read_q8_0_group(const uint8_t* block) {
+inline Group read_q8_0_group(const uint8_t* block) {
     Group group;
     group.half = read_u16(block);
-    for (int i = 0; i < kGroup; i++) group.codes[i] = block[2 + i] ^ 0x80;
+    for (int t = 0; t < 8; t++) group.quads[t] = read_u32(block + 2 + 4 * t) ^ 0x80808080;
     return group;
 }
 
 // block_q4_K, q5_K: d, dmin, 12 bytes of 6-bit scales and mins, [high bits], nibbles. `index`: which 32 of the 256.
-Group read_super_min_group(PackedLayout layout, const uint8_t* block, int index) {
+template <PackedLayout layout>
+inline Group read_super_min_group(const uint8_t* block, int index) {
     Group group;
     group.super = read_u16(block);
     group.super_second = read_u16(block + 2) ^ 0x8000;
@@ -85,37 +108,40 @@ Group read_super_min_group(PackedLayout layout, const uint8_t* block, int index)
         group.scale[1] = s[index + 4] >> 4 | (s[index] >> 6) << 4;
     }
     const uint8_t* high = block + 16;
-    const uint8_t* nibbles = high + (layout.code_bits == 5 ? 32 : 0) + index / 2 * 32;
-    for (int i = 0; i < kGroup; i++) group.codes[i] = nibbles[i] >> index % 2 * 4 & 15;
-    if (layout.code_bits == 5)
-        for (int i = 0; i < kGroup; i++) group.codes[i] |= (high[i] >> index & 1) << 4;
+    const uint8_t* nibbles = high + (layout.code_bits == 5 ? 32 : 0);
+    read_strided_nibbles(nibbles + index / 2 * 32, index % 2 * 4, group.quads);
+    if constexpr (layout.code_bits == 5) {
+        group.planes[0] = 0;
+        for (int t = 0; t < 8; t++) group.planes[0] |= (read_u32(high + 4 * t) >> index & kBitOfEach) << t;
+    }
     return group;
 }
 
 // block_q6_K: nibbles [128], high pairs [64], s8 scales [16], d. `index`: which 32 of the 256.
-Group read_q6_k_group(const uint8_t* block, int index) {
+inline Group read_q6_k_group(const uint8_t* block, int index) {
     Group group;
     const int quarter = index % 4;
-    const uint8_t* nibbles = block + index / 4 * 64 + quarter % 2 * 32;
+    read_strided_nibbles(block + index / 4 * 64 + quarter % 2 * 32, quarter / 2 * 4, group.quads);
     const uint8_t* pairs = block + 128 + index / 4 * 32;
-    for (int i = 0; i < kGroup; i++)
-        group.codes[i] = (nibbles[i] >> quarter / 2 * 4 & 15) | (pairs[i] >> quarter * 2 & 3) << 4;
+    for (int plane = 0; plane < 2; plane++) {
+        group.planes[plane] = 0;
+        for (int j = 0; j < 4; j++) {
+            const uint32_t quad = read_u32(pairs + 16 * plane + 4 * j) >> quarter * 2;
+            group.planes[plane] |= (quad & kPairOfEach) << 2 * j;
+        }
+    }
     memcpy(group.scale, block + 192 + index * 2, 2);
     group.super = read_u16(block + 208);
     return group;
 }
 
-Group read_group(PackedLayout layout, const uint8_t* row, int index) {
-    const int per_block = layout.blocks_per_run();
-    const uint8_t* block = row + static_cast<size_t>(index / per_block) * layout.source_bytes;
-    switch (layout.scales) {
-        case Scales::kSuperMin:
-            return read_super_min_group(layout, block, index % per_block);
-        case Scales::kSuperSigned:
-            return read_q6_k_group(block, index % per_block);
-        default:
-            return layout.code_bits == 8 ? read_q8_0_group(block) : read_nibble_group(layout, block);
-    }
+// Group `index` of a GGUF block.
+template <PackedLayout layout>
+inline Group read_group(const uint8_t* block, int index) {
+    if constexpr (layout.scales == Scales::kSuperMin) return read_super_min_group<layout>(block, index);
+    if constexpr (layout.scales == Scales::kSuperSigned) return read_q6_k_group(block, index);
+    if constexpr (layout.code_bits == 8) return read_q8_0_group(block);
+    if constexpr (layout.code_bits < 8) return read_nibble_group<layout>(block);
 }
 
 // --- Group <-> panel ----------------------------------------------------------------------------------------------
@@ -142,42 +168,45 @@ struct Place {
     int steps_per_plane() const { return 8 / pairs_of_bits(); }
 };
 
-void put_scales(const Place& at, const Group& group, uint8_t* panel) {
-    uint8_t* block = panel + at.block;
-    const int c = at.column;
-    switch (at.layout.scales) {
-        case Scales::kHalf:
-            memcpy(block + 2 * c, &group.half, 2);
-            return;
-        case Scales::kHalfMin:
-            memcpy(block + 2 * c, &group.half, 2);
-            memcpy(block + 2 * (kPanelCols + c), &group.half_min, 2);
-            return;
-        case Scales::kSuperMin:
-            memcpy(panel + at.header + 2 * (kPanelCols + c), &group.super_second, 2);
-            [[fallthrough]];
-        case Scales::kSuperSigned:
-            memcpy(panel + at.header + 2 * c, &group.super, 2);
-            block[c] = group.scale[0];
-            block[kPanelCols + c] = group.scale[1];
+// Column c of a block, and its share of the header before the block's run.
+template <PackedLayout layout>
+inline void put_scales(const Group& group, int c, uint8_t* header, uint8_t* block) {
+    if constexpr (layout.is_super()) {
+        memcpy(header + 2 * c, &group.super, 2);
+        if constexpr (layout.has_min()) memcpy(header + 2 * (kPanelCols + c), &group.super_second, 2);
+        block[c] = group.scale[0];
+        block[kPanelCols + c] = group.scale[1];
+    } else {
+        memcpy(block + 2 * c, &group.half, 2);
+        if constexpr (layout.has_min()) memcpy(block + 2 * (kPanelCols + c), &group.half_min, 2);
     }
 }
 
-void put_codes(const Place& at, const uint8_t* codes, uint8_t* panel) {
-    const int bits = at.layout.code_bits;
-    if (bits == 8) {
-        for (int t = 0; t < 8; t++) memcpy(panel + at.quad(at.nibbles(), t), codes + 4 * t, 4);
-        return;
-    }
-    uint8_t nibbles[16];
-    for (int i = 0; i < 16; i++) nibbles[i] = (codes[i] & 15) | codes[i + 16] << 4;
-    for (int t = 0; t < 4; t++) memcpy(panel + at.quad(at.nibbles(), t), nibbles + 4 * t, 4);
-    if (bits == 4) return;
-    const int width = at.pairs_of_bits(), steps = at.steps_per_plane();
-    for (int plane = 0; plane < 8 / steps; plane++) {
-        uint8_t top[4] = {0, 0, 0, 0};
-        for (int i = 0; i < 4 * steps; i++) top[i % 4] |= codes[plane * 4 * steps + i] >> 4 << i / 4 * width;
-        memcpy(panel + at.quad(at.planes(), plane), top, 4);
+template <PackedLayout layout>
+inline void put_codes(const Group& group, int c, uint8_t* block) {
+    constexpr int num_quads = layout.code_bits == 8 ? 8 : 4;
+    constexpr int num_planes = layout.code_bits == 8 ? 0 : layout.code_bits - 4;
+    uint8_t* quads = block + layout.scale_bytes() + c / 16 * kVectorBytes + c % 16 * 4;
+    for (int t = 0; t < num_quads; t++) memcpy(quads + t * 2 * kVectorBytes, &group.quads[t], 4);
+    uint8_t* planes = quads + layout.nibble_bytes();
+    for (int p = 0; p < num_planes; p++) memcpy(planes + p * 2 * kVectorBytes, &group.planes[p], 4);
+}
+
+template <Format format>
+void pack_rows(const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
+    constexpr PackedLayout layout = packed_layout(format);
+    const int num_runs = cols / (kGroup * layout.blocks_per_run());
+    for (int c = 0; c < num_rows; c++) {
+        const uint8_t* row = source + c * source_row_bytes;
+        uint8_t* header = panel;
+        for (int run = 0; run < num_runs; run++, row += layout.source_bytes, header += layout.run_bytes()) {
+            uint8_t* block = header + layout.header_bytes();
+            for (int index = 0; index < layout.blocks_per_run(); index++, block += layout.block_bytes()) {
+                const Group group = read_group<layout>(row, index);
+                put_scales<layout>(group, c, header, block);
+                put_codes<layout>(group, c, block);
+            }
+        }
     }
 }
 
@@ -225,13 +254,17 @@ void unpack_group(const Place& at, const uint8_t* panel, float* out) {
     }
 }
 
-void pack_float_panel(int width, const uint8_t* source, size_t source_row_bytes, int num_rows, int cols,
-                      uint8_t* panel) {
-    for (int c = 0; c < num_rows; c++) {
-        const uint8_t* row = source + c * source_row_bytes;
-        for (int k = 0; k < cols; k++)
-            memcpy(panel + (static_cast<size_t>(k) * kPanelCols + c) * width, row + static_cast<size_t>(k) * width,
-                   width);
+template <class T>
+void pack_float_rows(const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
+    constexpr int kRun = 64;  // elements of a row at a time: what they fill of the panel stays in the nearest cache
+    for (int first = 0; first < cols; first += kRun) {
+        const int last = std::min(first + kRun, cols);
+        for (int c = 0; c < num_rows; c++) {
+            const uint8_t* row = source + c * source_row_bytes;
+            for (int k = first; k < last; k++) {
+                memcpy(panel + (static_cast<size_t>(k) * kPanelCols + c) * sizeof(T), row + k * sizeof(T), sizeof(T));
+            }
+        }
     }
 }
 
@@ -265,17 +298,12 @@ size_t source_row_bytes(Format format, int cols) {
 
 void pack_panel(Format format, const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
     if (num_rows < kPanelCols) memset(panel, 0, packed_panel_bytes(format, cols));
-    if (is_float(format)) return pack_float_panel(float_width(format), source, source_row_bytes, num_rows, cols, panel);
-    const PackedLayout layout = packed_layout(format);
-    for (int c = 0; c < num_rows; c++) {
-        const uint8_t* row = source + c * source_row_bytes;
-        for (int index = 0; index < cols / kGroup; index++) {
-            const Group group = read_group(layout, row, index);
-            const Place at(layout, index, c);
-            put_scales(at, group, panel);
-            put_codes(at, group.codes, panel);
-        }
-    }
+    constexpr decltype(&pack_rows<Format::kQ4_0>) kPackers[] = {
+        pack_float_rows<uint32_t>, pack_float_rows<uint16_t>, pack_float_rows<uint16_t>, pack_rows<Format::kQ4_0>,
+        pack_rows<Format::kQ4_1>,  pack_rows<Format::kQ5_0>,  pack_rows<Format::kQ5_1>,  pack_rows<Format::kQ8_0>,
+        pack_rows<Format::kQ4_K>,  pack_rows<Format::kQ5_K>,  pack_rows<Format::kQ6_K>,
+    };
+    kPackers[static_cast<int>(format)](source, source_row_bytes, num_rows, cols, panel);
 }
 
 void unpack_row(const PackedMatrix& w, int row, float* out) {

@@ -8,106 +8,81 @@ namespace tuili {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kPieceBytes = size_t{64} << 20;
 
-size_t align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// First notes what goes where, then allocates once, then copies and packs in parallel.
+// First notes what is wanted, then reads a few tensors at a time and packs each in parallel.
 class Packer {
   public:
-    explicit Packer(const SourceTensors& sources) : sources_(sources) {}
-
     void matrix(const std::string& name, int rows, int cols, PackedMatrix* out) {
-        const SourceTensor& source = take(name, rows, cols);
-        const size_t row_bytes = source_row_bytes(source.format, cols);
-        if (row_bytes == 0 || source.num_bytes != row_bytes * rows) {
-            throw std::invalid_argument(name + ": " + std::to_string(source.num_bytes) + " bytes are not " +
-                                        std::to_string(rows) + " rows of " + std::to_string(row_bytes));
-        }
-        *out = PackedMatrix{source.format, rows, cols, packed_panel_bytes(source.format, cols), nullptr};
-        matrices_.push_back({out, &source, reserve(out->panel_bytes * out->num_panels())});
+        names_.push_back(name);
+        places_.push_back({rows, cols, out, nullptr});
     }
 
     void vector(const std::string& name, int size, const float** out) {
-        const SourceTensor& source = take(name, 1, size);
-        if (source.format != Format::kF32 || source.num_bytes != size * sizeof(float)) {
-            throw std::invalid_argument(name + " must be float32");
-        }
-        floats(reinterpret_cast<const float*>(source.data), size, out);
+        names_.push_back(name);
+        places_.push_back({1, size, nullptr, out});
     }
 
-    // Zeros follow up to a whole panel, so that panels may read past the end.
-    void floats(const float* values, size_t count, const float** out) {
-        vectors_.push_back({out, values, count, reserve((count + kPanelCols) * sizeof(float))});
-    }
-
-    Pages pack(ThreadPool& pool) {
-        check_all_used();
-        Pages arena(num_bytes_);
-        for (const auto& v : vectors_) {
-            std::memcpy(arena.data() + v.offset, v.values, v.count * sizeof(float));
-            *v.out = reinterpret_cast<const float*>(arena.data() + v.offset);
-        }
-        for (const auto& m : matrices_) m.out->panels = arena.data() + m.offset;
-        pool.run([&](Worker& worker) {
-            for (const auto& m : matrices_) {
-                worker.stage(m.out->num_panels(), [&](int panel) { pack_one(m, panel, arena.data() + m.offset); });
+    void pack(const TensorReader& read, ThreadPool& pool, Arena& arena) const {
+        for (size_t i = 0; i < names_.size();) {
+            for (const SourceTensor& source : read(std::span(names_).subspan(i))) {
+                check_shape(names_[i], places_[i], source);
+                if (places_[i].matrix != nullptr) {
+                    pack_matrix(names_[i], source, pool, arena, places_[i].matrix);
+                } else {
+                    *places_[i].vector = copy_vector(names_[i], source, arena);
+                }
+                i++;
             }
-        });
-        return arena;
+        }
     }
 
   private:
-    struct Matrix {
-        PackedMatrix* out;
-        const SourceTensor* source;
-        size_t offset;
-    };
-    struct Vector {
-        const float** out;
-        const float* values;
-        size_t count;
-        size_t offset;
+    struct Place {
+        int rows, cols;
+        PackedMatrix* matrix;  // null: a vector
+        const float** vector;
     };
 
-    const SourceTensor& take(const std::string& name, int rows, int cols) {
-        auto found = sources_.find(name);
-        if (found == sources_.end()) throw std::invalid_argument(name + " is missing");
-        const SourceTensor& source = found->second;
-        if (source.rows != rows || source.cols != cols) {
-            throw std::invalid_argument(name + " must be [" + std::to_string(rows) + ", " + std::to_string(cols) +
-                                        "], got [" + std::to_string(source.rows) + ", " + std::to_string(source.cols) +
-                                        "]");
-        }
-        num_taken_++;
-        return source;
+    static void check_shape(const std::string& name, const Place& place, const SourceTensor& source) {
+        if (source.rows == place.rows && source.cols == place.cols) return;
+        throw std::invalid_argument(name + " must be [" + std::to_string(place.rows) + ", " +
+                                    std::to_string(place.cols) + "], got [" + std::to_string(source.rows) + ", " +
+                                    std::to_string(source.cols) + "]");
     }
 
-    void check_all_used() const {
-        if (num_taken_ != sources_.size()) {
-            throw std::invalid_argument("the model uses " + std::to_string(num_taken_) + " tensors, got " +
-                                        std::to_string(sources_.size()));
-        }
+    static void pack_matrix(const std::string& name, const SourceTensor& source, ThreadPool& pool, Arena& arena,
+                            PackedMatrix* out) {
+        const size_t row_bytes = source_row_bytes(source.format, source.cols);
+        if (row_bytes == 0 || source.num_bytes != row_bytes * source.rows) refuse_bytes(name, source, row_bytes);
+        *out = {source.format, source.rows, source.cols, packed_panel_bytes(source.format, source.cols), nullptr};
+        uint8_t* panels = arena.allocate(out->panel_bytes * out->num_panels());
+        out->panels = panels;
+        pool.run([&](Worker& worker) {
+            worker.stage(out->num_panels(), [&](int panel) {
+                const int first = panel * kPanelCols;
+                pack_panel(source.format, source.data + first * row_bytes, row_bytes,
+                           std::min(kPanelCols, source.rows - first), source.cols, panels + panel * out->panel_bytes);
+            });
+        });
     }
 
-    size_t reserve(size_t bytes) {
-        const size_t offset = num_bytes_;
-        num_bytes_ += align(bytes);
-        return offset;
+    // Zeros follow up to a whole panel, so that panels may read past the end.
+    static const float* copy_vector(const std::string& name, const SourceTensor& source, Arena& arena) {
+        const size_t num_bytes = source.cols * sizeof(float);
+        if (source.format != Format::kF32 || source.num_bytes != num_bytes) refuse_bytes(name, source, num_bytes);
+        uint8_t* values = arena.allocate(num_bytes + kPanelCols * sizeof(float));
+        std::memcpy(values, source.data, num_bytes);
+        return reinterpret_cast<const float*>(values);
     }
 
-    static void pack_one(const Matrix& m, int panel, uint8_t* panels) {
-        const int first = panel * kPanelCols;
-        const int num_rows = std::min(kPanelCols, m.out->rows - first);
-        const size_t row_bytes = source_row_bytes(m.out->format, m.out->cols);
-        pack_panel(m.out->format, m.source->data + first * row_bytes, row_bytes, num_rows, m.out->cols,
-                   panels + panel * m.out->panel_bytes);
+    [[noreturn]] static void refuse_bytes(const std::string& name, const SourceTensor& source, size_t row_bytes) {
+        throw std::invalid_argument(name + ": " + std::to_string(source.num_bytes) + " bytes are not " +
+                                    std::to_string(source.rows) + " rows of " + std::to_string(row_bytes));
     }
 
-    const SourceTensors& sources_;
-    std::vector<Matrix> matrices_;
-    std::vector<Vector> vectors_;
-    size_t num_bytes_ = 0;
-    size_t num_taken_ = 0;
+    std::vector<std::string> names_;
+    std::vector<Place> places_;
 };
 
 void add_norm(Packer& packer, const ModelSpec& spec, const std::string& name, Norm* out) {
@@ -151,10 +126,22 @@ void add_layer(Packer& packer, const ModelSpec& spec, const LayerSpec& layer, co
 
 }  // namespace
 
-Weights::Weights(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+uint8_t* Arena::allocate(size_t bytes) {
+    const size_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (pieces_.empty() || num_used_ + size > pieces_.back().size()) {
+        pieces_.emplace_back(std::max(size, kPieceBytes));
+        num_used_ = 0;
+    }
+    uint8_t* start = pieces_.back().data() + num_used_;
+    num_used_ += size;
+    num_bytes_ += size;
+    return start;
+}
+
+Weights::Weights(const ModelSpec& spec, const TensorReader& read, const std::vector<RopeFrequencies>& ropes,
                  ThreadPool& pool)
-    : layers_(spec.layers.size()), rope_tables_(rope_tables.size()) {
-    Packer packer(sources);
+    : layers_(spec.layers.size()) {
+    Packer packer;
     packer.matrix("embed_tokens.weight", spec.vocab_size, spec.hidden_size, &embeddings_);
     for (size_t i = 0; i < layers_.size(); i++) {
         add_layer(packer, spec, spec.layers[i], "layers." + std::to_string(i) + ".", &layers_[i]);
@@ -162,14 +149,13 @@ Weights::Weights(const ModelSpec& spec, const SourceTensors& sources, const std:
     if (spec.final_norm) add_norm(packer, spec, "norm", &final_norm_);
     if (!spec.tie_word_embeddings) packer.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size, &head_.weight);
     if (spec.lm_head_bias) packer.vector("lm_head.bias", spec.vocab_size, &head_.bias);
-    for (size_t i = 0; i < rope_tables_.size(); i++) {
-        const size_t count = static_cast<size_t>(spec.max_model_len) * (rope_tables[i].dim / 2);
-        rope_tables_[i].dim = rope_tables[i].dim;
-        packer.floats(rope_tables[i].cos, count, &rope_tables_[i].cos);
-        packer.floats(rope_tables[i].sin, count, &rope_tables_[i].sin);
-    }
-    arena_ = packer.pack(pool);
+    for (const auto& rope : ropes) rope_tables_.emplace_back(rope, spec.max_model_len);
+    packer.pack(read, pool, arena_);
     if (spec.tie_word_embeddings) head_.weight = embeddings_;
+}
+
+void Weights::extend_ropes(int num_positions, ThreadPool& pool) {
+    for (auto& table : rope_tables_) table.extend(num_positions, pool);
 }
 
 }  // namespace tuili

@@ -1,13 +1,15 @@
 // A model's weights as the runtime wants them: matrices repacked into panels in one arena, vectors as float32.
 // Knows canonical tensor names; not files, and keeps no pointer into what it was given.
 #pragma once
+#include <functional>
+#include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "kernels.h"
 #include "model_spec.h"
 #include "platform.h"
+#include "rope_table.h"
 #include "thread_pool.h"
 
 namespace tuili {
@@ -21,7 +23,21 @@ struct SourceTensor {
     size_t num_bytes = 0;
 };
 
-using SourceTensors = std::unordered_map<std::string, SourceTensor>;
+// Gives the first few tensors of `names`, at least one, valid until it is called again: what is read but not packed yet
+// stays small, and the reader is called seldom.
+using TensorReader = std::function<std::vector<SourceTensor>(std::span<const std::string> names)>;
+
+// Memory that grows in large pieces and goes as a whole. What is allocated is zeroed and aligned to 64 bytes.
+class Arena {
+  public:
+    uint8_t* allocate(size_t bytes);  // throws std::bad_alloc
+    size_t num_bytes() const { return num_bytes_; }
+
+  private:
+    std::vector<Pages> pieces_;
+    size_t num_bytes_ = 0;  // allocated, of all pieces
+    size_t num_used_ = 0;   // of the last piece
+};
 
 struct Linear {
     PackedMatrix weight;
@@ -40,35 +56,25 @@ struct LayerWeights {
     const float* k_norm = nullptr;
 };
 
-// Rotary tables: float32 [max_model_len][dim / 2] each, cos then sin.
-struct RopeTable {
-    int dim = 0;
-    const float* cos = nullptr;
-    const float* sin = nullptr;
-};
-
-struct SourceRopeTable {
-    int dim = 0;
-    const float* cos = nullptr;
-    const float* sin = nullptr;
-};
-
 class Weights {
   public:
-    // Packs on all threads of the pool. Throws std::invalid_argument naming a tensor that is missing, unused or
-    // of another shape than the spec's, and std::bad_alloc.
-    Weights(const ModelSpec& spec, const SourceTensors& sources, const std::vector<SourceRopeTable>& rope_tables,
+    // Reads every tensor of the spec once and packs it on all threads of the pool. Throws std::invalid_argument
+    // naming a tensor that is not what the spec implies, std::bad_alloc, and what `read` throws.
+    Weights(const ModelSpec& spec, const TensorReader& read, const std::vector<RopeFrequencies>& ropes,
             ThreadPool& pool);
+
+    // Before a step: positions [0, num_positions) of every rotary table are there afterwards.
+    void extend_ropes(int num_positions, ThreadPool& pool);
 
     const std::vector<LayerWeights>& layers() const { return layers_; }
     const PackedMatrix& embeddings() const { return embeddings_; }
     const Norm& final_norm() const { return final_norm_; }
     const Linear& head() const { return head_; }
     const RopeTable& rope(const AttentionSpec& attention) const { return rope_tables_[attention.rope_table]; }
-    size_t num_bytes() const { return arena_.size(); }
+    size_t num_bytes() const { return arena_.num_bytes(); }
 
   private:
-    Pages arena_;
+    Arena arena_;
     std::vector<LayerWeights> layers_;
     std::vector<RopeTable> rope_tables_;
     PackedMatrix embeddings_;

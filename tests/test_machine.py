@@ -116,6 +116,19 @@ def test_available_memory(tmp_path: Path) -> None:
     assert machine.available_memory(root) == 600
 
 
+def test_available_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    7 kB\nBuffers: 1 kB"})
+    assert machine.available_memory(root) == 7 * 1024
+
+
+def test_process_memory_tells_own_pages_from_mapped_ones(tmp_path: Path) -> None:
+    status = "Name:\tpython: x\nVmRSS:\t 60 kB\nRssAnon:\t 40 kB\nRssFile:\t 20 kB"
+    assert machine.process_memory(tree(tmp_path, {"proc/self/status": status})) == (40 * 1024, 20 * 1024)
+    own, mapped = machine.process_memory(tmp_path / "without")
+    assert own > 2**20
+    assert mapped == 0
+
+
 def test_report_is_plain_data() -> None:
     report = platform.report()
     assert report["isa"] in ("avx512", "avx2", "scalar")

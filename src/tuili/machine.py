@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 ROOT = Path("/")
 
 
@@ -80,7 +78,7 @@ def _quotas_v1(root: Path) -> Iterator[float]:
 
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that may still be taken: what the system has left, or what the control group has if that is less."""
-    left = [psutil.virtual_memory().available]
+    left = [_system_memory(root)]
     for controller, limit_name, usage_name in (
         ("", "memory.max", "memory.current"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -90,6 +88,29 @@ def available_memory(root: Path = ROOT) -> int:
             if limit is not None and usage is not None and limit != "max":
                 left.append(max(0, int(limit) - int(usage) + _reclaimable(folder)))
     return min(left)
+
+
+def _system_memory(root: Path) -> int:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    import psutil  # slow to import, and needed only where the system does not say it in a file
+
+    return psutil.virtual_memory().available
+
+
+def process_memory(root: Path = ROOT) -> tuple[int, int]:
+    """Bytes of this process in memory: its own (anonymous), and those of mapped files, which the system may drop.
+
+    Where the system does not tell them apart, all count as its own.
+    """
+    fields = dict(line.split(":", 1) for line in (_read(root / "proc/self/status") or "").splitlines())
+    if "RssAnon" in fields:
+        own, mapped = (int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+        return own, mapped
+    import psutil
+
+    return psutil.Process().memory_info().rss, 0
 
 
 def _reclaimable(folder: Path) -> int:

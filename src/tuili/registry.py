@@ -10,9 +10,11 @@ from typing import TypeVar
 Entry = TypeVar("Entry")
 
 
-def discover(package: ModuleType) -> dict[str, ModuleType]:
-    """Imports every public module of `package`, sorted by name; keys are the module names."""
+def discover(package: ModuleType, wanted: str | None = None) -> dict[str, ModuleType]:
+    """Imports every public module of `package`, or only `wanted` if there is one of that name, sorted by name."""
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    if wanted in names:
+        names = [wanted]
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuili.backend import CacheGroup
@@ -49,6 +49,7 @@ def test_memory_for_not_even_one_block_is_an_error_with_the_numbers() -> None:
         size_cache(GROUPS, _config(6400), 100, may_shorten=True)
 
 
+@settings(deadline=None)
 @given(
     length=st.integers(1, 200_000), num_seqs=st.integers(1, 40), free=st.integers(20_000, 10**8), shorten=st.booleans()
 )

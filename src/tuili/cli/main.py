@@ -23,8 +23,8 @@ INTERRUPTED = 130
 _CommandLineError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps it
 
 
-def build_app() -> typer.Typer:
-    """The application with every command of `tuili.cli.commands`."""
+def build_app(wanted: str | None = None) -> typer.Typer:
+    """The application with every command of `tuili.cli.commands`, or, to start sooner, only the one wanted."""
     app = typer.Typer(
         name="tuili",
         rich_markup_mode=None if is_plain(sys.stdout) else "rich",
@@ -32,15 +32,16 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for name, module in discover(commands).items():
+    for name, module in discover(commands, wanted).items():
         app.command(name)(module.command)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, without the program's name; None takes the process's. Returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = build_app()(args=arguments, prog_name="tuili", standalone_mode=False)
+        code = build_app(next(iter(arguments), None))(args=arguments, prog_name="tuili", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from tuili.errors import ModelFileError
 from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest
@@ -157,6 +155,8 @@ class Records:
 
     @contextmanager
     def _publishing(self) -> Iterator[None]:
+        from filelock import FileLock  # slow to import, and only writing needs it
+
         make_folder(self._root / "locks")
         with FileLock(self._root / "locks" / "publish.lock"):
             yield

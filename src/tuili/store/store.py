@@ -8,14 +8,12 @@ Finished models are `records.py`'s; fetching is the sources' business. Local pat
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from tuili.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 from tuili.registry import discover
@@ -26,6 +24,9 @@ from tuili.store.names import ModelName, name_path, parse_model_name
 from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
 from tuili.store.records import ModelFiles, Records
 from tuili.store.source import Fetched, Source
+
+if TYPE_CHECKING:  # slow to import, and only writing needs it
+    from filelock import FileLock
 
 
 def discovered_sources() -> dict[str, Source]:
@@ -126,6 +127,8 @@ class Store:
 
         Raises ModelNotFoundError, or ConflictError while the model is being pulled.
         """
+        from filelock import Timeout
+
         model = self._canonical(name)
         workspace = self._workspace(model)
         if not self._records.has(model) and not workspace.exists():
@@ -163,6 +166,8 @@ class Store:
         return f"model {str(model)!r} is not known: {self._suggestion(str(model))}"
 
     def _suggestion(self, name: str) -> str:
+        import difflib
+
         known = sorted({entry.name for entry in self._catalogue} | {files.name for files in self.list()})
         close = difflib.get_close_matches(name, known, n=1)
         return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}, and any org/name"
@@ -171,6 +176,8 @@ class Store:
         return self._root / "partial" / name_path(model)
 
     def _lock(self, model: ModelName) -> FileLock:
+        from filelock import FileLock
+
         path = name_path(model)
         file = self._root / "locks" / path.with_name(f"{path.name}.lock")
         make_folder(file.parent)
@@ -179,6 +186,8 @@ class Store:
     @contextmanager
     def _locked(self, model: ModelName, progress: ProgressCallback) -> Iterator[None]:
         """Holds the model's lock, saying so when another process has it."""
+        from filelock import Timeout
+
         lock = self._lock(model)
         try:
             lock.acquire(blocking=False)

@@ -17,7 +17,7 @@ NOT_READ = {
     AttentionSpec: {"sinks", "causal", "relative_bias"},
     MlpSpec: set(),
     LayerSpec: {"parallel", "cross_attention"},
-    RopeSpec: {"theta", "scaling"},  # rope_tables.py
+    RopeSpec: {"theta", "scaling"},  # native_model.py
     ModelSpec: {
         *("family", "max_position"),  # for people; BackendOptions.max_model_len bounds positions
         *("position", "position_offset", "embedding_size", "embedding_norm", "encoder", "kind"),

@@ -1,6 +1,6 @@
 """The C++ runtime (csrc/bindings.cpp). Arrays must have the dtype and shape that tuili.backend states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ class Model:
         max_model_len: int,
         layer_groups: list[int],
         layer_ropes: list[int],
-        ropes: list[tuple[Float32, Float32]],
-        tensors: Mapping[str, tuple[str, tuple[int, ...], NDArray[np.uint8]]],
+        ropes: list[tuple[Float32, float]],
+        read_tensors: Callable[[list[str]], list[tuple[str, tuple[int, ...], NDArray[np.uint8]]]],
         isa: str | None,
         num_threads: int,
     ) -> None: ...

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.backend import BackendOptions
+from tuili.backend import BackendOptions, Float32
 from tuili.backends.cpu import _native
-from tuili.backends.cpu.rope_tables import rope_table
-from tuili.errors import InsufficientMemoryError, InvalidRequestError, ModelFileError, UnsupportedModelError
+from tuili.errors import (
+    InsufficientMemoryError,
+    InvalidRequestError,
+    ModelFileError,
+    TuiliError,
+    UnsupportedModelError,
+)
 from tuili.machine import thread_limits
 from tuili.models.features import unsupported_features
+from tuili.models.rope import attention_factor, inverse_frequencies
 from tuili.models.shapes import tensor_shapes
-from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.models.spec import AttentionSpec, ModelSpec, RopeSpec
 from tuili.quant.format import Tensor
 
 ISAS = ("avx512", "avx2", "scalar")
@@ -29,6 +35,8 @@ SUPPORTED = frozenset(
         "position=none",
     )
 )
+
+BATCH_BYTES = 256 << 20  # of tensors read before they are packed
 
 SourceTensor = tuple[str, tuple[int, ...], NDArray[np.uint8]]
 
@@ -64,12 +72,13 @@ def check_supported(spec: ModelSpec) -> None:
 def load_model(
     spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, groups: LayerGroups
 ) -> _native.Model:
-    """Packs the weights; nothing of `weights` is needed afterwards.
+    """Packs the weights, a few at a time; nothing of `weights` is needed afterwards.
 
     Raises UnsupportedModelError, ModelFileError, InvalidRequestError (isa, num_threads) and InsufficientMemoryError.
     """
     check_supported(spec)
     _check_options(options)
+    _check_names(spec, weights)
     ropes = sorted({a.rope for a in attention_specs(spec) if a.rope is not None}, key=repr)
     try:
         return _native.Model(
@@ -77,11 +86,13 @@ def load_model(
             max_model_len=options.max_model_len,
             layer_groups=list(groups.of_layer),
             layer_ropes=[-1 if a.rope is None else ropes.index(a.rope) for a in attention_specs(spec)],
-            ropes=[rope_table(rope, options.max_model_len) for rope in ropes],
-            tensors=_source_tensors(spec, weights),
+            ropes=[_rope(rope, options.max_model_len) for rope in ropes],
+            read_tensors=lambda names: _first_tensors(weights, names),
             isa=options.isa,
             num_threads=options.num_threads or min(thread_limits(0).num_threads, _native.MAX_THREADS),
         )
+    except TuiliError:  # what went wrong with a weight while it was read
+        raise
     except MemoryError as error:
         raise InsufficientMemoryError(f"{spec.family}: the weights do not fit in memory") from error
     except ValueError as error:
@@ -98,17 +109,34 @@ def _check_options(options: BackendOptions) -> None:
         raise InvalidRequestError(f"num_threads must be {allowed}, got {options.num_threads}", param="num_threads")
 
 
-def _source_tensors(spec: ModelSpec, weights: Mapping[str, Tensor]) -> dict[str, SourceTensor]:
-    """Matrices as they are, vectors as float32. Raises ModelFileError for weights that are not the spec's."""
-    expected = tensor_shapes(spec)
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ModelFileError(f"weight {name}: found shape {found.get(name)}; allowed: {expected.get(name)}")
-    return {name: _source_tensor(weights[name]) for name in expected}
+def _rope(rope: RopeSpec, max_model_len: int) -> tuple[Float32, float]:
+    """Radians per position of each rotated pair, and the factor of cosines and sines."""
+    return np.array(inverse_frequencies(rope, max_model_len), np.float32), attention_factor(rope, max_model_len)
+
+
+def _check_names(spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    """Raises ModelFileError unless these are the spec's weights; their shapes are checked when they are read."""
+    for name in sorted(tensor_shapes(spec).keys() ^ weights.keys()):
+        raise ModelFileError(f"weight {name}: {'not one of this model' if name in weights else 'missing'}")
+
+
+def _first_tensors(weights: Mapping[str, Tensor], names: list[str]) -> list[SourceTensor]:
+    """The first of `names`, as many as BATCH_BYTES hold and at least one.
+
+    Not all, as what a transform makes is a copy; not one by one, as each time waits for the interpreter's lock.
+    """
+    tensors: list[SourceTensor] = []
+    num_bytes = 0
+    for name in names:
+        if num_bytes >= BATCH_BYTES:
+            break
+        tensors.append(_source_tensor(weights[name]))
+        num_bytes += tensors[-1][2].nbytes
+    return tensors
 
 
 def _source_tensor(tensor: Tensor) -> SourceTensor:
+    """Matrices as they are, vectors as float32."""
     if len(tensor.shape) == 1:
         values = np.ascontiguousarray(tensor.dequantize(), np.float32)
         return "F32", tensor.shape, values.view(np.uint8)[None]
