@@ -1,6 +1,6 @@
 """Whether a long prompt stalls those who are reading: time between tokens of running streams, before and beside it.
 
-    python benchmarks/cpu/latency.py MODEL.gguf [--streams 8] [--prompt 8000] [--max-slowdown 2.5 | 0] [--save NAME]
+    python benchmarks/cpu/latency.py MODEL.gguf [--streams 8] [--prompt 8000] [--max-slowdown 2 | 0] [--save NAME]
 
 `streams` answers run, each after a short prompt; then one long prompt arrives. Prints the median and
 the 99th percentile of the time between two tokens of a stream while nothing else happens and while
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=8000)
-    parser.add_argument("--max-slowdown", type=float, default=2.5)
+    parser.add_argument("--max-slowdown", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--save", help="name of the results file")
     arguments = parser.parse_args()

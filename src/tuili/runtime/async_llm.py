@@ -17,7 +17,7 @@ from tuili.runtime.pipeline import Pipeline
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import Event, GenerateRequest, SamplingParams
 
-DEFAULT_MAX_SLOWDOWN = 2.5
+DEFAULT_MAX_SLOWDOWN = 2.0
 
 
 class AsyncLLM:
