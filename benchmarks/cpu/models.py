@@ -6,7 +6,7 @@ Knows what every contender can read; measures nothing.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class ModelMaker:
 
     def smollm2(self) -> BenchModel:
         gguf = self._stored("smollm2:135m")
-        q4_0 = self._requantized(gguf, "smollm2-135m-q4_0.gguf", "Q4_0")
+        q4_0 = self.quantized(gguf, "smollm2-135m-q4_0.gguf", "Q4_0")
         return BenchModel(
             name="smollm2",
             label="SmolLM2-135M Q4_1",
@@ -78,7 +78,7 @@ class ModelMaker:
             name="gemma3",
             label="Gemma 3 270M Q4_K_M",
             gguf=gguf,
-            llama_cpp={"Q4_K_M": gguf, "Q4_0": self._requantized(gguf, "gemma3-270m-q4_0.gguf", "Q4_0")},
+            llama_cpp={"Q4_K_M": gguf, "Q4_0": self.quantized(gguf, "gemma3-270m-q4_0.gguf", "Q4_0")},
             directory=self.folder / "gemma3-270m-bf16",
             notes={"openvino": "OpenVINO GenAI reads GGUF files of llama, qwen2 and qwen3 only"},
         )
@@ -93,7 +93,7 @@ class ModelMaker:
         source = self.folder / "qwen3-1.7b-shape-f16.gguf"
         if not source.exists():
             write_qwen3_shape(source, self.sources / "models" / QWEN_VOCABULARY)
-        files = {q: self._requantized(source, f"qwen3-1.7b-shape-{q.lower()}.gguf", q) for q in for_llama_cpp}
+        files = {q: self.quantized(source, f"qwen3-1.7b-shape-{q.lower()}.gguf", q) for q in for_llama_cpp}
         return BenchModel(
             name=f"qwen3-{quantization.lower()}",
             label=f"Qwen3-1.7B shape {quantization}",
@@ -112,12 +112,13 @@ class ModelMaker:
             link.symlink_to(store.path(name) if store.has(name) else store.pull(name).path)
         return link
 
-    def _requantized(self, source: Path, name: str, quantization: str) -> Path:
+    def quantized(self, source: Path, name: str, quantization: str, flags: Sequence[str] = ()) -> Path:
+        """FOLDER/models/NAME, made by llama-quantize if it is missing."""
         target = self.folder / name
         if not target.exists():
             part = target.with_suffix(".part")
             tool = self.llama_cpp / "bin" / "llama-quantize"
-            command = [str(tool), "--allow-requantize", str(source), str(part), quantization]
+            command = [str(tool), "--allow-requantize", *flags, str(source), str(part), quantization]
             subprocess.run(command, check=True, capture_output=True)
             part.rename(target)
         return target

@@ -1,6 +1,6 @@
 """Installs the peers, each in a place of its own, and makes the models: python -m benchmarks.cpu.setup_peers FOLDER.
 
-What is there already is left alone. Needs cmake and a C++ compiler, and for vLLM the system package libtcmalloc-minimal4.
+What is there already is left alone. Needs cmake, a C++ compiler, and for vLLM the system package libtcmalloc-minimal4.
 """
 
 from __future__ import annotations

@@ -60,10 +60,16 @@ class Results:
     def rows(self) -> list[Row]:
         return [summary(measure, self.of(measure)) for measure in MEASURES if self.of(measure)]
 
+    def shares(self) -> dict[str, float]:
+        """Of the machine's limit, for the workloads that have one."""
+        cost = ModelCost(**self.facts["cost"])
+        found = {row.measure: cost.share(MEASURES[row.measure], row) for row in self.rows()}
+        return {measure: round(share, 3) for measure, share in found.items() if share is not None}
+
     def save(self) -> None:
         machine.RESULTS.mkdir(exist_ok=True)
         rows = [asdict(row) for row in self.rows()]
-        content = {"machine": machine.describe(), "facts": self.facts, "rows": rows}
+        content = {"machine": machine.describe(), "facts": self.facts, "rows": rows, "shares": self.shares()}
         text = json.dumps(content | {"rounds": [asdict(entry) for entry in self.rounds]}, indent=1)
         self.path.write_text(text + "\n")
 
@@ -137,16 +143,14 @@ def _line(entry: Round) -> str:
 
 def render(results: Results) -> str:
     """A Markdown table: our rate, every peer's rate and ratio, the probe, the share of the machine's limit."""
-    cost = ModelCost(**results.facts["cost"])
-    rows = results.rows()
+    rows, shares = results.rows(), results.shares()
     names = list(dict.fromkeys(name for row in rows for name in row.ratios))
     header = ["", OURS, *names, "best peer", "read probe", "share of the limit"]
     lines = [f"### {results.facts['label']}", "", _cells(header), _cells(["---"] * len(header))]
     for row in rows:
         theirs = [f"{row.tokens_per_s[n]:.1f} ({row.ratios[n]:.2f}x)" if n in row.ratios else "" for n in names]
         best = "" if row.best_peer is None else f"{row.ratios[row.best_peer]:.2f}x"
-        share = cost.share(MEASURES[row.measure], row)
-        shown = "" if share is None else f"{share:.0%}"
+        shown = f"{shares[row.measure]:.0%}" if row.measure in shares else ""
         probe = f"{row.bandwidth_gb_s:.1f} GB/s"
         lines.append(_cells([row.measure, f"{row.tokens_per_s[OURS]:.1f}", *theirs, best, probe, shown]))
     left_out = [f"- {name} is left out: {reason}" for name, reason in results.facts["left_out"].items()]

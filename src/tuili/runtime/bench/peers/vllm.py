@@ -38,6 +38,7 @@ def environment(python: Path, num_threads: int) -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     return {
         "LD_PRELOAD": ":".join(str(_library(name, python)) for name in PRELOADED),
+        "OMP_NUM_THREADS": str(num_threads),  # else it takes one away from torch
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_KVCACHE_SPACE": "2",
