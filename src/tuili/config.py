@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import platformdirs
@@ -30,6 +31,18 @@ class SpeculativeConfig:
     num_speculative_tokens: int = 15
     prompt_lookup_min: int = 2
     prompt_lookup_max: int = 32
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> SpeculativeConfig:
+        """Reads vLLM's speculative_config. Raises InvalidRequestError for a key that is not known here."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InvalidRequestError(
+                    f"speculative_config: {name!r} is not implemented; known are {', '.join(known)}",
+                    param="speculative_config",
+                )
+        return cls(**values)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if self.method != "ngram":

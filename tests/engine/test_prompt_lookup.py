@@ -18,7 +18,7 @@ def sequence(prompt: list[int], **sampling: object) -> Sequence:
     return Sequence(request, lambda _: None, arrival=0, max_len=1000, block_size=16, vocab_size=100_000)
 
 
-def propose(prompt: list[int], limit: int = 8, **sampling: object) -> list[int]:
+def propose(prompt: list[int], limit: int = 3, **sampling: object) -> list[int]:
     return list(PromptLookup(SpeculativeConfig()).propose(sequence(prompt, **sampling), limit).token_ids)
 
 
@@ -51,15 +51,20 @@ def test_a_found_match_is_one_and_none_of_the_latest_is_longer(
 
 
 def test_the_longest_match_is_copied_on() -> None:
-    assert propose([5, 1, 2, 3, 60, 61, 9, 2, 3, 70, 71, 8, 1, 2, 3]) == [60, 61, 9, 2, 3, 70, 71, 8]
+    assert propose([5, 1, 2, 3, 60, 61, 9, 2, 3, 70, 71, 8, 1, 2, 3]) == [60, 61, 9]
     assert propose([1, 2, 3, 60, 61, 9, 1, 2, 3, 70, 71, 8, 1, 2, 3], limit=2) == [70, 71]
     assert propose([1, 2, 3, 4]) == []
     assert propose([1, 2, 3, 1, 2], limit=0) == []
 
 
 def test_a_match_that_touches_the_end_repeats() -> None:
-    assert propose([9, 1, 2, 3, 1, 2, 3]) == [1, 2, 3, 1, 2, 3, 1, 2]
-    assert propose([4, 4, 4]) == [4] * 8
+    assert propose([9, 1, 2, 3, 1, 2, 3]) == [1, 2, 3]
+    assert propose([4, 4, 4]) == [4] * 3
+
+
+def test_what_is_too_unlikely_is_not_proposed() -> None:
+    assert len(propose([*range(40), 0, 1], limit=30)) < 10
+    assert len(propose([*range(40), *range(20)], limit=30)) == 30
 
 
 def test_nothing_is_drafted_from_a_stop_token_on() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tuili import SamplingParams
+from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.runtime.arguments import LLMArguments
 
@@ -39,6 +40,15 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("dtype", "int3", "one of"),
         ("tensor_parallel_size", 2, "must be 1 on a CPU"),
         ("revision", "main", "not implemented"),
+        ("speculative_config", "ngram", "a mapping or None"),
+        ("speculative_config", {"model": "smollm2:135m"}, "'model' is not implemented; known are method"),
+        ("speculative_config", {"method": "eagle"}, "method must be 'ngram', got 'eagle'"),
+        (
+            "speculative_config",
+            {"num_speculative_tokens": 0},
+            r"num_speculative_tokens must be an integer in \[1, 64\]",
+        ),
+        ("speculative_config", {"prompt_lookup_min": 9, "prompt_lookup_max": 8}, r"prompt_lookup_min .* in \[1, 8\]"),
         ("no_such_argument", 1, "unknown argument 'no_such_argument'"),
     ],
 )
@@ -113,3 +123,12 @@ def test_parameters_have_one_form_inside() -> None:
     assert SamplingParams(temperature=0.001).temperature == 0.01
     assert params.with_seed(7).seed == 7
     assert SamplingParams(logit_bias={1: 1000.0, 2: -1000, 3: 5}).logit_bias == {1: 100.0, 2: -100.0, 3: 5}
+
+
+def test_drafts_are_on_unless_turned_off() -> None:
+    assert LLMArguments.parse({}).load_options().speculative == SpeculativeConfig()
+    assert LLMArguments.parse({"speculative_config": None}).load_options().speculative is None
+    given = {"method": "ngram", "num_speculative_tokens": 4}
+    assert LLMArguments.parse({"speculative_config": given}).load_options().speculative == SpeculativeConfig(
+        num_speculative_tokens=4
+    )

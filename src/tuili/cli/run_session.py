@@ -12,6 +12,7 @@ from tuili.cli.answer import print_answer, timing_lines
 from tuili.cli.conversation import Conversation
 from tuili.cli.model_argument import split_arguments
 from tuili.cli.sampling_options import sampling_params
+from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
@@ -33,6 +34,7 @@ class RunSettings:
     max_model_len: int | None = None
     num_threads: int = 0
     backend: str | None = None
+    speculative_config: str | None = None
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def fetch_if_missing(store: Store, model: str) -> None:
 
 def _check(prompt: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
+    parse_speculative(settings.speculative_config)
     if settings.raw and prompt is None:
         raise InvalidRequestError("raw needs a prompt: a chat is made of a template", param="raw")
     if settings.raw and settings.system is not None:
@@ -108,6 +111,7 @@ def _loaded(model: str, settings: RunSettings) -> Iterator[Pipeline]:
         num_threads=settings.num_threads,
         max_model_len=settings.max_model_len,
         max_num_seqs=1,
+        speculative=parse_speculative(settings.speculative_config),
     )
     with closing(open_model(model, options)) as pipeline:
         yield pipeline

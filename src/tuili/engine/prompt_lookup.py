@@ -17,6 +17,7 @@ from tuili.engine.speculative_width import NO_DRAFT, Draft
 
 TABLE_SIZE = 1 << 14  # 64 KiB; places that collide are told apart when they are compared
 MAX_CANDIDATES = 8  # places compared in one look-up
+MIN_CHANCE = 0.05  # of a draft's token to be taken; what is less likely is not proposed, nor what follows it
 
 
 class Match(NamedTuple):
@@ -37,20 +38,21 @@ class RunIndex:
         self._before = array("i")  # for each place the last one before it with the same hash
 
     def find(self, continued: int | None) -> Match | None:
-        """The longest match of the text's end, of equals the latest; `continued` is a place to try first."""
+        """The longest match of the text's end; `continued` is a place to try before the latest ones."""
         self._catch_up()
-        best_place, best_length = -1, self._min_length - 1
-        candidate = self._last[self._hash(len(self._token_ids) - 1)]
+        tokens, last = self._token_ids, len(self._token_ids) - 1
         places = [] if continued is None else [continued]
-        while candidate >= 0 and len(places) <= MAX_CANDIDATES:
-            places.append(candidate)
-            candidate = self._before[candidate]
+        place = self._last[self._hash(last)]
+        while place >= 0 and len(places) < MAX_CANDIDATES:
+            places.append(place)
+            place = self._before[place]
+        best_place, best_length = -1, self._min_length - 1
         for place in places:
-            length = self._match_length(place)
-            if length > best_length:
-                best_place, best_length = place, length
-                if length == self._max_length:
-                    break
+            # What differs at the length to be beaten cannot beat it.
+            if place >= best_length and tokens[place - best_length] == tokens[last - best_length]:
+                length = self._match_length(place)
+                if length > best_length:
+                    best_place, best_length = place, length
         return Match(best_place, best_length) if best_place >= 0 else None
 
     def _catch_up(self) -> None:
@@ -62,8 +64,7 @@ class RunIndex:
 
     def _hash(self, place: int) -> int:
         """Of the run of min_length tokens that ends at `place`."""
-        run = self._token_ids[max(place - self._min_length + 1, 0) : place + 1]
-        return hash(tuple(run)) % TABLE_SIZE
+        return hash(tuple(self._token_ids[max(place - self._min_length + 1, 0) : place + 1])) % TABLE_SIZE
 
     def _match_length(self, place: int) -> int:
         tokens, last = self._token_ids, len(self._token_ids) - 1
@@ -76,7 +77,7 @@ class RunIndex:
 class Acceptance:
     """How often a drafted token was right, by the length of the match it rests on (in powers of two)."""
 
-    PRIOR = (0.0, 0.25, 0.4, 0.6, 0.8, 0.9, 0.95, 0.95)
+    PRIOR = (0.0, 0.15, 0.3, 0.55, 0.8, 0.9, 0.95, 0.95)
     PRIOR_WEIGHT = 4.0
     MEMORY = 0.95  # weight of the past at each new token
 
@@ -106,22 +107,26 @@ class Lookup:
         self._acceptance = Acceptance()
         self._match: Match | None = None
         self._draft: list[int] = []
-        self._num_tokens = len(sequence.token_ids)
+        self._num_tokens = 0  # when it was made
 
     def draft(self, limit: int) -> Draft:
-        """At most `limit` tokens that followed the longest match."""
-        self._match = self._index.find(self._learn())
+        """At most `limit` tokens that followed the longest match, as long as they are not too unlikely."""
+        self._match = match = self._index.find(self._learn() if self._match else None)
         self._num_tokens = len(self._token_ids)
-        self._draft = [] if self._match is None else self._copy(self._match, limit)
-        if self._match is None:
+        if match is None:
             return NO_DRAFT
-        lengths = range(self._match.length, self._match.length + len(self._draft))
-        return Draft(self._draft, [self._acceptance.chance(min(n, self._max_length)) for n in lengths])
+        chances, together = [], 1.0
+        for length in range(match.length, match.length + limit):
+            chances.append(self._acceptance.chance(min(length, self._max_length)))
+            together *= chances[-1]
+            if together < MIN_CHANCE:
+                break
+        self._draft = self._copy(match.place + 1, len(chances))
+        return Draft(self._draft, chances[: len(self._draft)])
 
     def _learn(self) -> int | None:
         """Compares the last draft, computed or not, with what came. The place where it goes on if all was right."""
-        if self._match is None:
-            return None
+        assert self._match is not None
         place, length = self._match
         came = self._token_ids[self._num_tokens :]
         for drafted, token_id in zip(self._draft, came, strict=False):
@@ -131,14 +136,15 @@ class Lookup:
             place, length = place + 1, length + 1
         return place if len(came) == place - self._match.place else None
 
-    def _copy(self, match: Match, limit: int) -> list[int]:
-        """What followed the match, over and over if that reaches the text's end; nothing from a stop token on."""
-        copied = list(self._token_ids[match.place + 1 : match.place + 1 + limit])
-        period = len(self._token_ids) - 1 - match.place
-        for i in range(len(copied), limit):
+    def _copy(self, start: int, count: int) -> list[int]:
+        """`count` tokens from `start` on, over and over if they reach the text's end; nothing from a stop token on."""
+        copied = self._token_ids[start : start + count]
+        period = len(self._token_ids) - start
+        for i in range(len(copied), count):
             copied.append(copied[i - period])
-        stop = next((i for i, token_id in enumerate(copied) if token_id in self._stop_ids), limit)
-        return copied[:stop]
+        if self._stop_ids.isdisjoint(copied):
+            return copied
+        return copied[: next(i for i, token_id in enumerate(copied) if token_id in self._stop_ids)]
 
 
 class PromptLookup:

@@ -29,8 +29,8 @@ NO_DRAFT = Draft((), ())
 class StepCosts:
     """Seconds of a decode step by its number of rows, from the steps that have run.
 
-    Kept as a level common to all and a share of each size, so that a slower moment or a longer
-    context, seen at one size, moves the others along.
+    Kept as a level common to all and a share of each size. Both take half of every correction, so
+    that a slower moment or a longer context, seen at one size, moves the others along.
     """
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ class StepCosts:
             self._log_share[num_rows] = found - self._log_level
             return
         error = found - self._log_level - self._log_share[num_rows]
-        error = min(max(error, -0.5), 0.5)
-        self._log_level += 0.05 * error
-        self._log_share[num_rows] += (0.3 if error < 0 else 0.1) * error
+        half = min(max(error, -0.5), 0.5) * (0.1 if error < 0 else 0.05)
+        self._log_level += half
+        self._log_share[num_rows] += half
 
     def seconds(self, num_rows: int) -> float:
         """The estimate: measured, between two that are, or beyond them along their slope."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.runtime.loading import LoadOptions
 
@@ -34,6 +35,7 @@ class LLMArguments:
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
+    speculative_config: Mapping[str, Any] | None = field(default_factory=dict)
     chat_template: str | None = None
     seed: int | None = 0
     revision: str | None = None
@@ -80,6 +82,13 @@ class LLMArguments:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(self, name) > 1:
                 raise InvalidRequestError(f"{name} must be 1 on a CPU, got {getattr(self, name)}", param=name)
+        if not isinstance(self.speculative_config, Mapping | None):
+            raise InvalidRequestError(
+                f"speculative_config must be a mapping or None, got {self.speculative_config!r:.200}",
+                param="speculative_config",
+            )
+        if self.speculative_config is not None:
+            SpeculativeConfig.parse(self.speculative_config)
         if self.quantization is not None:
             raise UnsupportedModelError(
                 f"quantization={self.quantization!r} is not implemented: weights run in their file's own format"
@@ -101,6 +110,7 @@ class LLMArguments:
             kv_cache_bytes=self.kv_cache_memory_bytes,
             enable_prefix_caching=self.enable_prefix_caching,
             max_slowdown=self.max_slowdown,
+            speculative=None if self.speculative_config is None else SpeculativeConfig.parse(self.speculative_config),
             chat_template=self.chat_template,
             tokenizer=self.tokenizer,
         )

@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig, store_dir
+from dataclasses import dataclass, field
+
+from tuili.backend import Backend, BackendOptions
+from tuili.backends import load_backend
+from tuili.config import EngineConfig, SpeculativeConfig, store_dir
+from tuili.engine.engine import Engine
+from tuili.engine.loop import EngineLoop
 from tuili.errors import InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
@@ -48,6 +55,7 @@ class LoadOptions:
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
+    speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
     chat_template: str | None = None
     tokenizer: str | None = None
 
@@ -137,6 +145,7 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
         kv_cache_bytes=options.kv_cache_bytes,
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
+        speculative=options.speculative,
     )
     if config.kv_cache_bytes is not None:
         return config

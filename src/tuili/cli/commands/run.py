@@ -9,6 +9,7 @@ import typer
 from tuili.cli import sampling_options as sampling
 from tuili.cli.model_argument import complete_model
 from tuili.cli.run_session import RunSettings, run
+from tuili.cli.speculative_option import SpeculativeOption
 
 _LOADING = "Loading"
 
@@ -42,6 +43,7 @@ def command(
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.", rich_help_panel=_LOADING)] = None,
     num_threads: Annotated[int, typer.Option(help="0 chooses.", rich_help_panel=_LOADING)] = 0,
     backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
+    speculative_config: SpeculativeOption = None,
 ) -> None:
     """Answer a prompt, or chat when there is none. Text piped in becomes part of the prompt.
 
