@@ -81,6 +81,7 @@ class Streams:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One row of results."""
     options = LoadOptions(
+        speculative=None,
         num_threads=arguments.threads,
         max_num_seqs=arguments.streams + 1,
         max_slowdown=arguments.max_slowdown or None,

@@ -184,6 +184,7 @@ def main() -> None:
         rows = [measure_engine(size, arguments.waiting, arguments.rounds) for size in arguments.batch]
     else:
         options = LoadOptions(
+            speculative=None,
             num_threads=arguments.threads,
             max_model_len=512,
             max_num_seqs=max(arguments.batch),

@@ -100,7 +100,11 @@ def _open_all(
     max_len = max(w.prompt_len + w.max_tokens for w in workloads) + 64
     max_num_seqs = max(w.num_seqs for w in workloads)
     options = LoadOptions(
-        num_threads=arguments.threads, max_model_len=max_len, max_num_seqs=max_num_seqs, enable_prefix_caching=False
+        speculative=None,
+        num_threads=arguments.threads,
+        max_model_len=max_len,
+        max_num_seqs=max_num_seqs,
+        enable_prefix_caching=False,
     )
     pipeline = stack.enter_context(open_model(str(model.gguf), options))
     ours = PipelineMeter(pipeline, random.Random(arguments.seed), OURS)

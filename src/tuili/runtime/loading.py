@@ -7,20 +7,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
-from tuili.config import EngineConfig, store_dir
-from dataclasses import dataclass, field
-
-from tuili.backend import Backend, BackendOptions
-from tuili.backends import load_backend
 from tuili.config import EngineConfig, SpeculativeConfig, store_dir
-from tuili.engine.engine import Engine
-from tuili.engine.loop import EngineLoop
 from tuili.errors import InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec

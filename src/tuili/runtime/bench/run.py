@@ -56,7 +56,12 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
     workloads = options.workloads()
     max_len = max(w.prompt_len + w.max_tokens for w in workloads) + _SPARE_TOKENS
     max_num_seqs = max(w.num_seqs for w in workloads)
-    load_options = LoadOptions(num_threads=options.num_threads, max_model_len=max_len, max_num_seqs=max_num_seqs)
+    load_options = LoadOptions(
+        num_threads=options.num_threads,
+        max_model_len=max_len,
+        max_num_seqs=max_num_seqs,
+        speculative=None,  # no peer drafts here, and repetitive answers would flatter
+    )
     with ExitStack() as stack:
         report(f"loading {model}")
         pipeline = stack.enter_context(open_model(model, load_options))
