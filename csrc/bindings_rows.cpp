@@ -171,6 +171,14 @@ void exp_weights(const std::string& isa, const Row& x, float temperature, const 
     k.exp_weights(x.data(), k.max_value(x.data(), length(x)), temperature, length(x), out.data());
 }
 
+// The largest of each 32 values into out [ceil(n / 32)]; returns the sum of exp_weights in double.
+double block_sums(const std::string& isa, const Row& x, float temperature, const WritableRow& out) {
+    same_length((x.size() + kPanelCols - 1) / kPanelCols, out.size());
+    const Kernels& k = table(isa);
+    k.block_max(x.data(), length(x), out.data());
+    return k.sum_weights(x.data(), k.max_value(out.data(), static_cast<int>(out.size())), temperature, length(x));
+}
+
 // A cache of one kv head whose blocks lie in reverse order, each with a NaN in every slot not written.
 class ReversedCache {
   public:
@@ -271,6 +279,7 @@ void bind_rows(nb::module_& m) {
           nb::arg("cos").noconvert(), nb::arg("sin").noconvert());
     m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));
     m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
+    m.def("block_sums", block_sums, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
     m.def("attention", attention, nb::arg("isa"), nb::arg("queries"), nb::arg("keys"), nb::arg("values"),
           nb::arg("block_size"), nb::arg("window"), nb::arg("scale"), nb::arg("logit_softcap"),
           nb::arg("out").noconvert());

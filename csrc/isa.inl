@@ -42,6 +42,8 @@ const Kernels& TUILI_ISA_TABLE() {
         .argmax = argmax,
         .sum_exp = sum_exp,
         .exp_weights = exp_weights,
+        .sum_weights = sum_weights,
+        .block_max = block_max,
         .count_greater = count_greater,
         .multiply = multiply,
         .read_bytes = read_bytes,

@@ -157,6 +157,8 @@ struct Kernels {
     int (*argmax)(const float* x, int n);  // lowest index among equals
     double (*sum_exp)(const float* x, float max, int n);
     void (*exp_weights)(const float* x, float max, float temperature, int n, float* out);  // exp(x / t - max / t)
+    double (*sum_weights)(const float* x, float max, float temperature, int n);
+    void (*block_max)(const float* x, int n, float* out);  // [ceil(n / 32)]
     int (*count_greater)(const float* x, float threshold, int n);
     void (*multiply)(float* x, float factor, int n);
 

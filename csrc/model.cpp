@@ -42,7 +42,7 @@ void Model::sample(const float* logits, int num_rows, const SamplingInput& sampl
             const size_t vocab_size = spec_.vocab_size;
             std::memcpy(scratch.adjusted.data(), logits + row * vocab_size, vocab_size * sizeof(float));
             const RowSampling params = row_sampling(sampling, row, spec_.vocab_size);
-            ids[row] = scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), spec_.vocab_size);
+            ids[row] = scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), nullptr, spec_.vocab_size);
         });
     });
 }
@@ -53,10 +53,12 @@ void Model::prepare(const BatchInput& batch, const StepOutput& output) {
     workspace_.reserve_tokens(batch.num_tokens);
     plan_attention(batch);
     workspace_.needs_logits.resize(batch.num_rows);
+    workspace_.masks.resize(batch.num_rows);
     for (int row = 0; row < batch.num_rows; row++) {
         const bool is_bare = batch.targets[row] < 0 && batch.num_logprobs[row] < 0 && output.logits == nullptr;
-        const bool is_greedy = row_sampling(batch.sampling, row, spec_.vocab_size).is_plain_greedy();
-        workspace_.needs_logits[row] = !(is_bare && is_greedy);
+        const RowSampling sampling = row_sampling(batch.sampling, row, spec_.vocab_size);
+        workspace_.needs_logits[row] = !(is_bare && sampling.is_plain_greedy());
+        workspace_.masks[row] = is_bare ? sampling.allow_mask : nullptr;
     }
     if (batch.num_rows > 0) workspace_.reserve_head(workspace_.head_rows(batch.num_rows));
 }

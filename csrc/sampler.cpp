@@ -1,24 +1,16 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace tuili {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int kBlock = 256;  // ids looked at together where most are to be skipped
-
-void apply_mask(const uint32_t* mask, float* logits, int n) {
-    for (int base = 0; base < n; base += 32) {
-        const uint32_t word = mask[base / 32];
-        if (word == 0xFFFFFFFFu) continue;
-        for (int i = base; i < std::min(base + 32, n); i++) {
-            if ((word >> (i - base) & 1) == 0) logits[i] = kLowest;
-        }
-    }
-}
+constexpr int kBlock = 256;  // ids summed together
 
 void apply_penalties(const RowSampling& row, float* logits) {
     for (int i = 0; i < row.num_history; i++) {
@@ -29,18 +21,19 @@ void apply_penalties(const RowSampling& row, float* logits) {
     }
 }
 
-// In float64, in eight interleaved sums that need not wait for each other.
-double sum_of(const float* weights, int n) {
-    double sums[8] = {};
-    int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        for (int j = 0; j < 8; j++) sums[j] += static_cast<double>(weights[i + j]);
-    }
-    for (; i < n; i++) sums[0] += static_cast<double>(weights[i]);
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+int first_largest(const Kernels& kernels, const float* logits, const float* block_max, int n) {
+    const int block = kernels.argmax(block_max, (n + kLogitBlock - 1) / kLogitBlock) * kLogitBlock;
+    return block + kernels.argmax(logits + block, std::min(kLogitBlock, n - block));
 }
 
 }  // namespace
+
+void mask_logits(uint32_t word, float* logits, int n) {
+    for (uint32_t hidden = ~word; hidden != 0; hidden &= hidden - 1) {
+        const int i = std::countr_zero(hidden);
+        if (i < n) logits[i] = kLowest;
+    }
+}
 
 double uniform(uint64_t seed, uint32_t position, uint32_t sample_index, uint32_t purpose) {
     uint32_t x[4] = {position, sample_index, purpose, 0};
@@ -87,42 +80,51 @@ double log_sum_exp(const Kernels& kernels, const float* logits, int n) {
     return static_cast<double>(largest) + std::log(kernels.sum_exp(logits, largest, n));
 }
 
-int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logits, int n) {
+int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max, int n) {
+    const int num_blocks = (n + kLogitBlock - 1) / kLogitBlock;
     for (int i = 0; i < row.num_bias; i++) logits[row.bias_ids[i]] += row.bias_values[i];
-    if (row.allow_mask != nullptr) apply_mask(row.allow_mask, logits, n);
+    for (int i = 0; row.allow_mask != nullptr && i < num_blocks; i++) {
+        mask_logits(row.allow_mask[i], logits + i * kLogitBlock, n - i * kLogitBlock);
+    }
     apply_penalties(row, logits);
-    if (row.temperature == 0.0f) return kernels.argmax(logits, n);
-    const float largest = kernels.max_value(logits, n);
-    if (!std::isfinite(largest)) return kernels.argmax(logits, n);
+    if (block_max == nullptr || row.changes_logits()) {
+        block_max_.resize(num_blocks);
+        kernels.block_max(logits, n, block_max_.data());
+        block_max = block_max_.data();
+    }
+    const Logits all{logits, block_max, n, kernels.max_value(block_max, num_blocks)};
+    if (row.temperature == 0.0f || !std::isfinite(all.largest)) return first_largest(kernels, logits, block_max, n);
 
-    weights_.resize(n);
-    kernels.exp_weights(logits, largest, row.temperature, n, weights_.data());
-    if (row.min_p > 0.0f) {
-        for (float& w : weights_) w = w < row.min_p ? 0.0f : w;
-    }
     const double u = uniform(row.seed, row.position, row.sample_index, 0);
-    if ((row.top_k == 0 || row.top_k >= n) && row.top_p >= 1.0f) {
-        return draw(u);
-    }
-    const double total = keep_nucleus(row.top_p, collect(kernels, row, n));
+    const bool limits_count = row.top_k > 0 && row.top_k < n;
+    if (!limits_count && row.top_p >= 1.0f && row.min_p <= 0.0f) return draw(kernels, row, all, u);
+    const bool limits_weight = limits_count || row.min_p > 0.0f;
+    double total = limits_weight ? collect(kernels, row, all) : collect_nucleus(kernels, row, all);
+    total = keep_nucleus(row.top_p, total);
     std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
     double sum = 0.0;
     for (const auto& c : candidates_) {
         sum += static_cast<double>(c.weight);
         if (sum > u * total) return c.id;
     }
-    return candidates_.back().id;
+    return candidates_.empty() ? first_largest(kernels, logits, block_max, n) : candidates_.back().id;
+}
+
+// Fills block_sums_ with the weight of every 256 ids and returns the total.
+double Sampler::sum_blocks(const Kernels& kernels, const RowSampling& row, const Logits& logits) {
+    block_sums_.clear();
+    double total = 0.0;
+    for (int base = 0; base < logits.size; base += kBlock) {
+        const int count = std::min(kBlock, logits.size - base);
+        block_sums_.push_back(kernels.sum_weights(logits.values + base, logits.largest, row.temperature, count));
+        total += block_sums_.back();
+    }
+    return total;
 }
 
 // The first id whose running sum exceeds u times the total; blocks are skipped by their sums.
-int Sampler::draw(double u) {
-    const auto n = static_cast<int>(weights_.size());
-    block_sums_.clear();
-    double total = 0.0;
-    for (int base = 0; base < n; base += kBlock) {
-        block_sums_.push_back(sum_of(weights_.data() + base, std::min(kBlock, n - base)));
-        total += block_sums_.back();
-    }
+int Sampler::draw(const Kernels& kernels, const RowSampling& row, const Logits& logits, double u) {
+    const double total = sum_blocks(kernels, row, logits);
     // The block in which the threshold falls, or, should rounding leave it at the very end, the last that weighs
     // anything.
     double before = 0.0, sum = 0.0;
@@ -133,45 +135,83 @@ int Sampler::draw(double u) {
         before = sum;
         sum += block_sums_[block];
     }
-    int id = static_cast<int>(chosen) * kBlock;
-    for (int i = id; i < std::min(static_cast<int>(chosen + 1) * kBlock, n); i++) {
-        if (weights_[i] > 0.0f) id = i;
+    const int base = static_cast<int>(chosen) * kBlock, count = std::min(kBlock, logits.size - base);
+    weights_.resize(count);
+    kernels.exp_weights(logits.values + base, logits.largest, row.temperature, count, weights_.data());
+    int last = 0;
+    for (int i = 0; i < count; i++) {
+        if (weights_[i] > 0.0f) last = i;
         before += static_cast<double>(weights_[i]);
-        if (before > u * total) return i;
+        if (before > u * total) return base + i;
     }
-    return id;
+    return base + last;
 }
 
-// Fills candidates_, best first, with the top k ids, or with a superset of the nucleus where all ids count: those above
-// a threshold that is lowered until enough of them, or enough of the weight, lie above it. Returns the weight in the
-// running for the nucleus.
-double Sampler::collect(const Kernels& kernels, const RowSampling& row, int n) {
-    const auto k = static_cast<size_t>(row.top_k > 0 && row.top_k < n ? row.top_k : 0);
-    double total = k == 0 ? sum_of(weights_.data(), n) : 0.0;
-    for (float threshold = 0x1p-5f;; threshold = threshold < 0x1p-100f ? 0.0f : threshold * 0x1p-5f) {
-        const double mass = collect_above(kernels, threshold, n);
-        if (threshold == 0.0f || (k > 0 ? candidates_.size() >= k : mass >= total * row.top_p)) break;
+// The k-th largest of the blocks' maxima: no more than the k-th largest logit.
+float Sampler::block_rank(const Logits& logits, int k) {
+    if (k > logits.num_blocks()) return kLowest;
+    weights_.assign(logits.block_max, logits.block_max + logits.num_blocks());
+    for (float& w : weights_) w = std::isnan(w) ? kLowest : w;
+    std::nth_element(weights_.begin(), weights_.begin() + (k - 1), weights_.end(), std::greater<>());
+    return weights_[k - 1];
+}
+
+// Fills candidates_, in ascending order of ids, with all ids whose logits are at least `floor`, and others whose weight
+// is above zero and at least min_weight; returns the weight of all.
+double Sampler::gather(const Kernels& kernels, const RowSampling& row, const Logits& logits, float floor,
+                       float min_weight) {
+    // Logits this close to the floor may share its weight after rounding.
+    const float slack = 1e-3f * row.temperature + 1e-5f * std::max(std::abs(logits.largest), std::abs(floor));
+    const float lowest = floor - slack;
+    candidates_.clear();
+    weights_.clear();
+    for (int block = 0; block < logits.num_blocks(); block++) {
+        if (logits.block_max[block] < lowest) continue;
+        const int end = std::min((block + 1) * kLogitBlock, logits.size);
+        for (int id = block * kLogitBlock; id < end; id++) {
+            if (!(logits.values[id] >= lowest)) continue;
+            candidates_.push_back({0.0f, id});
+            weights_.push_back(logits.values[id]);
+        }
     }
+    kernels.exp_weights(weights_.data(), logits.largest, row.temperature, static_cast<int>(weights_.size()),
+                        weights_.data());
+    size_t count = 0;
+    double total = 0.0;
+    for (size_t i = 0; i < weights_.size(); i++) {
+        if (!(weights_[i] > 0.0f) || weights_[i] < min_weight) continue;
+        candidates_[count++] = {weights_[i], candidates_[i].id};
+        total += static_cast<double>(weights_[i]);
+    }
+    candidates_.resize(count);
+    return total;
+}
+
+// Fills candidates_, best first, with what min_p and top_k leave, and returns their weight.
+double Sampler::collect(const Kernels& kernels, const RowSampling& row, const Logits& logits) {
+    const bool limits_count = row.top_k > 0 && row.top_k < logits.size;
+    float floor = limits_count ? block_rank(logits, row.top_k) : kLowest;
+    if (row.min_p > 0.0f) floor = std::max(floor, logits.largest + row.temperature * std::log(row.min_p));
+    double total = gather(kernels, row, logits, floor, row.min_p);
+    if (!limits_count && row.top_p >= 1.0f) return total;
     std::sort(candidates_.begin(), candidates_.end(), precedes);
-    if (k == 0) return total;
-    if (candidates_.size() > k) candidates_.resize(k);
+    if (!limits_count || candidates_.size() <= static_cast<size_t>(row.top_k)) return total;
+    candidates_.resize(row.top_k);
+    total = 0.0;
     for (const auto& c : candidates_) total += static_cast<double>(c.weight);
     return total;
 }
 
-double Sampler::collect_above(const Kernels& kernels, float threshold, int n) {
-    candidates_.clear();
-    double mass = 0.0;
-    for (int base = 0; base < n; base += kBlock) {
-        const int end = std::min(base + kBlock, n);
-        if (kernels.count_greater(weights_.data() + base, threshold, end - base) == 0) continue;
-        for (int i = base; i < end; i++) {
-            if (!(weights_[i] > threshold)) continue;
-            candidates_.push_back({weights_[i], i});
-            mass += static_cast<double>(weights_[i]);
-        }
+// Fills candidates_, best first, with a superset of the nucleus: the ids above a weight that is lowered until enough of
+// the total lies above it. Returns the total of all ids.
+double Sampler::collect_nucleus(const Kernels& kernels, const RowSampling& row, const Logits& logits) {
+    const double total = sum_blocks(kernels, row, logits), wanted = total * static_cast<double>(row.top_p);
+    for (float weight = 0x1p-5f;; weight = weight < 0x1p-100f ? 0.0f : weight * 0x1p-5f) {
+        const float floor = weight == 0.0f ? kLowest : logits.largest + row.temperature * std::log(weight);
+        if (gather(kernels, row, logits, floor, weight) >= wanted || weight == 0.0f) break;
     }
-    return mass;
+    std::sort(candidates_.begin(), candidates_.end(), precedes);
+    return total;
 }
 
 // Cuts candidates_ to the shortest prefix that reaches top_p of `total`; returns its weight.

@@ -29,10 +29,9 @@ struct RowSampling {
     int num_bias;
     const uint32_t* allow_mask;  // of this row, or null
 
-    // The largest raw logit is the choice.
-    bool is_plain_greedy() const {
-        return temperature == 0.0f && num_history == 0 && num_bias == 0 && allow_mask == nullptr;
-    }
+    bool changes_logits() const { return num_history > 0 || num_bias > 0 || allow_mask != nullptr; }
+    // The largest raw logit, of those allowed, is the choice.
+    bool is_plain_greedy() const { return temperature == 0.0f && num_history == 0 && num_bias == 0; }
 };
 
 RowSampling row_sampling(const SamplingInput& input, int row, int vocab_size);
@@ -40,18 +39,25 @@ RowSampling row_sampling(const SamplingInput& input, int row, int vocab_size);
 // In [0, 1): Philox4x32-10 keyed by seed, counted by (position, sample_index, purpose, 0).
 double uniform(uint64_t seed, uint32_t position, uint32_t sample_index, uint32_t purpose);
 
+constexpr int kLogitBlock = 32;  // ids whose largest logit decides whether they are looked at
+
+// Sets the logits of the 32 ids of a mask's word that are not allowed to -inf; n: ids that exist.
+void mask_logits(uint32_t word, float* logits, int n);
+
 // Scratch of one thread.
 class Sampler {
   public:
     // Makes room once, so that choosing allocates nothing.
     void reserve(int vocab_size) {
         weights_.reserve(vocab_size);
+        block_max_.reserve(vocab_size / kLogitBlock + 1);
         block_sums_.reserve(vocab_size);
         candidates_.reserve(vocab_size);
     }
 
-    // Applies bias, mask, penalties and temperature to `logits` [vocab_size] in place and chooses.
-    int choose(const Kernels& kernels, const RowSampling& row, float* logits, int vocab_size);
+    // Applies bias, mask and penalties to `logits` [vocab_size] in place and chooses.
+    // block_max [ceil(vocab_size / 32)]: the largest logit of each 32 ids, or null where nobody knows it.
+    int choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max, int vocab_size);
 
     // The k best ids by logit, equals by lowest id.
     void best(const Kernels& kernels, const float* logits, int vocab_size, int k, int32_t* ids);
@@ -61,16 +67,27 @@ class Sampler {
         float weight;
         int id;
     };
+    // Adjusted logits and where they are large.
+    struct Logits {
+        const float* values;
+        const float* block_max;
+        int size;
+        float largest;
+        int num_blocks() const { return (size + kLogitBlock - 1) / kLogitBlock; }
+    };
     static bool precedes(const Candidate& a, const Candidate& b) {
         return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
     }
 
-    int draw(double u);
-    double collect(const Kernels& kernels, const RowSampling& row, int vocab_size);
-    double collect_above(const Kernels& kernels, float threshold, int vocab_size);
+    int draw(const Kernels& kernels, const RowSampling& row, const Logits& logits, double u);
+    double sum_blocks(const Kernels& kernels, const RowSampling& row, const Logits& logits);
+    double collect(const Kernels& kernels, const RowSampling& row, const Logits& logits);
+    double collect_nucleus(const Kernels& kernels, const RowSampling& row, const Logits& logits);
+    double gather(const Kernels& kernels, const RowSampling& row, const Logits& logits, float floor, float min_weight);
+    float block_rank(const Logits& logits, int k);
     double keep_nucleus(float top_p, double total);
 
-    std::vector<float> weights_;
+    std::vector<float> weights_, block_max_;
     std::vector<double> block_sums_;
     std::vector<Candidate> candidates_;
 };

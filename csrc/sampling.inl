@@ -56,6 +56,27 @@ inline void exp_weights(const float* x, float max, float temperature, int n, flo
     }
 }
 
+// Sum of exp_weights, in double: eight interleaved sums.
+inline double sum_weights(const float* x, float max, float temperature, int n) {
+    const F32x16 t = broadcast(temperature);
+    const F32x16 largest = broadcast(max) / t;
+    double sums[8] = {};
+    for (int i = 0; i < n; i += 16) {
+        float weights[16];
+        store(weights, exp(load_or_lowest(x + i, n - i) / t - largest));
+        for (int j = 0; j < 16; j++) sums[j % 8] += static_cast<double>(weights[j]);
+    }
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+// The largest of each 32 values.
+inline void block_max(const float* x, int n, float* out) {
+    for (int i = 0; i < n; i += 32) {
+        const F32x16 second = n - i > 16 ? load_or_lowest(x + i + 16, n - i - 16) : broadcast(-__builtin_inff());
+        out[i / 32] = reduce_max(max(load_or_lowest(x + i, n - i), second));
+    }
+}
+
 inline int count_greater(const float* x, float threshold, int n) {
     int count = 0;
     for (int i = 0; i < n; i += 16) {

@@ -4,10 +4,25 @@ namespace tuili {
 namespace {
 
 constexpr int kMaxPartRows = 4 * kRowTile;
+constexpr int kFetchedRows = 32;
 
 // Sublayers whose output is normed as a whole before it joins the residual stream.
 bool norms_output(const LayerSpec& layer) {
     return layer.norms == NormPlacement::kSandwich || layer.norms == NormPlacement::kOutput;
+}
+
+void fetch(const void* data, size_t num_bytes) {
+    for (size_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(data) + i);
+}
+
+// Few rows: they come from other cores' caches at once, rather than one by one as the product gets there.
+void fetch_rows(const Activations& x) {
+    const size_t count = static_cast<size_t>(x.cols / kGroup) * x.row_stride;
+    if (x.q == nullptr) return;
+    fetch(x.q, count * kGroup);
+    fetch(x.scale, count * sizeof(float));
+    fetch(x.sum, count * sizeof(int32_t));
+    fetch(x.scaled_sum, count * sizeof(float));
 }
 
 }  // namespace
@@ -47,17 +62,23 @@ void Step::run_layer(Worker& worker, int layer) {
     attend(worker, layer);
     project_attention(worker, layer);
     if (!fuses_residual(spec)) {
-        worker.stage(batch_.num_tokens, [&](int token) {
-            finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.attn_post_norm);
-            begin_sublayer(scratch(worker), token, w.mlp_norm);
-        });
+        worker.stage(
+            batch_.num_tokens,
+            [&](int token) {
+                finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.attn_post_norm);
+                begin_sublayer(scratch(worker), token, w.mlp_norm);
+            },
+            own_panels(worker, spec.mlp.gated ? &w.gate : &w.up));
     }
     run_mlp(worker, layer);
     if (is_last_layer(layer) || fuses_residual(spec)) return;  // the head finishes the rows it samples
-    worker.stage(batch_.num_tokens, [&](int token) {
-        finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.mlp_post_norm);
-        begin_sublayer(scratch(worker), token, layer_weights(layer + 1).attn_norm);
-    });
+    worker.stage(
+        batch_.num_tokens,
+        [&](int token) {
+            finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.mlp_post_norm);
+            begin_sublayer(scratch(worker), token, layer_weights(layer + 1).attn_norm);
+        },
+        own_panels(worker, &layer_weights(layer + 1).q));
 }
 
 // Whether no norm must see a whole row between a sublayer's output and the next one's input.
@@ -98,16 +119,17 @@ void Step::finish_sublayer(WorkerScratch& scratch, float* x, const float* y, con
 // next: the norm of the sublayer that follows, or null.
 void Step::add_output(const LayerSpec& layer, const PanelTile& tile, const Norm* next) {
     const int col = tile.panel * kPanelCols;
-    if (norms_output(layer)) return kernels_.store_tile(tile, y_row(tile.row) + col, spec_.hidden_size);
+    if (norms_output(layer)) return kernels_.store_tile(tile, y_row(tile.row) + col, work_.hidden_stride);
     float* x = x_row(tile.row) + col;
     if (next == nullptr || !fuses_residual(layer)) {
-        return kernels_.add_tile(tile, layer.residual_scale, x, spec_.hidden_size, nullptr, nullptr);
+        return kernels_.add_tile(tile, layer.residual_scale, x, work_.hidden_stride, nullptr, nullptr);
     }
     Activations input = sublayer_input(*next);
-    kernels_.add_tile(tile, layer.residual_scale, x, spec_.hidden_size, next->gain, &input);
+    kernels_.add_tile(tile, layer.residual_scale, x, work_.hidden_stride, next->gain, &input);
 }
 
-const float* Step::row_factors(WorkerScratch& scratch, const Activations& x) const {
+const float* Step::begin_product(WorkerScratch& scratch, const Activations& x) const {
+    if (x.num_rows <= kFetchedRows) fetch_rows(x);
     if (x.square_sum == nullptr) return nullptr;
     kernels_.norm_factors(x, spec_.norm_eps, scratch.factors.data());
     return scratch.factors.data();
@@ -169,8 +191,10 @@ void Step::gate(Worker& worker, int layer) {
     WorkerScratch& own = scratch(worker);
     float *gate_out = own.panels.data(), *up_out = gate_out + kRowTile * kPanelCols;
     const float* factors = nullptr;
-    worker.stage(num_panels * parts.count, [&](int item) {
-        if (factors == nullptr) factors = row_factors(own, x);
+    bool has_begun = false;
+    const auto run_item = [&](int item) {
+        if (!has_begun) factors = begin_product(own, x);
+        has_begun = true;
         const int panel = item / parts.count, part = item % parts.count, part_end = parts.begin(part + 1);
         const uint8_t* next_gate = panel + 1 < num_panels ? w.gate.weight.panel(panel + 1) : nullptr;
         const uint8_t* next_up = panel + 1 < num_panels ? w.up.weight.panel(panel + 1) : nullptr;
@@ -180,7 +204,8 @@ void Step::gate(Worker& worker, int layer) {
             kernels_.gated_tile(activation, multiply_panel(w.gate, panel, x, factors, begin, end, gate_out, next_gate),
                                 multiply_panel(w.up, panel, x, factors, begin, end, up_out, next_up), inner);
         }
-    });
+    };
+    worker.stage(num_panels * parts.count, run_item, own_panels(worker, &w.down));
 }
 
 }  // namespace tuili

@@ -70,21 +70,24 @@ class Step {
     void run_head(Worker& worker);
     void normalize_sampled(Worker& worker, int first_row, int num_rows);
     void project_logits(Worker& worker, int first_row, int num_rows);
+    void finish_logits(WorkerScratch& scratch, const PanelTile& tile, int first_row);
     void finish_row(WorkerScratch& scratch, int row, int index);
+    int choose(WorkerScratch& scratch, int row, int index, float* logits);
     void report_logprobs(WorkerScratch& scratch, int row, const float* logits, int id);
     int greedy_choice(int index) const;
+    const float* panel_best(int index) const;
 
     WorkerScratch& scratch(const Worker& worker) { return work_.workers[worker.index]; }
     const LayerSpec& layer_spec(int layer) const { return spec_.layers[layer]; }
     const LayerWeights& layer_weights(int layer) const { return weights_.layers()[layer]; }
     bool is_last_layer(int layer) const { return layer + 1 == static_cast<int>(spec_.layers.size()); }
-    float* x_row(int token) const { return work_.x.data() + static_cast<size_t>(token) * spec_.hidden_size; }
-    float* y_row(int token) const { return work_.y.data() + static_cast<size_t>(token) * spec_.hidden_size; }
+    float* x_row(int token) const { return work_.x.data() + static_cast<size_t>(token) * work_.hidden_stride; }
+    float* y_row(int token) const { return work_.y.data() + static_cast<size_t>(token) * work_.hidden_stride; }
     float* qkv_row(int token) const { return work_.qkv.data() + static_cast<size_t>(token) * work_.qkv_stride; }
     float* attention_row(int layer, int token) const;
 
-    // The factors of all rows of x, or null where the rows are what the matrix expects.
-    const float* row_factors(WorkerScratch& scratch, const Activations& x) const;
+    // Fetches the rows of x; returns their norm factors, or null where they are what the matrix expects.
+    const float* begin_product(WorkerScratch& scratch, const Activations& x) const;
 
     // Panel `panel` of `linear` times rows [begin, end) of x into out [end - begin][32].
     PanelTile multiply_panel(const Linear& linear, int panel, const Activations& x, const float* factors, int begin,
@@ -122,9 +125,11 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
     for (const Linear* linear : linears) num_panels += linear->weight.num_panels();
     WorkerScratch& own = scratch(worker);
     const float* factors = nullptr;
-    worker.stage(num_panels * parts.count, [&](int item) {
+    bool has_begun = false;
+    const auto run_item = [&](int item) {
         // Not before an item is claimed: only then is the stage under way, and x stays as it is.
-        if (factors == nullptr) factors = row_factors(own, x);
+        if (!has_begun) factors = begin_product(own, x);
+        has_begun = true;
         int index = 0, panel = item / parts.count;
         for (const Linear* linear : linears) {
             if (panel < linear->weight.num_panels()) break;
@@ -143,7 +148,8 @@ void Step::multiply(Worker& worker, std::initializer_list<const Linear*> linears
             const int end = std::min(begin + kRowTile, part_end);
             epilogue(index, multiply_panel(linear, panel, x, factors, begin, end, own.panels.data(), next));
         }
-    });
+    };
+    worker.stage(num_panels * parts.count, run_item, own_panels(worker, following));
 }
 
 }  // namespace tuili

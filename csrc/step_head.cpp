@@ -6,6 +6,8 @@
 
 namespace tuili {
 
+static_assert(kPanelCols == kLogitBlock);  // the sampler skips whole panels
+
 void Step::run_head(Worker& worker) {
     const int tile = work_.head_rows(batch_.num_rows);
     for (int first = 0; first < batch_.num_rows; first += tile) {
@@ -37,57 +39,65 @@ void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
 void Step::project_logits(Worker& worker, int first_row, int num_rows) {
     Activations head = work_.head.view(spec_.hidden_size);
     head.num_rows = num_rows;
-    const size_t num_panels = weights_.head().weight.num_panels();
-    multiply(worker, {&weights_.head()}, nullptr, head, [&](int, const PanelTile& tile) {
-        float* values = scratch(worker).logits.data();
-        kernels_.logit_tile(tile, spec_.logit_scale, spec_.logit_softcap, values);
-        const size_t at = tile.row * num_panels + tile.panel;
-        kernels_.best_of_rows(values, tile.num_rows, tile.width, work_.panel_best.data() + at,
-                              work_.panel_best_column.data() + at, num_panels);
-        for (int index = tile.row; index < tile.row + tile.num_rows; index++, values += kPanelCols) {
-            if (!work_.needs_logits[first_row + index]) continue;
-            float* logits = work_.logits.data() + static_cast<size_t>(index) * spec_.vocab_size;
-            std::memcpy(logits + tile.panel * kPanelCols, values, tile.width * sizeof(float));
-        }
-    });
+    multiply(worker, {&weights_.head()}, nullptr, head,
+             [&](int, const PanelTile& tile) { finish_logits(scratch(worker), tile, first_row); });
+}
+
+// Stores what rows need of a panel's logits: their largest, and all of them where tokens are drawn or reported.
+void Step::finish_logits(WorkerScratch& scratch, const PanelTile& tile, int first_row) {
+    float* values = scratch.logits.data();
+    kernels_.logit_tile(tile, spec_.logit_scale, spec_.logit_softcap, values);
+    for (int i = 0; i < tile.num_rows; i++) {
+        const int index = tile.row + i, row = first_row + index;
+        float* own = values + i * kPanelCols;
+        if (work_.masks[row] != nullptr) mask_logits(work_.masks[row][tile.panel], own, tile.width);
+        if (!work_.needs_logits[row]) continue;
+        float* logits = work_.logits.data() + static_cast<size_t>(index) * work_.logit_stride;
+        std::memcpy(logits + tile.panel * kPanelCols, own, tile.width * sizeof(float));
+    }
+    const size_t at = static_cast<size_t>(tile.row) * work_.panel_stride + tile.panel;
+    kernels_.best_of_rows(values, tile.num_rows, tile.width, work_.panel_best.data() + at,
+                          work_.panel_best_column.data() + at, work_.panel_stride);
+}
+
+const float* Step::panel_best(int index) const {
+    return work_.panel_best.data() + static_cast<size_t>(index) * work_.panel_stride;
 }
 
 // The largest logit's id, of equals the lowest, from each panel's.
 int Step::greedy_choice(int index) const {
-    const int num_panels = weights_.head().weight.num_panels();
-    const size_t row = static_cast<size_t>(index) * num_panels;
-    const int panel = kernels_.argmax(work_.panel_best.data() + row, num_panels);
-    if (!std::isfinite(work_.panel_best.data()[row + panel])) return -1;
-    return panel * kPanelCols + work_.panel_best_column.data()[row + panel];
+    const int panel = kernels_.argmax(panel_best(index), weights_.head().weight.num_panels());
+    return panel * kPanelCols + work_.panel_best_column.data()[static_cast<size_t>(index) * work_.panel_stride + panel];
 }
 
 void Step::finish_row(WorkerScratch& scratch, int row, int index) {
-    if (!work_.needs_logits[row]) {
-        output_.token_ids[row] = greedy_choice(index);
-        return;
-    }
     const auto vocab_size = static_cast<size_t>(spec_.vocab_size);
-    float* logits = work_.logits.data() + index * vocab_size;
+    float* logits = work_.logits.data() + static_cast<size_t>(index) * work_.logit_stride;
     if (output_.logits != nullptr) {
         std::memcpy(output_.logits + row * vocab_size, logits, vocab_size * sizeof(float));
     }
-    if (batch_.targets[row] < 0 && !std::isfinite(kernels_.max_value(logits, spec_.vocab_size))) {
-        output_.token_ids[row] = -1;
+    const float largest = kernels_.max_value(panel_best(index), weights_.head().weight.num_panels());
+    if (batch_.targets[row] >= 0) {
+        output_.token_ids[row] = batch_.targets[row];
+    } else if (std::isfinite(largest)) {
+        output_.token_ids[row] = choose(scratch, row, index, logits);
+    } else {  // nothing is allowed, or the logits are no numbers
+        const bool is_void = work_.masks[row] != nullptr && largest < 0.0f;
+        output_.token_ids[row] = is_void ? 0 : -1;
         return;
     }
-    const bool chooses = batch_.targets[row] < 0, wants_logprobs = batch_.num_logprobs[row] >= 0;
-    const RowSampling sampling = row_sampling(batch_.sampling, row, spec_.vocab_size);
-    int id = batch_.targets[row];
-    if (chooses) {
-        float* adjusted = logits;
-        if (wants_logprobs && !sampling.is_plain_greedy()) {  // logprobs are of the raw logits
-            adjusted = scratch.adjusted.data();
-            std::memcpy(adjusted, logits, vocab_size * sizeof(float));
-        }
-        id = scratch.sampler.choose(kernels_, sampling, adjusted, spec_.vocab_size);
+    if (batch_.num_logprobs[row] >= 0) report_logprobs(scratch, row, logits, output_.token_ids[row]);
+}
+
+int Step::choose(WorkerScratch& scratch, int row, int index, float* logits) {
+    if (!work_.needs_logits[row]) return greedy_choice(index);
+    RowSampling sampling = row_sampling(batch_.sampling, row, spec_.vocab_size);
+    if (work_.masks[row] != nullptr) sampling.allow_mask = nullptr;    // applied already
+    if (batch_.num_logprobs[row] >= 0 && sampling.changes_logits()) {  // logprobs are of the raw logits
+        std::memcpy(scratch.adjusted.data(), logits, spec_.vocab_size * sizeof(float));
+        logits = scratch.adjusted.data();
     }
-    output_.token_ids[row] = id;
-    if (wants_logprobs) report_logprobs(scratch, row, logits, id);
+    return scratch.sampler.choose(kernels_, sampling, logits, panel_best(index), spec_.vocab_size);
 }
 
 void Step::report_logprobs(WorkerScratch& scratch, int row, const float* logits, int id) {

@@ -10,10 +10,13 @@ namespace {
 constexpr auto kStageSpin = std::chrono::microseconds(1000);  // sleeping inside a step costs more than it saves
 constexpr auto kIdleSpin = std::chrono::microseconds(100);
 constexpr int kHintsPerClockRead = 32;
+constexpr size_t kUpcomingBytes = 12 << 10;  // of the next weights, well within the first cache
+constexpr size_t kLineBytes = 64;
 
 // A share is epoch, first, last in 16, 24 and 24 bits.
 constexpr int kItemBits = 24;
 constexpr uint64_t kItemMask = (uint64_t{1} << kItemBits) - 1;
+static_assert(kMaxStageItems == 1 << kItemBits);
 
 uint64_t pack_share(uint16_t epoch, uint64_t first, uint64_t last) {
     return uint64_t{epoch} << (2 * kItemBits) | first << kItemBits | last;
@@ -30,15 +33,15 @@ constexpr uint32_t kRun = 1u << 10;
 bool is_before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 bool is_before(uint16_t a, uint16_t b) { return static_cast<int16_t>(a - b) < 0; }
 
-// Returns the first value of `word` that `accepts` takes: spinning first, then asleep.
-template <class Accepts>
-uint32_t wait_for(const std::atomic<uint32_t>& word, std::chrono::microseconds spin, Accepts accepts) {
+// Returns the first value of `word` that `accepts` takes: spinning first, with pause() in between, then asleep.
+template <class Accepts, class Pause>
+uint32_t wait_for(const std::atomic<uint32_t>& word, std::chrono::microseconds spin, Accepts accepts, Pause pause) {
     uint32_t value = word.load(std::memory_order_acquire);
     if (accepts(value)) return value;
     const auto deadline = std::chrono::steady_clock::now() + spin;
     do {
         for (int i = 0; i < kHintsPerClockRead; i++) {
-            spin_hint();
+            pause();
             value = word.load(std::memory_order_acquire);
             if (accepts(value)) return value;
         }
@@ -75,7 +78,7 @@ int Worker::next_item(int owner, int num_items) {
 }
 
 // Adds what this worker has done and waits for the rest. Who adds the last announces the stage's completion.
-void Worker::finish_stage(uint32_t num_done, uint32_t num_items) {
+void Worker::finish_stage(uint32_t num_done, uint32_t num_items, const uint8_t* upcoming) {
     auto& team = *pool_->team_;
     if (num_done > 0) {
         uint64_t value = team.done.value.load(std::memory_order_relaxed), sum;
@@ -89,7 +92,13 @@ void Worker::finish_stage(uint32_t num_done, uint32_t num_items) {
             return;
         }
     }
-    wait_for(team.completed.value, kStageSpin, [this](uint32_t stage) { return !is_before(stage, epoch_); });
+    size_t offset = upcoming == nullptr ? kUpcomingBytes : 0;
+    auto is_done = [this](uint32_t stage) { return !is_before(stage, epoch_); };
+    wait_for(team.completed.value, kStageSpin, is_done, [&] {
+        if (offset == kUpcomingBytes) return spin_hint();
+        __builtin_prefetch(upcoming + offset);
+        offset += kLineBytes;
+    });
 }
 
 ThreadPool::ThreadPool(int num_threads) : size_(num_threads) { caller_.pool_ = this; }
@@ -115,7 +124,7 @@ void ThreadPool::stop() {
 void ThreadPool::spawn() {
     team_.release();  // null, or a parent's team whose threads do not exist in this process
     team_ = std::make_unique<Team>(size_);
-    caller_.epoch_ = 0;
+    caller_.epoch_ = caller_.first_epoch_ = 0;
     process_id_ = process_id();
     try {
         for (int index = 1; index < size_; index++) {
@@ -135,7 +144,7 @@ void ThreadPool::serve(Team& team, int index) {
     worker.pool_ = this;
     for (uint32_t last_run = 0;;) {
         auto is_new = [last_run](uint32_t door) { return door / kRun != last_run; };
-        uint32_t door = wait_for(team.door.value, kIdleSpin, is_new);
+        uint32_t door = wait_for(team.door.value, kIdleSpin, is_new, spin_hint);
         last_run = door / kRun;
         if (team.quit.load(std::memory_order_relaxed)) return;
         bool has_joined = false;
@@ -143,7 +152,7 @@ void ThreadPool::serve(Team& team, int index) {
             has_joined = team.door.value.compare_exchange_weak(door, door + kJoined, std::memory_order_acquire);
         }
         if (!has_joined) continue;
-        worker.epoch_ = team.first_epoch;
+        worker.epoch_ = worker.first_epoch_ = team.first_epoch;
         team.entry(team.context, worker);
         door = team.door.value.fetch_sub(kJoined, std::memory_order_seq_cst) - kJoined;
         if ((door & (kOpen | kJoinedMask)) == 0) team.door.value.notify_all();  // the caller may wait for the last
@@ -156,12 +165,12 @@ void ThreadPool::start(Entry entry, void* context) {
     auto& door = team_->door.value;
     team_->entry = entry;
     team_->context = context;
-    team_->first_epoch = caller_.epoch_;
+    team_->first_epoch = caller_.first_epoch_ = caller_.epoch_;
     door.store((door.load(std::memory_order_relaxed) / kRun + 1) * kRun | kOpen, std::memory_order_seq_cst);
     door.notify_all();
     entry(context, caller_);
     door.fetch_and(~kOpen, std::memory_order_seq_cst);
-    wait_for(door, kStageSpin, [](uint32_t value) { return (value & kJoinedMask) == 0; });
+    wait_for(door, kStageSpin, [](uint32_t value) { return (value & kJoinedMask) == 0; }, spin_hint);
 }
 
 }  // namespace tuili

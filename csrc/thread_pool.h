@@ -5,6 +5,7 @@
 // back but what it has in hand; the others do its share, and it joins in wherever they are.
 #pragma once
 #include <atomic>
+#include <cassert>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -13,6 +14,8 @@
 namespace tuili {
 
 constexpr int kMaxThreads = 256;
+constexpr int kMaxStageItems = 1 << 24;
+constexpr uint32_t kMaxStages = 1 << 15;  // of a run
 
 class ThreadPool;
 
@@ -22,9 +25,10 @@ class Worker {
     int index = 0;
 
     // Calls work(item) for some of the items [0, num_items), num_items < 2^24, and returns when all are done by
-    // whichever workers. Every worker of a run makes the same calls in the same order, and may find all done.
+    // whichever workers. Every worker of a run makes the same calls in the same order, less than 2^15 of them, and may
+    // find all done. While it waits for the others it prefetches from `upcoming`, unless null: what it reads next.
     template <class Work>
-    void stage(int num_items, Work&& work);
+    void stage(int num_items, Work&& work, const uint8_t* upcoming = nullptr);
 
     // A stage's items are handed out from shares [share_begin(n, i), share_begin(n, i + 1)) of workers i, and every
     // worker begins with its own.
@@ -34,10 +38,11 @@ class Worker {
   private:
     friend class ThreadPool;
     int next_item(int owner, int num_items);
-    void finish_stage(uint32_t num_done, uint32_t num_items);
+    void finish_stage(uint32_t num_done, uint32_t num_items, const uint8_t* upcoming);
 
     ThreadPool* pool_ = nullptr;
-    uint32_t epoch_ = 0;  // stages begun, over all runs
+    uint32_t epoch_ = 0;        // stages begun, over all runs
+    uint32_t first_epoch_ = 0;  // before this run
 };
 
 class ThreadPool {
@@ -95,8 +100,9 @@ inline int Worker::share_begin(int num_items, int worker) const {
 }
 
 template <class Work>
-void Worker::stage(int num_items, Work&& work) {
+void Worker::stage(int num_items, Work&& work, const uint8_t* upcoming) {
     epoch_++;
+    assert(num_items < kMaxStageItems && epoch_ - first_epoch_ < kMaxStages);
     if (num_items == 0) return;
     const int size = pool_->size();
     uint32_t num_done = 0;
@@ -104,7 +110,7 @@ void Worker::stage(int num_items, Work&& work) {
         const int owner = (index + offset) % size;
         for (int item; (item = next_item(owner, num_items)) >= 0; num_done++) work(item);
     }
-    finish_stage(num_done, static_cast<uint32_t>(num_items));
+    finish_stage(num_done, static_cast<uint32_t>(num_items), upcoming);
 }
 
 }  // namespace tuili

@@ -12,6 +12,9 @@ constexpr int kMaxHeadRows = 128;
 // Rows allocated per group such that consecutive groups do not fall on the same cache sets.
 int spread_stride(int num_rows) { return num_rows <= 32 ? (num_rows + 1) / 2 * 2 : (num_rows + 121) / 128 * 128 + 6; }
 
+// Rows that are visited panel by panel must not all fall on the same cache sets: an odd number of lines each.
+int row_stride(int num_values) { return ((num_values + 15) / 16 | 1) * 16; }
+
 }  // namespace
 
 void ActivationForms::add(const Linear& consumer) {
@@ -93,7 +96,10 @@ void Workspace::measure(const ModelSpec& spec) {
         max_kv_heads = std::max(max_kv_heads, a.num_kv_heads);
         max_intermediate_size_ = std::max(max_intermediate_size_, layer.mlp.intermediate_size);
     }
-    qkv_stride = (qkv_stride + 15) / 16 * 16;
+    qkv_stride = row_stride(qkv_stride);
+    hidden_stride = row_stride(spec.hidden_size);
+    logit_stride = row_stride(spec.vocab_size);
+    panel_stride = row_stride((spec.vocab_size + kPanelCols - 1) / kPanelCols);
     max_unit_rows = std::max(kAttentionRows, max_group_size);
 }
 
@@ -114,8 +120,8 @@ void Workspace::configure_activations(const ModelSpec& spec, const Weights& weig
 
 void Workspace::reserve_tokens(int num_tokens) {
     const auto count = static_cast<size_t>(num_tokens);
-    x.reserve(count * hidden_size_);
-    y.reserve(count * hidden_size_);
+    x.reserve(count * hidden_stride);
+    y.reserve(count * hidden_stride);
     qkv.reserve(count * qkv_stride);
     attention_out.reserve(count * max_q_size_);
     hidden.reserve(num_tokens);
@@ -133,10 +139,9 @@ void Workspace::reserve_head(int num_rows) {
     head.reserve(num_rows);
     const bool has_logits =
         std::any_of(needs_logits.begin(), needs_logits.end(), [](uint8_t need) { return need != 0; });
-    if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * vocab_size_);
-    const size_t num_panels = (static_cast<size_t>(vocab_size_) + kPanelCols - 1) / kPanelCols;
-    panel_best.reserve(num_rows * num_panels);
-    panel_best_column.reserve(num_rows * num_panels);
+    if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * logit_stride);
+    panel_best.reserve(static_cast<size_t>(num_rows) * panel_stride);
+    panel_best_column.reserve(static_cast<size_t>(num_rows) * panel_stride);
     for (auto& worker : workers) {
         if (!has_logits) break;
         worker.adjusted.reserve(vocab_size_);

@@ -99,22 +99,27 @@ class Workspace {
 
     size_t state_floats() const { return attention_state_floats(max_unit_rows, max_head_dim); }
 
+    // Entries from a row to the next; see row_stride().
+    int hidden_stride = 0;
     int qkv_stride = 0;
+    int logit_stride = 0;
+    int panel_stride = 0;
     int max_group_size = 1;
     int max_unit_rows = 1;
     int max_head_dim = 0;
     int max_kv_heads = 0;
-    Buffer<float> x;              // [num_tokens][hidden] residual stream
-    Buffer<float> y;              // [num_tokens][hidden] output of a sublayer that is normed before it is added
+    Buffer<float> x;              // [num_tokens][hidden_stride] residual stream
+    Buffer<float> y;              // [num_tokens][hidden_stride] output of a sublayer that is normed before it is added
     Buffer<float> qkv;            // [num_tokens][qkv_stride] queries, keys, values
     Buffer<float> attention_out;  // [num_tokens][q_size]
     ActivationBuffer hidden, attention, mlp, head;
-    Buffer<float> partials;             // attention states of chunks
-    Buffer<float> logits;               // [head rows][vocab]
-    Buffer<float> panel_best;           // [head rows][panels of the head] largest logit of a panel
-    Buffer<uint8_t> panel_best_column;  // where
-    std::vector<int32_t> input_ids;     // with carried tokens filled in
-    std::vector<uint8_t> needs_logits;  // [num_rows] 0: the largest logit's id is all that is wanted
+    Buffer<float> partials;              // attention states of chunks
+    Buffer<float> logits;                // [head rows][logit_stride]
+    Buffer<float> panel_best;            // [head rows][panel_stride] largest logit of a panel
+    Buffer<uint8_t> panel_best_column;   // where
+    std::vector<int32_t> input_ids;      // with carried tokens filled in
+    std::vector<uint8_t> needs_logits;   // [num_rows] 0: the largest logit's id is all that is wanted
+    std::vector<const uint32_t*> masks;  // [num_rows] of ids allowed, for the head's epilogue; null: none, or not there
     std::vector<AttentionTask> tasks;
     bool splits_chunks = false;  // few tasks, long contexts: work is split by chunk
     int max_chunks = 0;          // of any task

@@ -109,6 +109,9 @@ def test_reductions(isa: str, n: int) -> None:
     out = np.empty(n, np.float32)
     K.exp_weights(isa, x, 0.7, out)
     np.testing.assert_allclose(out, np.exp((x.astype(np.float64) - largest) / 0.7), rtol=5e-6, atol=1e-37)
+    blocks = np.empty(-(-n // 32), np.float32)
+    assert K.block_sums(isa, x, 0.7, blocks) == pytest.approx(out.astype(np.float64).sum(), rel=1e-14)
+    assert blocks.tolist() == [x[i : i + 32].max() for i in range(0, n, 32)]
 
 
 def test_reductions_of_rows_without_a_number(isa: str) -> None:

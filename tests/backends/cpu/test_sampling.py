@@ -132,6 +132,26 @@ def test_logprobs_of_a_step(backend: Backend) -> None:
         assert np.isnan(result.top_logprobs[r, max(k, 0) :]).all()
 
 
+def test_masks_of_a_step(backend: Backend) -> None:
+    """Applied before anything is stored, for greedy and drawn rows; logits handed out and logprobs stay raw."""
+    driver, generator = Driver(backend), np.random.default_rng(6)
+    tokens = generator.integers(0, VOCAB, 30).tolist()
+    mask = generator.integers(0, 2**32, (30, (VOCAB + 31) // 32), np.uint32)
+    mask[3], mask[4], mask[5, 1:] = 0, 0xFFFFFFFF, 0
+    rows: list[dict[str, Any]] = [
+        {"temperature": r % 3 / 2, "top_k": r % 5, "seed": r, "bias": {r: 2.0} if r % 4 == 1 else {}} for r in range(30)
+    ]
+    raw = driver.step([Work(driver.text(), tokens, 30)]).logits
+    assert raw is not None
+    expected = twin.choose(raw, sampling_arrays(rows), mask).tolist()
+    for want_logits in (False, True):
+        works = [Work(driver.text(), tokens, 30)]
+        result = driver.step(works, sampling=sampling_arrays(rows), allow_mask=mask, want_logits=want_logits)
+        assert [i for r, i in enumerate(result.token_ids.tolist()) if r != 3] == expected[:3] + expected[4:]
+        assert result.token_ids[3] == 0
+        assert not want_logits or np.array_equal(result.logits, raw)
+
+
 def test_greedy_without_logits_is_greedy_with_them(backend: Backend) -> None:
     """The fused choice never sees a whole row; more rows than one tile of the head."""
     driver = Driver(backend)
