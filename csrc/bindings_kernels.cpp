@@ -174,7 +174,7 @@ nb::object matmul(const std::string& isa, const Matrix& matrix, const Inputs& in
 
 nb::tuple available_isas() {
     nb::list names;
-    for (const char* isa : {"scalar", "avx2", "avx512"})
+    for (const char* isa : {"scalar", "avx2", "avx_vnni", "avx512"})
         if (kernels_for(isa)) names.append(isa);
     return nb::tuple(names);
 }

@@ -1,4 +1,8 @@
 // Chooses an instruction set's kernels by what this build holds and this CPU and operating system run.
+#ifdef TUILI_X86
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <initializer_list>
 
@@ -10,6 +14,7 @@ const Kernels& scalar_kernels();
 
 #ifdef TUILI_X86
 const Kernels& avx2_kernels();
+const Kernels& avx_vnni_kernels();
 const Kernels& avx512_kernels();
 
 namespace {
@@ -17,6 +22,11 @@ namespace {
 // __builtin_cpu_supports also asks XGETBV whether the operating system saves the registers.
 bool runs_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool runs_avx_vnni() {
+    unsigned int eax = 0, ebx, ecx, edx;
+    return runs_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
 
 bool runs_avx512() {
@@ -31,13 +41,14 @@ bool runs_avx512() {
 const Kernels* kernels_for(const char* isa) {
 #ifdef TUILI_X86
     if (!strcmp(isa, "avx512")) return runs_avx512() ? &avx512_kernels() : nullptr;
+    if (!strcmp(isa, "avx_vnni")) return runs_avx_vnni() ? &avx_vnni_kernels() : nullptr;
     if (!strcmp(isa, "avx2")) return runs_avx2() ? &avx2_kernels() : nullptr;
 #endif
     return strcmp(isa, "scalar") ? nullptr : &scalar_kernels();
 }
 
 const Kernels& best_kernels() {
-    for (const char* isa : {"avx512", "avx2"})
+    for (const char* isa : {"avx512", "avx_vnni", "avx2"})
         if (const Kernels* kernels = kernels_for(isa)) return *kernels;
     return scalar_kernels();
 }

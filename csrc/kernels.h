@@ -1,6 +1,6 @@
 // What one instruction set offers: the packed weight layout, the activation layout and a table of
 // functions over both. Every entry is compiled once per instruction set from the same .inl files
-// (isa_scalar.cpp, isa_avx2.cpp, isa_avx512.cpp); kernels_for() chooses at run time.
+// (isa_*.cpp); kernels_for() chooses at run time.
 // Knows shapes and bytes; not models, threads or Python.
 //
 // Numerics contract: a row's result never depends on the other rows of the call, on how rows are
@@ -169,7 +169,8 @@ struct Kernels {
     double (*fma_operations)(int rounds);
 };
 
-// The table of an instruction set by name ("avx512", "avx2", "scalar"), or null when this build or CPU lacks it.
+// The table of an instruction set by name ("avx512", "avx_vnni", "avx2", "scalar"), or null when this build or CPU
+// lacks it.
 const Kernels* kernels_for(const char* isa);
 
 // The best that this CPU runs.

@@ -73,6 +73,9 @@ std::vector<std::string> cpu_features() {
     if (__builtin_cpu_supports("avx512bw")) found.emplace_back("avx512bw");
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+    unsigned int eax = 0, ebx, ecx, edx;
+    if (__builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1))
+        found.emplace_back("avx_vnni");
     return found;
 }
 #else

@@ -9,21 +9,21 @@ namespace tuili::TUILI_ISA_NAMESPACE {
 #if defined(TUILI_ISA_AVX512)
 constexpr int kChains = 12;  // independent sums: enough to hide latency, few enough for the registers
 #elif defined(TUILI_ISA_AVX2)
-constexpr int kChains = 5;
+constexpr int kChains = 10;
 #else
 constexpr int kChains = 1;
 #endif
 constexpr size_t kReadAhead = 4096;
-constexpr int kCodesBytes = 64;
+constexpr int kReadBytes = 64;
 
 // Reads num_bytes (a multiple of 256) from 64-byte aligned memory; returns a value that depends on all of them.
 inline int32_t read_bytes(const uint8_t* data, size_t num_bytes) {
     I32x16 sums[4] = {broadcast_int(0), broadcast_int(0), broadcast_int(0), broadcast_int(0)};
-    for (size_t i = 0; i < num_bytes; i += 4 * kCodesBytes) {
+    for (size_t i = 0; i < num_bytes; i += 4 * kReadBytes) {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
-            prefetch(data + i + kReadAhead + j * kCodesBytes);
-            sums[j] = sums[j] ^ load_int(reinterpret_cast<const int32_t*>(data + i + j * kCodesBytes));
+            prefetch(data + i + kReadAhead + j * kReadBytes);
+            sums[j] = sums[j] ^ load_int(reinterpret_cast<const int32_t*>(data + i + j * kReadBytes));
         }
     }
     return reduce_add((sums[0] ^ sums[1]) ^ (sums[2] ^ sums[3]));
@@ -31,11 +31,11 @@ inline int32_t read_bytes(const uint8_t* data, size_t num_bytes) {
 
 // Multiplies and adds of u8 x s8 in `rounds` of independent dot products, counted as two operations each.
 inline double dot_operations(int rounds) {
-    alignas(64) uint8_t zeros[kCodesBytes] = {};
+    alignas(64) uint8_t zeros[64] = {};
     Codes codes = load_codes(zeros);
     Quad quad = load_quad(reinterpret_cast<const int8_t*>(zeros));
     hide(quad);
-    Dot<15> sums[kChains];
+    Dot<15, 0> sums[kChains];
 #pragma GCC unroll 12
     for (int j = 0; j < kChains; j++) sums[j].start(0);
     for (int i = 0; i < rounds; i++) {
@@ -43,15 +43,15 @@ inline double dot_operations(int rounds) {
         for (int j = 0; j < kChains; j++) {
             hide(codes);
             sums[j].add(codes, quad);
-            hide(sums[j]);
+            sums[j].hide();
         }
     }
-    return 2.0 * kCodesBytes * kChains * rounds;
+    return 2.0 * 4 * kLanes * kChains * rounds;
 }
 
 // The same for float32.
 inline double fma_operations(int rounds) {
-    F32x16 a = broadcast(0.0f), sums[kChains];
+    F32xN a = broadcast_n(0.0f), sums[kChains];
 #pragma GCC unroll 12
     for (int j = 0; j < kChains; j++) {
         sums[j] = a;
@@ -64,7 +64,7 @@ inline double fma_operations(int rounds) {
     }
 #pragma GCC unroll 12
     for (int j = 0; j < kChains; j++) hide(sums[j]);
-    return 2.0 * 16 * kChains * rounds;
+    return 2.0 * kLanes * kChains * rounds;
 }
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

@@ -1,4 +1,4 @@
-// simd.h for AVX2 with FMA and F16C: two 256-bit registers per vector.
+// simd.h for AVX2 with FMA and F16C, with or without AVX-VNNI: two 256-bit registers per vector.
 #pragma once
 #include <immintrin.h>
 
@@ -183,91 +183,115 @@ TUILI_INLINE int32_t reduce_max(I32x16 a) {
     return _mm_cvtsi128_si32(_mm_max_epi32(d, _mm_shuffle_epi32(d, 1)));
 }
 
+// --- one register of columns ------------------------------------------------------------------------------------
+// What matmul computes with: kLanes columns of a panel, so that a tile can be narrow and high.
+constexpr int kLanes = 8;
+struct F32xN {
+    __m256 v;
+};
+struct I32xN {
+    __m256i v;
+};
+TUILI_INLINE F32xN broadcast_n(float x) { return {_mm256_set1_ps(x)}; }
+TUILI_INLINE F32xN load_n(const float* p) { return {_mm256_loadu_ps(p)}; }
+TUILI_INLINE void store(float* p, F32xN a) { _mm256_storeu_ps(p, a.v); }
+TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return {_mm256_cvtph_ps(load_128(p))}; }
+TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16))};
+}
+TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return {_mm256_cvtepu8_epi32(load_64(p))}; }
+TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return {_mm256_cvtepi8_epi32(load_64(p))}; }
+TUILI_INLINE F32xN to_float(I32xN a) { return {_mm256_cvtepi32_ps(a.v)}; }
+TUILI_INLINE F32xN operator*(F32xN a, F32xN b) { return {_mm256_mul_ps(a.v, b.v)}; }
+TUILI_INLINE F32xN fma(F32xN a, F32xN b, F32xN c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
-    __m256i low, high;  // 16 columns x 4 consecutive k, unsigned bytes
+    __m256i v;  // kLanes columns x 4 consecutive k, unsigned bytes
 };
 struct Quad {
     __m256i v;  // 4 consecutive activations, for every column
 };
-TUILI_INLINE Codes load_codes(const uint8_t* p) { return {load_256(p), load_256(p + 32)}; }
+TUILI_INLINE Codes load_codes(const uint8_t* p) { return {load_256(p)}; }
 TUILI_INLINE Quad load_quad(const int8_t* p) {
     int32_t four;
     memcpy(&four, p, 4);
     return {_mm256_set1_epi32(four)};
 }
-TUILI_INLINE Codes low_nibbles(Codes a) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
-}
-TUILI_INLINE Codes high_nibbles(Codes a) {
-    return low_nibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
-}
+TUILI_INLINE Codes low_nibbles(Codes a) { return {_mm256_and_si256(a.v, _mm256_set1_epi8(15))}; }
+TUILI_INLINE Codes high_nibbles(Codes a) { return low_nibbles({_mm256_srli_epi16(a.v, 4)}); }
 
 // nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
 template <int kMask, int kShift>
-TUILI_INLINE __m256i with_top(__m256i nibbles, __m256i plane) {
-    if constexpr (kShift > 0) plane = _mm256_slli_epi16(plane, kShift);
-    if constexpr (kShift < 0) plane = _mm256_srli_epi16(plane, -kShift);
-    return _mm256_or_si256(nibbles, _mm256_and_si256(plane, _mm256_set1_epi8(kMask)));
-}
-template <int kMask, int kShift>
 TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
-    return {with_top<kMask, kShift>(nibbles.low, plane.low), with_top<kMask, kShift>(nibbles.high, plane.high)};
+    __m256i shifted = plane.v;
+    if constexpr (kShift > 0) shifted = _mm256_slli_epi16(plane.v, kShift);
+    if constexpr (kShift < 0) shifted = _mm256_srli_epi16(plane.v, -kShift);
+    return {_mm256_or_si256(nibbles.v, _mm256_and_si256(shifted, _mm256_set1_epi8(kMask)))};
 }
 
 // Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
-TUILI_INLINE void hide(F32x16& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
-TUILI_INLINE void hide(I32x16& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
-TUILI_INLINE void hide(Codes& a) { asm volatile("" : "+x"(a.low), "+x"(a.high)); }
+TUILI_INLINE void hide(F32xN& a) { asm volatile("" : "+x"(a.v)); }
+TUILI_INLINE void hide(I32xN& a) { asm volatile("" : "+x"(a.v)); }
+TUILI_INLINE void hide(Codes& a) { asm volatile("" : "+x"(a.v)); }
 TUILI_INLINE void hide(Quad& a) { asm volatile("" : "+x"(a.v)); }
 
-// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
-// Codes up to 6 bits add pairs of products in 16 bits, as many steps as cannot overflow.
-template <int kMaxCode>
+#if defined(TUILI_ISA_AVX_VNNI)
+// Sum of (code - kOffset) * activation per column, exact; q_sum is the sum of the activations. Call widen() after every
+// kStepsPerWiden steps and before total().
+template <int kMaxCode, int kOffset>
 struct Dot {
-    static constexpr int kStepsPerWiden = kMaxCode < 32 ? 4 : 2;
-    static_assert(kMaxCode * 128 * 2 * kStepsPerWiden <= INT16_MAX);
-    __m256i low, high, narrow_low, narrow_high;
-    TUILI_INLINE void start(int32_t value) {
-        low = high = _mm256_set1_epi32(value);
-        narrow_low = narrow_high = _mm256_setzero_si256();
-    }
+    static constexpr int kStepsPerWiden = 8;
+    __m256i sum;
+    TUILI_INLINE void start(int32_t q_sum) { sum = _mm256_set1_epi32(-kOffset * q_sum); }
+    TUILI_INLINE void add(Codes w, Quad a) { sum = _mm256_dpbusd_avx_epi32(sum, w.v, a.v); }
+    TUILI_INLINE void widen() {}
+    TUILI_INLINE I32xN total(int32_t) const { return {sum}; }
+    TUILI_INLINE void hide() { asm volatile("" : "+x"(sum)); }
+};
+#else
+// Sum of (code - kOffset) * activation per column, exact; activations are -127 .. 127 and q_sum is their sum. Call
+// widen() after every kStepsPerWiden steps and before total(). Pairs of products add up in 16 bits, as many steps as
+// cannot overflow.
+template <int kMaxCode, int kOffset>
+struct Dot {
+    static constexpr int kStepsPerWiden = kMaxCode == 15 ? 8 : kMaxCode == 31 ? 4 : 2;
+    static_assert(kMaxCode * 127 * 2 * kStepsPerWiden <= INT16_MAX);
+    __m256i sum, narrow;
+    TUILI_INLINE void start(int32_t) { sum = narrow = _mm256_setzero_si256(); }
     TUILI_INLINE void add(Codes w, Quad a) {
-        narrow_low = _mm256_add_epi16(narrow_low, _mm256_maddubs_epi16(w.low, a.v));
-        narrow_high = _mm256_add_epi16(narrow_high, _mm256_maddubs_epi16(w.high, a.v));
+        narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(w.v, a.v));
+        asm("" : "+x"(narrow));  // or the compiler puts the additions off and runs out of registers
     }
     TUILI_INLINE void widen() {
-        const __m256i ones = _mm256_set1_epi16(1);
-        low = _mm256_add_epi32(low, _mm256_madd_epi16(narrow_low, ones));
-        high = _mm256_add_epi32(high, _mm256_madd_epi16(narrow_high, ones));
-        narrow_low = narrow_high = _mm256_setzero_si256();
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+        asm("" : "+x"(sum));
+        narrow = _mm256_setzero_si256();
     }
-    TUILI_INLINE I32x16 total() const { return {low, high}; }
+    TUILI_INLINE I32xN total(int32_t q_sum) const {
+        constexpr int kShift = __builtin_ctz(kOffset | 1 << 16);
+        static_assert(kOffset == 0 || kOffset == 1 << kShift);
+        if constexpr (kOffset == 0) return {sum};
+        return {_mm256_sub_epi32(sum, _mm256_slli_epi32(_mm256_set1_epi32(q_sum), kShift))};
+    }
+    TUILI_INLINE void hide() { asm volatile("" : "+x"(narrow)); }
 };
 
-template <int kMaxCode>
-TUILI_INLINE void hide(Dot<kMaxCode>& a) {
-    asm volatile("" : "+x"(a.narrow_low), "+x"(a.narrow_high));
-}
-
-// 8-bit codes would saturate vpmaddubsw: multiply even and odd bytes as 16-bit words.
+// Bytes: |code - 128| * +-activation. A pair reaches 2 * 128 * 127, so it fits 16 bits, but no two pairs do.
 template <>
-struct Dot<255> {
-    static constexpr int kStepsPerWiden = 4;
-    __m256i low, high;
-    TUILI_INLINE void start(int32_t value) { low = high = _mm256_set1_epi32(value); }
-    static TUILI_INLINE __m256i add_products(__m256i sum, __m256i w, __m256i a) {
-        const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(0xFF)), odd = _mm256_srli_epi16(w, 8);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8)));
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, _mm256_srai_epi16(a, 8)));
-    }
+struct Dot<255, 128> {
+    static constexpr int kStepsPerWiden = 8;
+    __m256i sum;
+    TUILI_INLINE void start(int32_t) { sum = _mm256_setzero_si256(); }
     TUILI_INLINE void add(Codes w, Quad a) {
-        low = add_products(low, w.low, a.v);
-        high = add_products(high, w.high, a.v);
+        const __m256i level = _mm256_xor_si256(w.v, _mm256_set1_epi8(-128));
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(level), _mm256_sign_epi8(a.v, level));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        asm("" : "+x"(sum));
     }
     TUILI_INLINE void widen() {}
-    TUILI_INLINE I32x16 total() const { return {low, high}; }
+    TUILI_INLINE I32xN total(int32_t) const { return {sum}; }
 };
+#endif
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

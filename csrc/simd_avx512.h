@@ -2,6 +2,10 @@
 #pragma once
 #include <immintrin.h>
 
+#ifndef TUILI_REGISTER  // an emulation keeps vectors in memory
+#define TUILI_REGISTER "+v"
+#endif
+
 namespace tuili::TUILI_ISA_NAMESPACE {
 
 struct F32x16 {
@@ -112,6 +116,18 @@ TUILI_INLINE int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v);
 TUILI_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 TUILI_INLINE int32_t reduce_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
 
+// --- one register of columns ------------------------------------------------------------------------------------
+// What matmul computes with: kLanes columns of a panel.
+constexpr int kLanes = 16;
+using F32xN = F32x16;
+using I32xN = I32x16;
+TUILI_INLINE F32xN broadcast_n(float x) { return broadcast(x); }
+TUILI_INLINE F32xN load_n(const float* p) { return load(p); }
+TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
+TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
+TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
+TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
     __m512i v;  // 16 columns x 4 consecutive k, unsigned bytes
@@ -138,24 +154,22 @@ TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
 }
 
 // Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
-TUILI_INLINE void hide(F32x16& a) { asm volatile("" : "+v"(a.v)); }
-TUILI_INLINE void hide(I32x16& a) { asm volatile("" : "+v"(a.v)); }
-TUILI_INLINE void hide(Codes& a) { asm volatile("" : "+v"(a.v)); }
-TUILI_INLINE void hide(Quad& a) { asm volatile("" : "+v"(a.v)); }
+TUILI_INLINE void hide(F32x16& a) { asm volatile("" : TUILI_REGISTER(a.v)); }
+TUILI_INLINE void hide(I32x16& a) { asm volatile("" : TUILI_REGISTER(a.v)); }
+TUILI_INLINE void hide(Codes& a) { asm volatile("" : TUILI_REGISTER(a.v)); }
+TUILI_INLINE void hide(Quad& a) { asm volatile("" : TUILI_REGISTER(a.v)); }
 
-// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
-template <int kMaxCode>
+// Sum of (code - kOffset) * activation per column, exact; q_sum is the sum of the activations. Call widen() after every
+// kStepsPerWiden steps and before total().
+template <int kMaxCode, int kOffset>
 struct Dot {
-    static constexpr int kStepsPerWiden = 4;
+    static constexpr int kStepsPerWiden = 8;
     __m512i sum;
-    TUILI_INLINE void start(int32_t value) { sum = _mm512_set1_epi32(value); }
+    TUILI_INLINE void start(int32_t q_sum) { sum = _mm512_set1_epi32(-kOffset * q_sum); }
     TUILI_INLINE void add(Codes w, Quad a) { sum = _mm512_dpbusd_epi32(sum, w.v, a.v); }
     TUILI_INLINE void widen() {}
-    TUILI_INLINE I32x16 total() const { return {sum}; }
+    TUILI_INLINE I32xN total(int32_t) const { return {sum}; }
+    TUILI_INLINE void hide() { asm volatile("" : TUILI_REGISTER(sum)); }
 };
-template <int kMaxCode>
-TUILI_INLINE void hide(Dot<kMaxCode>& a) {
-    asm volatile("" : "+v"(a.sum));
-}
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

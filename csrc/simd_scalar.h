@@ -198,6 +198,18 @@ TUILI_INLINE int32_t reduce_max(I32x16 a) {
     return best;
 }
 
+// --- one register of columns ------------------------------------------------------------------------------------
+// What matmul computes with: kLanes columns of a panel.
+constexpr int kLanes = 16;
+using F32xN = F32x16;
+using I32xN = I32x16;
+TUILI_INLINE F32xN broadcast_n(float x) { return broadcast(x); }
+TUILI_INLINE F32xN load_n(const float* p) { return load(p); }
+TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
+TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
+TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
+TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
     uint8_t v[64];  // 16 columns x 4 consecutive k
@@ -238,18 +250,20 @@ TUILI_INLINE void hide(V& a) {
     asm volatile("" : "+m"(a));
 }
 
-// A running exact sum per column. Call widen() after every kStepsPerWiden steps and before total().
-template <int kMaxCode>
+// Sum of (code - kOffset) * activation per column, exact; q_sum is the sum of the activations. Call widen() after every
+// kStepsPerWiden steps and before total().
+template <int kMaxCode, int kOffset>
 struct Dot {
-    static constexpr int kStepsPerWiden = 4;
+    static constexpr int kStepsPerWiden = 8;
     I32x16 sum;
-    TUILI_INLINE void start(int32_t value) { sum = broadcast_int(value); }
+    TUILI_INLINE void start(int32_t q_sum) { sum = broadcast_int(-kOffset * q_sum); }
     TUILI_INLINE void add(Codes w, Quad a) {
         for (int i = 0; i < 16; i++)
             for (int k = 0; k < 4; k++) sum.v[i] += w.v[4 * i + k] * a.v[k];
     }
     TUILI_INLINE void widen() {}
-    TUILI_INLINE I32x16 total() const { return sum; }
+    TUILI_INLINE I32xN total(int32_t) const { return sum; }
+    TUILI_INLINE void hide() { asm volatile("" : "+m"(sum)); }
 };
 
 }  // namespace tuili::TUILI_ISA_NAMESPACE

@@ -29,7 +29,7 @@ class BackendOptions:
 
     max_model_len: int
     num_threads: int = 0
-    isa: str | None = None  # cpu backend: "avx512", "avx2", "scalar"; None is the best at hand
+    isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,7 @@ def assert_same_bits(found: Floats, expected: Floats) -> None:
 
 def test_the_scalar_twin_is_always_there() -> None:
     assert ISAS[0] == "scalar"
-    assert set(ISAS) <= {"scalar", "avx2", "avx512"}
+    assert set(ISAS) <= {"scalar", "avx2", "avx_vnni", "avx512"}
 
 
 # --- packing ----------------------------------------------------------------------------------------------------
