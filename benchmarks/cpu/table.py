@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from benchmarks.cpu import peers
 from benchmarks.cpu.limits import ModelCost, model_cost
 from benchmarks.cpu.models import MODELS, BenchModel, ModelMaker, open_bench_model
 from benchmarks.cpu.session import OURS, Round, Row, run_rounds, summary
+from benchmarks.cpu.targets import verdicts
 
 from tuili.errors import PeerError
 from tuili.registry import discover
@@ -49,6 +50,7 @@ class Results:
     """The rounds of one model, kept in a file."""
 
     def __init__(self, model: str) -> None:
+        self.model = model
         self.path = machine.RESULTS / f"cpu_{model}.json"
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.rounds = [Round(**entry) for entry in stored.get("rounds", [])]
@@ -158,7 +160,14 @@ def render(results: Results) -> str:
         probe = f"{row.bandwidth_gb_s:.1f} GB/s"
         lines.append(_cells([row.measure, f"{row.tokens_per_s[OURS]:.1f}", *theirs, best, probe, shown]))
     left_out = [f"- {name} is left out: {reason}" for name, reason in results.facts["left_out"].items()]
-    return "\n".join([*lines, "", *left_out]) + "\n"
+    return "\n".join([*lines, "", *left_out, *_verdict_lines(results)]) + "\n"
+
+
+def _verdict_lines(results: Results) -> Iterator[str]:
+    yield from ("", _cells(["target", "at least", "measured", ""]), _cells(["---"] * 4))
+    for verdict in verdicts(results.model, results.rows(), results.shares()):
+        reached = "reached" if verdict.is_reached else "not reached"
+        yield _cells([verdict.target.measure, verdict.target.text(), verdict.text(), reached])
 
 
 def _cells(cells: Sequence[str]) -> str:
