@@ -1,45 +1,38 @@
-// Attention over the paged bfloat16 cache, for one instruction set: one chunk of keys at a time. Knows the layout
-// of a plane; not sequences, threads or how the cache is allocated.
+// Attention over the paged cache, for one instruction set: one chunk of keys at a time. Knows the layout of a plane;
+// not sequences, threads or how the cache is allocated.
 //
 // A row's bits never depend on the other rows of the unit: scores accumulate over head_dim in order, sums over
 // tokens in ascending order, and a masked token contributes exactly zero. Only keys and values that some row of
 // the unit sees are used, so blocks behind a window and slots not written yet are never read as numbers.
 #pragma once
 #include "kernels.h"
+#include "kv_format.inl"
 #include "simd.h"
 
 namespace tuili::TUILI_ISA_NAMESPACE {
 
-constexpr int kTileTokens = 16;
 constexpr int kChunkTiles = kAttentionChunk / kTileTokens;
+constexpr int kRowBlock = 6;  // rows in registers together
 #if defined(TUILI_ISA_AVX512)
-constexpr int kRowBlock = 6;   // rows in registers together
-constexpr int kLaneBlock = 4;  // vectors of tokens or of head dimensions beside them
+constexpr int kAccumulators = 24;
 #else
-constexpr int kRowBlock = 2;
-constexpr int kLaneBlock = 2;
+constexpr int kAccumulators = 6;  // of two registers each
 #endif
 
-inline void cache_append(const float* key, const float* value, int head_dim, int block_size, int offset,
-                         uint16_t* plane) {
-    const int padded = padded_head_dim(head_dim);
-    uint16_t* keys = plane + static_cast<size_t>(offset / kTileTokens) * head_dim * kTileTokens + offset % kTileTokens;
-    uint16_t* values = plane + static_cast<size_t>(block_size) * head_dim + static_cast<size_t>(offset) * padded;
-    for (int d = 0; d < head_dim; d += 16) {
-        const int count = head_dim - d < 16 ? head_dim - d : 16;
-        uint16_t narrow[16];
-        store_bf16(narrow, load_partial(key + d, count));
-        for (int i = 0; i < count; i++) keys[(d + i) * kTileTokens] = narrow[i];
-        store_bf16(values + d, load_partial(value + d, count));
-    }
+// Vectors of tokens or of head dimensions in registers beside so many rows.
+constexpr int lane_block(int rows) {
+    const int fitting = kAccumulators / rows;
+    return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
 }
 
 // The part of a chunk that some row of a unit sees.
 struct ChunkView {
     int start;       // first position of the chunk
     int first, end;  // visible offsets [first, end) within it
-    const uint16_t* keys[kChunkTiles];
-    const uint16_t* values[kChunkTiles];
+    const uint8_t* keys[kChunkTiles];
+    const uint8_t* values[kChunkTiles];
+    const float* key_scales[kChunkTiles];
+    const float* value_scales[kChunkTiles];
 
     int first_tile() const { return first / kTileTokens; }
     int end_tile() const { return (end + kTileTokens - 1) / kTileTokens; }
@@ -57,18 +50,28 @@ inline ChunkView view_chunk(const AttentionUnit& unit, int chunk) {
     ChunkView view;
     view.start = chunk * kAttentionChunk;
     view.first = clamp_to_chunk(first_visible(unit, unit.first_position) - view.start);
-    view.end = clamp_to_chunk(unit.first_position + unit.num_queries - view.start);
-    const int padded = padded_head_dim(unit.head_dim);
-    const size_t values_start = static_cast<size_t>(unit.block_size) * unit.head_dim;
+    view.end = clamp_to_chunk(unit.last_position + 1 - view.start);
+    const int element_bytes = cache_element_bytes(unit.format);
+    const size_t key_bytes = static_cast<size_t>(even_head_dim(unit.head_dim)) * element_bytes;
+    const size_t value_bytes = static_cast<size_t>(padded_head_dim(unit.head_dim)) * element_bytes;
+    const int block_tiles = unit.block_size / kTileTokens;
+    const int32_t* blocks = unit.block_table + chunk * (kChunkTiles / block_tiles);
     for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
-        const int position = view.start + tile * kTileTokens;
-        const auto offset = static_cast<size_t>(position % unit.block_size);
-        const uint16_t* plane = unit.cache + unit.block_table[position / unit.block_size] * unit.block_stride;
-        view.keys[tile] = plane + offset * unit.head_dim;
-        view.values[tile] = plane + values_start + offset * padded;
+        uint8_t* plane = unit.cache + blocks[tile / block_tiles] * unit.block_stride;
+        const int offset = tile % block_tiles * kTileTokens;
+        const float* scales = cache_scales(plane, unit.head_dim, unit.block_size);
+        view.keys[tile] = plane + offset * key_bytes;
+        view.values[tile] = plane + unit.block_size * key_bytes + offset * value_bytes;
+        view.key_scales[tile] = scales + offset;
+        view.value_scales[tile] = scales + unit.block_size + offset;
     }
     return view;
 }
+
+// What is read next, tile by tile, so that it is fetched while this is computed; null entries: nothing.
+struct Ahead {
+    const uint8_t* tiles[kChunkTiles] = {};
+};
 
 // Calls body.operator()<count>() for a count in 1..kMax known at run time.
 template <int kMax, class Body>
@@ -79,56 +82,94 @@ TUILI_INLINE void with_count(int count, Body body) {
     body.template operator()<kMax>();
 }
 
-// scores[r][t * 16 ..] = query r times the keys of tile t, for kRows rows and kTiles tiles.
-template <int kRows, int kTiles>
-TUILI_INLINE void score_tiles(const float* const* queries, const uint16_t* const* keys, int head_dim, float* scores) {
-    F32x16 sums[kRows][kTiles];
-    for (auto& row : sums)
-        for (auto& sum : row) sum = broadcast(0.0f);
-    for (int d = 0; d < head_dim; d++) {
-        F32x16 key[kTiles];
-        for (int t = 0; t < kTiles; t++) key[t] = load_bf16(keys[t] + d * kTileTokens);
+// Broadcasts are cheaper to load again for the next vector than to keep: registers belong to the sums.
+TUILI_INLINE void reload_factors() { asm volatile("" ::: "memory"); }
+
+// sums[r][v] += the pairs at lanes[v] times pair `pair` of row r's factors.
+template <class Cache, int kStep, int kRows, int kVectors>
+TUILI_INLINE void add_step(const uint8_t* const* lanes, const float* factors, size_t stride, int pair,
+                           typename Cache::Sum (&sums)[kRows][kVectors]) {
+    for (int v = 0; v < kVectors; v++) {
+        if (v > 0) reload_factors();
+        const auto vector = Cache::template load_pairs<kStep>(lanes[v]);
         for (int r = 0; r < kRows; r++) {
-            const F32x16 query = broadcast(queries[r][d]);
-            for (int t = 0; t < kTiles; t++) sums[r][t] = fma(key[t], query, sums[r][t]);
+            sums[r][v] = Cache::template add<kStep>(vector, factors + r * stride, pair, sums[r][v]);
         }
     }
-    for (int r = 0; r < kRows; r++)
-        for (int t = 0; t < kTiles; t++) store(scores + r * kAttentionChunk + t * kTileTokens, sums[r][t]);
 }
 
-template <int kRows>
-void score_rows(const AttentionUnit& unit, const ChunkView& view, int row, float* scores) {
-    const float* queries[kRows];
+template <class Cache, int kRows, int kVectors>
+TUILI_INLINE void add_pairs(const uint8_t* const* lanes, const float* factors, size_t stride, int pair,
+                            typename Cache::Sum (&sums)[kRows][kVectors]) {
+    add_step<Cache, 0>(lanes, factors, stride, pair, sums);
+    if constexpr (Cache::kSteps == 2) add_step<Cache, 1>(lanes, factors, stride, pair, sums);
+}
+
+template <class Cache, int kRows, int kVectors>
+TUILI_INLINE void clear(typename Cache::Sum (&sums)[kRows][kVectors]) {
+    for (auto& row : sums)
+        for (auto& sum : row) sum = Cache::zero();
+}
+
+// scores[r][16 * tile ..] = query r times the keys of tiles [tile, tile + kTiles).
+template <class Cache, int kRows, int kTiles>
+TUILI_INLINE void score_tiles(const AttentionUnit& unit, const ChunkView& view, const Ahead* ahead, int row, int tile,
+                              float* scores) {
+    constexpr int kBytes = 2 * kPairLanes * Cache::kElementBytes;
+    const size_t stride = query_row_floats(unit.head_dim);
+    const float* queries = unit.queries + row * stride;
+    typename Cache::Sum sums[kRows][kTiles];
+    clear<Cache>(sums);
+    const uint8_t* keys[kTiles];
+    for (int t = 0; t < kTiles; t++) keys[t] = view.keys[tile + t];
+    const int num_pairs = even_head_dim(unit.head_dim) / 2;
+    for (int pair = 0; pair < num_pairs; pair++) {
+        add_pairs<Cache>(keys, queries, stride, pair, sums);
+        for (int t = 0; t < kTiles; t++) {
+            if (ahead != nullptr) prefetch(ahead->tiles[tile + t] + pair * kBytes);
+            keys[t] += kBytes;
+        }
+    }
     for (int r = 0; r < kRows; r++) {
-        const int query = (row + r) / unit.group_size, head = (row + r) % unit.group_size;
-        queries[r] = unit.queries + query * unit.query_stride + static_cast<size_t>(head) * unit.head_dim;
+        const float query_scale = queries[r * stride + padded_head_dim(unit.head_dim)];
+        for (int t = 0; t < kTiles; t++) {
+            store(scores + r * kAttentionChunk + (tile + t) * kTileTokens,
+                  Cache::score(sums[r][t], query_scale, view.key_scales[tile + t]));
+        }
     }
+}
+
+template <class Cache, int kRows>
+void score_rows(const AttentionUnit& unit, const ChunkView& view, const Ahead* ahead, int row, float* scores) {
+    constexpr int kTiles = lane_block(kRows);
     int tile = view.first_tile();
-    for (; tile + kLaneBlock <= view.end_tile(); tile += kLaneBlock) {
-        score_tiles<kRows, kLaneBlock>(queries, view.keys + tile, unit.head_dim, scores + tile * kTileTokens);
+    for (; tile + kTiles <= view.end_tile(); tile += kTiles) {
+        score_tiles<Cache, kRows, kTiles>(unit, view, ahead, row, tile, scores);
     }
-    for (; tile < view.end_tile(); tile++) {
-        score_tiles<kRows, 1>(queries, view.keys + tile, unit.head_dim, scores + tile * kTileTokens);
-    }
+    for (; tile < view.end_tile(); tile++) score_tiles<Cache, kRows, 1>(unit, view, ahead, row, tile, scores);
+}
+
+// Scores of one tile as they count: capped, -inf outside [first, end).
+TUILI_INLINE F32x16 visible_scores(const AttentionUnit& unit, const float* scores, int offset, int first, int end) {
+    F32x16 s = load(scores + offset);
+    if (unit.logit_softcap > 0.0f) s = broadcast(unit.logit_softcap) * tanh(s / broadcast(unit.logit_softcap));
+    if (offset >= first && offset + kTileTokens <= end) return s;
+    const F32x16 lowest = broadcast(-__builtin_inff());
+    const int hidden = first - offset, shown = end - offset;
+    s = select(first_lanes(shown < 0 ? 0 : shown > kTileTokens ? kTileTokens : shown), s, lowest);
+    return select(first_lanes(hidden < 0 ? 0 : hidden > kTileTokens ? kTileTokens : hidden), lowest, s);
 }
 
 // Scores of one row -> exp(score - max), zero where the query must not look; returns max and sum.
 inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int position, float* scores, float* row_max,
                         float* row_sum) {
-    const F32x16 lowest = broadcast(-__builtin_inff());
     const int first = clamp_to_chunk(first_visible(unit, position) - view.start);
     const int end = clamp_to_chunk(position + 1 - view.start);
-    F32x16 largest = lowest;
+    F32x16 largest = broadcast(-__builtin_inff());
     for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
-        const int offset = tile * kTileTokens;
-        F32x16 s = load(scores + offset) * broadcast(unit.scale);
-        if (unit.logit_softcap > 0.0f) s = broadcast(unit.logit_softcap) * tanh(s / broadcast(unit.logit_softcap));
-        const int hidden = first - offset, shown = end - offset;
-        if (shown < kTileTokens) s = select(first_lanes(shown < 0 ? 0 : shown), s, lowest);
-        if (hidden > 0) s = select(first_lanes(hidden > kTileTokens ? kTileTokens : hidden), lowest, s);
+        const F32x16 s = visible_scores(unit, scores, tile * kTileTokens, first, end);
         largest = max(largest, s);
-        store(scores + offset, s);
+        store(scores + tile * kTileTokens, s);
     }
     *row_max = reduce_max(largest);
     const bool sees_nothing = first >= end;
@@ -142,54 +183,105 @@ inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int po
     *row_sum = reduce_add(sum);
 }
 
-// weighted[r][d..] = sum over visible tokens of scores[r][token] * value[token][d..], kVectors * 16 dimensions.
-template <int kRows, int kVectors>
-TUILI_INLINE void weigh_values(const ChunkView& view, int padded, int d, const float* scores, float* weighted) {
-    F32x16 sums[kRows][kVectors];
-    for (auto& row : sums)
-        for (auto& sum : row) sum = broadcast(0.0f);
-    for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
-        const int base = tile * kTileTokens;
-        const int first = view.first > base ? view.first : base;
-        const int end = view.end < base + kTileTokens ? view.end : base + kTileTokens;
-        const uint16_t* values = view.values[tile] + d;
-        for (int token = first; token < end; token++) {
-            const uint16_t* row = values + (token - base) * padded;
-            F32x16 value[kVectors];
-            for (int j = 0; j < kVectors; j++) value[j] = load_bf16(row + 16 * j);
+// weighted[r][d ..] = sum over visible tokens of weight[r][token] * value[token][d ..], kVectors * 16 dimensions.
+template <class Cache, int kRows, int kVectors>
+TUILI_INLINE void weigh_values(const AttentionUnit& unit, const ChunkView& view, const Ahead* ahead, int d,
+                               const float* weights, const float* factors, float* weighted) {
+    constexpr int kLaneBytes = 2 * Cache::kElementBytes;
+    const int padded = padded_head_dim(unit.head_dim);
+    typename Cache::Sum sums[kRows][kVectors];
+    clear<Cache>(sums);
+    const int end_pair = Cache::kCanHoldNan ? view.end / 2 : (view.end + 1) / 2;
+    const uint8_t* lanes[kVectors];
+    auto seek = [&](int pair) {
+        const size_t offset = static_cast<size_t>(pair % (kTileTokens / 2) * padded + d) * kLaneBytes;
+        for (int v = 0; v < kVectors; v++) {
+            lanes[v] = view.values[pair / (kTileTokens / 2)] + offset + v * kPairLanes * kLaneBytes;
+        }
+        return offset;
+    };
+    for (int pair = view.first / 2; pair < end_pair; pair++) {
+        const size_t offset = seek(pair);
+        add_pairs<Cache>(lanes, weights, kAttentionChunk, pair, sums);
+        if (ahead == nullptr) continue;
+        const uint8_t* next = ahead->tiles[pair / (kTileTokens / 2)] + offset;
+        for (int v = 0; v < kVectors; v++) prefetch(next + v * kPairLanes * kLaneBytes);
+    }
+    if (end_pair * 2 < view.end) {  // the other token of the last pair is not there
+        seek(end_pair);
+        for (int v = 0; v < kVectors; v++) {
+            const auto even = Cache::load_even(lanes[v]);
             for (int r = 0; r < kRows; r++) {
-                const F32x16 p = broadcast(scores[r * kAttentionChunk + token]);
-                for (int j = 0; j < kVectors; j++) sums[r][j] = fma(p, value[j], sums[r][j]);
+                sums[r][v] = Cache::template add<0>(even, weights + r * kAttentionChunk, end_pair, sums[r][v]);
             }
         }
     }
-    for (int r = 0; r < kRows; r++)
-        for (int j = 0; j < kVectors; j++) store(weighted + r * padded + d + 16 * j, sums[r][j]);
-}
-
-template <int kRows>
-void weigh_rows(const ChunkView& view, int padded, const float* scores, float* weighted) {
-    int d = 0;
-    for (; d + 16 * kLaneBlock <= padded; d += 16 * kLaneBlock) {
-        weigh_values<kRows, kLaneBlock>(view, padded, d, scores, weighted);
+    for (int r = 0; r < kRows; r++) {
+        for (int v = 0; v < kVectors; v++) {
+            store(weighted + r * padded + d + 16 * v, Cache::weighted(sums[r][v], factors[r]));
+        }
     }
-    for (; d < padded; d += 16) weigh_values<kRows, 1>(view, padded, d, scores, weighted);
 }
 
-inline void attention_chunk(const AttentionUnit& unit, int chunk, const AttentionState& state, float* scores) {
+template <class Cache, int kRows>
+void weigh_rows(const AttentionUnit& unit, const ChunkView& view, const Ahead* ahead, const float* weights,
+                const float* factors, float* weighted) {
+    constexpr int kVectors = lane_block(kRows);
+    const int padded = padded_head_dim(unit.head_dim);
+    int d = 0;
+    for (; d + 16 * kVectors <= padded; d += 16 * kVectors) {
+        weigh_values<Cache, kRows, kVectors>(unit, view, ahead, d, weights, factors, weighted);
+    }
+    for (; d < padded; d += 16) weigh_values<Cache, kRows, 1>(unit, view, ahead, d, weights, factors, weighted);
+}
+
+// The values that this chunk reads after its keys, and the keys that come after its values. Where nothing comes, the
+// hint points at what is in cache anyway.
+inline void look_ahead(const ChunkView& view, const AttentionUnit* next, int next_chunk, Ahead& values, Ahead& keys) {
+    for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
+        values.tiles[tile] = keys.tiles[tile] = view.values[tile];
+    }
+    if (next == nullptr) return;
+    const ChunkView following = view_chunk(*next, next_chunk);
+    for (int tile = following.first_tile(); tile < following.end_tile(); tile++) {
+        keys.tiles[tile] = following.keys[tile];
+    }
+}
+
+template <class Cache>
+void chunk_of_format(const AttentionUnit& unit, int chunk, const AttentionState& state, const AttentionUnit* next,
+                     int next_chunk) {
     const ChunkView view = view_chunk(unit, chunk);
     const int padded = padded_head_dim(unit.head_dim);
-    for (int row = 0; row < unit.num_rows(); row += kRowBlock) {
-        const int count = unit.num_rows() - row < kRowBlock ? unit.num_rows() - row : kRowBlock;
-        float* block = scores + row * kAttentionChunk;
-        with_count<kRowBlock>(count, [&]<int kRows>() { score_rows<kRows>(unit, view, row, block); });
+    const int num_blocks = (unit.num_rows + kRowBlock - 1) / kRowBlock;
+    const int block_rows = (unit.num_rows + num_blocks - 1) / num_blocks;
+    Ahead values, keys;
+    look_ahead(view, next, next_chunk, values, keys);
+    alignas(64) float scores[kRowBlock * kAttentionChunk];
+    for (int row = 0; row < unit.num_rows; row += block_rows) {
+        const int count = unit.num_rows - row < block_rows ? unit.num_rows - row : block_rows;
+        const bool is_first = row == 0;  // later rows find everything in cache
+        float factors[kRowBlock];
+        with_count<kRowBlock>(count, [&]<int kRows>() {
+            score_rows<Cache, kRows>(unit, view, is_first ? &values : nullptr, row, scores);
+        });
         for (int r = 0; r < count; r++) {
-            const int position = unit.first_position + (row + r) / unit.group_size;
-            softmax_row(unit, view, position, block + r * kAttentionChunk, state.max + row + r, state.sum + row + r);
+            float* weights = scores + r * kAttentionChunk;
+            softmax_row(unit, view, unit.positions[(row + r) / unit.group_size], weights, state.max + row + r,
+                        state.sum + row + r);
+            factors[r] = Cache::pack_weights(weights, view.value_scales, view.first_tile(), view.end_tile());
         }
         float* weighted = state.weighted + static_cast<size_t>(row) * padded;
-        with_count<kRowBlock>(count, [&]<int kRows>() { weigh_rows<kRows>(view, padded, block, weighted); });
+        with_count<kRowBlock>(count, [&]<int kRows>() {
+            weigh_rows<Cache, kRows>(unit, view, is_first ? &keys : nullptr, scores, factors, weighted);
+        });
     }
+}
+
+inline void attention_chunk(const AttentionUnit& unit, int chunk, const AttentionState& state,
+                            const AttentionUnit* next, int next_chunk) {
+    const auto run = unit.format == CacheFormat::kInt8 ? chunk_of_format<Int8Cache> : chunk_of_format<Bf16Cache>;
+    run(unit, chunk, state, next, next_chunk);
 }
 
 inline void attention_merge(const AttentionState& state, const AttentionState& chunk, int num_rows, int head_dim) {
@@ -209,16 +301,15 @@ inline void attention_merge(const AttentionState& state, const AttentionState& c
     }
 }
 
-inline void attention_finish(const AttentionState& state, const AttentionUnit& unit, float* out, size_t out_stride) {
-    const int padded = padded_head_dim(unit.head_dim);
-    for (int r = 0; r < unit.num_rows(); r++) {
+inline void attention_finish(const AttentionState& state, int num_rows, int group_size, int head_dim, float* out,
+                             size_t out_stride) {
+    const int padded = padded_head_dim(head_dim);
+    for (int r = 0; r < num_rows; r++) {
         const float* row = state.weighted + static_cast<size_t>(r) * padded;
-        float* head =
-            out + (r / unit.group_size) * out_stride + static_cast<size_t>(r % unit.group_size) * unit.head_dim;
+        float* head = out + (r / group_size) * out_stride + static_cast<size_t>(r % group_size) * head_dim;
         const F32x16 factor = broadcast(1.0f) / broadcast(state.sum[r]);
-        for (int d = 0; d < unit.head_dim; d += 16) {
-            const int count = unit.head_dim - d < 16 ? unit.head_dim - d : 16;
-            store_partial(head + d, load(row + d) * factor, count);
+        for (int d = 0; d < head_dim; d += 16) {
+            store_partial(head + d, load(row + d) * factor, head_dim - d < 16 ? head_dim - d : 16);
         }
     }
 }

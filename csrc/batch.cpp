@@ -46,22 +46,10 @@ void check_sequences(const BatchInput& b, const ModelSpec& spec) {
     }
 }
 
-// The widest window among a group's layers; 0 when one of them sees everything.
-int group_window(const ModelSpec& spec, int group) {
-    int widest = 0;
-    for (const auto& layer : spec.layers) {
-        const auto& a = layer.attention;
-        if (a.cache_group != group) continue;
-        if (a.sliding_window == 0) return 0;
-        widest = std::max(widest, a.sliding_window);
-    }
-    return widest;
-}
-
 // Every block that a query of the sequence may look at must exist.
 void check_tables(const BatchInput& b, const ModelSpec& spec, const KvCache& cache) {
     for (int group = 0; group < spec.num_cache_groups; group++) {
-        const int window = group_window(spec, group), num_blocks = cache.num_blocks(group);
+        const int window = cache_group_window(spec, group), num_blocks = cache.num_blocks(group);
         for (int s = 0; s < b.num_sequences; s++) {
             const int first_position = b.positions[b.query_start[s]];
             const int oldest = window > 0 ? std::max(first_position - window + 1, 0) : 0;

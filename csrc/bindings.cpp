@@ -166,8 +166,20 @@ void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int
 
 bool has_isa(const std::string& name) { return kernels_for(name.c_str()) != nullptr; }
 
-size_t block_bytes(const Model& model, int group, int block_size) {
-    return cache_block_bytes(model.spec(), group, block_size);
+CacheFormat cache_format(const std::string& name) {
+    if (name == "bfloat16") return CacheFormat::kBf16;
+    if (name == "int8") return CacheFormat::kInt8;
+    throw std::invalid_argument("kv_cache_dtype: no cache format " + name);
+}
+
+size_t block_bytes(const Model& model, const std::string& format, int group, int block_size) {
+    return cache_block_bytes(model.spec(), cache_format(format), group, block_size);
+}
+
+void allocate_cache(Model& model, const std::string& format, int block_size, const std::vector<int>& num_blocks) {
+    const CacheFormat known = cache_format(format);
+    nb::gil_scoped_release release;
+    model.allocate_cache(known, block_size, num_blocks);
 }
 
 }  // namespace
@@ -179,9 +191,8 @@ NB_MODULE(_native, module) {
         .def("__init__", load, nb::arg("spec"), nb::kw_only(), nb::arg("max_model_len"), nb::arg("layer_groups"),
              nb::arg("layer_ropes"), nb::arg("ropes"), nb::arg("read_tensors"), nb::arg("isa").none(),
              nb::arg("num_threads"))
-        .def("cache_block_bytes", block_bytes, nb::arg("group"), nb::arg("block_size"))
-        .def("allocate_cache", &Model::allocate_cache, nb::arg("block_size"), nb::arg("num_blocks"),
-             nb::call_guard<nb::gil_scoped_release>())
+        .def("cache_block_bytes", block_bytes, nb::arg("format"), nb::arg("group"), nb::arg("block_size"))
+        .def("allocate_cache", allocate_cache, nb::arg("format"), nb::arg("block_size"), nb::arg("num_blocks"))
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
              nb::arg("ids").noconvert())
         .def_prop_ro("isa", &Model::isa)

@@ -2,7 +2,9 @@
 // Knows NumPy arrays and kernels.h; not models or threads.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_plan.h"
 #include "kernels.h"
 #include "rope_table.h"
 #include "workspace.h"
@@ -182,15 +185,15 @@ double block_sums(const std::string& isa, const Row& x, float temperature, const
 // A cache of one kv head whose blocks lie in reverse order, each with a NaN in every slot not written.
 class ReversedCache {
   public:
-    ReversedCache(const Kernels& kernels, const Heads& keys, const Heads& values, int block_size)
-        : head_dim_(static_cast<int>(keys.shape(2))), stride_(cache_plane_elements(head_dim_, block_size)) {
-        const auto num_tokens = static_cast<int>(keys.shape(0));
+    ReversedCache(const Kernels& kernels, CacheFormat format, const Heads& keys, const Heads& values, int block_size)
+        : stride_(cache_plane_bytes(format, static_cast<int>(keys.shape(2)), block_size)) {
+        const auto num_tokens = static_cast<int>(keys.shape(0)), head_dim = static_cast<int>(keys.shape(2));
         const int num_blocks = (num_tokens + block_size - 1) / block_size;
-        elements_.assign(stride_ * num_blocks, 0x7FC0);
+        bytes_.assign(stride_ * num_blocks, 0xFF);
         for (int i = 0; i < num_blocks; i++) table_.push_back(num_blocks - 1 - i);
         for (int t = 0; t < num_tokens; t++) {
-            kernels.cache_append(keys.data() + t * head_dim_, values.data() + t * head_dim_, head_dim_, block_size,
-                                 t % block_size, elements_.data() + table_[t / block_size] * stride_);
+            kernels.cache_append(format, keys.data() + t * head_dim, values.data() + t * head_dim, head_dim, block_size,
+                                 t % block_size, bytes_.data() + table_[t / block_size] * stride_);
         }
     }
 
@@ -200,34 +203,34 @@ class ReversedCache {
     }
 
     const int32_t* table() const { return table_.data(); }
-    const uint16_t* elements() const { return elements_.data(); }
+    uint8_t* bytes() { return bytes_.data(); }
     size_t stride() const { return stride_; }
 
   private:
-    int head_dim_;
     size_t stride_;
-    std::vector<uint16_t> elements_;
+    std::vector<uint8_t> bytes_;
     std::vector<int32_t> table_;
 };
 
 void run_unit(const Kernels& kernels, const AttentionUnit& unit, float* out) {
-    const int rows = unit.num_rows();
+    const int rows = unit.num_rows;
     std::vector<float> state(attention_state_floats(rows, unit.head_dim)), chunk(state.size());
-    std::vector<float> scores(static_cast<size_t>(rows) * kAttentionChunk);
     const AttentionState total = attention_state(state.data(), rows, unit.head_dim);
     const AttentionState part = attention_state(chunk.data(), rows, unit.head_dim);
     const int oldest = unit.window > 0 ? std::max(unit.first_position - unit.window + 1, 0) : 0;
-    const int first = oldest / kAttentionChunk, last = (unit.first_position + unit.num_queries - 1) / kAttentionChunk;
+    const int first = oldest / kAttentionChunk, last = unit.last_position / kAttentionChunk;
     for (int c = first; c <= last; c++) {
-        kernels.attention_chunk(unit, c, c == first ? total : part, scores.data());
+        kernels.attention_chunk(unit, c, c == first ? total : part, c < last ? &unit : nullptr, c + 1);
         if (c > first) kernels.attention_merge(total, part, rows, unit.head_dim);
     }
-    kernels.attention_finish(total, unit, out, static_cast<size_t>(unit.group_size) * unit.head_dim);
+    kernels.attention_finish(total, rows, unit.group_size, unit.head_dim, out,
+                             static_cast<size_t>(unit.group_size) * unit.head_dim);
 }
 
 // queries [Q, heads, head_dim] are the last Q of the tokens of keys, values [T, 1, head_dim]; out like queries.
-void attention(const std::string& isa, const Heads& queries, const Heads& keys, const Heads& values, int block_size,
-               int window, float scale, float logit_softcap, const WritableHeads& out) {
+void attention(const std::string& isa, const std::string& format, const Heads& queries, const Heads& keys,
+               const Heads& values, int block_size, int window, float scale, float logit_softcap,
+               const WritableHeads& out) {
     const auto num_queries = static_cast<int>(queries.shape(0)), num_tokens = static_cast<int>(keys.shape(0));
     const bool fits = keys.shape(1) == 1 && values.shape(1) == 1 && keys.shape(2) == queries.shape(2) &&
                       values.shape(2) == keys.shape(2) && values.shape(0) == keys.shape(0);
@@ -236,27 +239,62 @@ void attention(const std::string& isa, const Heads& queries, const Heads& keys, 
         throw std::invalid_argument("shapes of queries, keys, values and out do not fit");
     }
     const Kernels& kernels = table(isa);
-    ReversedCache cache(kernels, keys, values, block_size);
+    const CacheFormat cache_format = format == "int8" ? CacheFormat::kInt8 : CacheFormat::kBf16;
+    ReversedCache cache(kernels, cache_format, keys, values, block_size);
     const auto group_size = static_cast<int>(queries.shape(1)), head_dim = static_cast<int>(queries.shape(2));
-    const int first_position = num_tokens - num_queries;
+    const int first_position = num_tokens - num_queries, num_rows = num_queries * group_size;
     if (window > 0) cache.forget_before(first_position - window + 1, block_size);
+    std::vector<float> packed(num_rows * query_row_floats(head_dim));
+    for (int r = 0; r < num_rows; r++) {
+        kernels.pack_query(cache_format, queries.data() + static_cast<size_t>(r) * head_dim, scale, head_dim,
+                           packed.data() + r * query_row_floats(head_dim));
+    }
+    std::vector<int32_t> positions(num_queries);
+    for (int q = 0; q < num_queries; q++) positions[q] = first_position + q;
     run_unit(kernels,
              AttentionUnit{
-                 .queries = queries.data(),
-                 .query_stride = static_cast<size_t>(group_size) * head_dim,
-                 .num_queries = num_queries,
+                 .queries = packed.data(),
+                 .positions = positions.data(),
+                 .num_rows = num_rows,
                  .group_size = group_size,
                  .head_dim = head_dim,
                  .first_position = first_position,
+                 .last_position = num_tokens - 1,
                  .window = window,
-                 .scale = scale,
                  .logit_softcap = logit_softcap,
+                 .format = cache_format,
                  .block_table = cache.table(),
                  .block_size = block_size,
-                 .cache = cache.elements(),
+                 .cache = cache.bytes(),
                  .block_stride = cache.stride(),
              },
              out.data());
+}
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// How sequences with one new token each are cut: (chunk or -1, sequences) of every part.
+std::vector<std::pair<int, std::vector<int>>> attention_parts(const Ints& positions, const Tables& block_tables,
+                                                              int block_size, int window, int num_workers) {
+    const auto num_sequences = static_cast<int>(positions.size());
+    if (block_tables.shape(0) != positions.size()) throw std::invalid_argument("tables and positions differ in number");
+    std::vector<int32_t> starts(num_sequences + 1);
+    for (int s = 0; s <= num_sequences; s++) starts[s] = s;
+    BatchInput batch{};
+    batch.num_tokens = batch.num_sequences = num_sequences;
+    batch.max_blocks = static_cast<int>(block_tables.shape(1));
+    batch.positions = positions.data();
+    batch.query_start = starts.data();
+    batch.block_tables = block_tables.data();
+    AttentionPlan plan;
+    plan.build(batch, 0, window, block_size, {8, 16, 1, num_workers});
+    std::vector<std::pair<int, std::vector<int>>> parts;
+    for (const AttentionPart& part : plan.parts()) {
+        parts.emplace_back(part.chunk, std::vector<int>());
+        for (int i = 0; i < part.num_members; i++) parts.back().second.push_back(plan.member(part, i).sequence);
+    }
+    return parts;
 }
 
 }  // namespace
@@ -280,9 +318,11 @@ void bind_rows(nb::module_& m) {
     m.def("reductions", reductions, nb::arg("isa"), nb::arg("x"), nb::arg("threshold"));
     m.def("exp_weights", exp_weights, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
     m.def("block_sums", block_sums, nb::arg("isa"), nb::arg("x"), nb::arg("temperature"), nb::arg("out").noconvert());
-    m.def("attention", attention, nb::arg("isa"), nb::arg("queries"), nb::arg("keys"), nb::arg("values"),
-          nb::arg("block_size"), nb::arg("window"), nb::arg("scale"), nb::arg("logit_softcap"),
+    m.def("attention", attention, nb::arg("isa"), nb::arg("format"), nb::arg("queries"), nb::arg("keys"),
+          nb::arg("values"), nb::arg("block_size"), nb::arg("window"), nb::arg("scale"), nb::arg("logit_softcap"),
           nb::arg("out").noconvert());
+    m.def("attention_parts", attention_parts, nb::arg("positions"), nb::arg("block_tables"), nb::arg("block_size"),
+          nb::arg("window"), nb::arg("num_workers"));
 }
 
 }  // namespace tuili

@@ -35,6 +35,7 @@ const Kernels& TUILI_ISA_TABLE() {
         .add_scaled = add_scaled,
         .rope = rope,
         .cache_append = cache_append,
+        .pack_query = pack_query,
         .attention_chunk = attention_chunk,
         .attention_merge = attention_merge,
         .attention_finish = attention_finish,

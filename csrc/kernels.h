@@ -62,24 +62,25 @@ struct PanelTile {
     const float* bias;     // [32], zeros past width; or null: zeros
 };
 
-// The query heads of one kv head for `num_queries` consecutive tokens of one sequence. Row r of the unit is
-// query r / group_size, head r % group_size. Keys and values lie in blocks of the paged cache as bfloat16.
+// How keys and values are kept: bfloat16, or int8 with a float32 scale per token and kv head.
+enum class CacheFormat : uint8_t { kBf16, kInt8 };
+
+// Rows of queries that read the same keys: the query heads of one kv head, for one token or several. Row r is query
+// r / group_size, head r % group_size. Queries with different tables may share a unit where their tables agree.
 struct AttentionUnit {
-    const float* queries;  // [num_queries][query_stride], rotated; head g at offset g * head_dim
-    size_t query_stride;
-    int num_queries;
+    const float* queries;      // [num_rows][query_row_floats(head_dim)], from pack_query
+    const int32_t* positions;  // [num_rows / group_size] absolute
+    int num_rows;
     int group_size;  // query heads per kv head
     int head_dim;
-    int first_position;  // absolute position of query 0
-    int window;          // a query sees positions > position - window; 0: all
-    float scale;
-    float logit_softcap;  // 0: none
+    int first_position, last_position;  // the smallest and the largest of positions
+    int window;                         // a query sees positions > position - window; 0: all
+    float logit_softcap;                // 0: none
+    CacheFormat format;
     const int32_t* block_table;
-    int block_size;         // a multiple of 16
-    const uint16_t* cache;  // this layer's and kv head's plane of block 0
-    size_t block_stride;    // elements between blocks
-
-    int num_rows() const { return num_queries * group_size; }
+    int block_size;       // 16, 32, 64, 128 or 256
+    uint8_t* cache;       // this layer's and kv head's plane of block 0
+    size_t block_stride;  // bytes between blocks
 };
 
 // A softmax under way over the rows of a unit: of one chunk, or of all chunks merged so far.
@@ -91,10 +92,22 @@ struct AttentionState {
 
 inline int padded_head_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// A plane is one block of one layer and kv head: keys [block_size / 16][head_dim][16 tokens], then values
-// [block_size][padded_head_dim].
-inline size_t cache_plane_elements(int head_dim, int block_size) {
-    return static_cast<size_t>(block_size) * (head_dim + padded_head_dim(head_dim));
+inline int even_head_dim(int head_dim) { return (head_dim + 1) / 2 * 2; }
+inline int cache_element_bytes(CacheFormat format) { return format == CacheFormat::kInt8 ? 1 : 2; }
+
+// A packed query: its factors, then its scale where the format has one.
+inline size_t query_row_floats(int head_dim) { return static_cast<size_t>(padded_head_dim(head_dim)) + 16; }
+
+// A plane is one block of one layer and kv head: keys [block_size / 16][even_head_dim / 2][16 tokens][2], then values
+// [block_size / 2][padded_head_dim][2 tokens]; int8 has scales of keys and of values, [2][block_size] floats, after it.
+inline float* cache_scales(uint8_t* plane, int head_dim, int block_size) {
+    return reinterpret_cast<float*>(plane + static_cast<size_t>(block_size) *
+                                                (even_head_dim(head_dim) + padded_head_dim(head_dim)));
+}
+inline size_t cache_plane_bytes(CacheFormat format, int head_dim, int block_size) {
+    const int values = even_head_dim(head_dim) + padded_head_dim(head_dim);
+    const size_t scales = format == CacheFormat::kInt8 ? 2 * sizeof(float) : 0;
+    return block_size * (values * cache_element_bytes(format) + scales);
 }
 
 struct Kernels {
@@ -141,16 +154,22 @@ struct Kernels {
     void (*rope)(float* head, const float* cos, const float* sin, int dim);
 
     // Writes one token's key and value [head_dim] at `offset` of a block's plane, rounded to nearest even.
-    void (*cache_append)(const float* key, const float* value, int head_dim, int block_size, int offset,
-                         uint16_t* plane);
+    void (*cache_append)(CacheFormat format, const float* key, const float* value, int head_dim, int block_size,
+                         int offset, uint8_t* plane);
+
+    // query [head_dim], rotated, times `scale` -> packed [query_row_floats(head_dim)].
+    void (*pack_query)(CacheFormat format, const float* query, float scale, int head_dim, float* packed);
 
     // The part of the keys at positions [256 * chunk, 256 * (chunk + 1)), computed from nothing.
-    // scores: scratch of [num_rows][kAttentionChunk] floats.
-    void (*attention_chunk)(const AttentionUnit& unit, int chunk, const AttentionState& state, float* scores);
+    // `next` and `next_chunk` say whose keys are read next (prefetch hint; queries and positions are not read), or
+    // null.
+    void (*attention_chunk)(const AttentionUnit& unit, int chunk, const AttentionState& state,
+                            const AttentionUnit* next, int next_chunk);
     // state <- state and chunk. Merging in ascending chunk order defines the result.
     void (*attention_merge)(const AttentionState& state, const AttentionState& chunk, int num_rows, int head_dim);
-    // out [num_queries][out_stride] <- weighted / sum; head g at offset g * head_dim.
-    void (*attention_finish)(const AttentionState& state, const AttentionUnit& unit, float* out, size_t out_stride);
+    // out [num_rows / group_size][out_stride] <- weighted / sum; head g at offset g * head_dim.
+    void (*attention_finish)(const AttentionState& state, int num_rows, int group_size, int head_dim, float* out,
+                             size_t out_stride);
 
     // Sampling primitives over one row of logits [n].
     float (*max_value)(const float* x, int n);

@@ -6,30 +6,41 @@
 
 namespace tuili {
 
-size_t cache_block_bytes(const ModelSpec& spec, int group, int block_size) {
-    size_t elements = 0;
+size_t cache_block_bytes(const ModelSpec& spec, CacheFormat format, int group, int block_size) {
+    size_t bytes = 0;
     for (const auto& layer : spec.layers) {
         const auto& a = layer.attention;
-        if (a.cache_group == group) elements += a.num_kv_heads * cache_plane_elements(a.head_dim, block_size);
+        if (a.cache_group == group) bytes += a.num_kv_heads * cache_plane_bytes(format, a.head_dim, block_size);
     }
-    return elements * sizeof(uint16_t);
+    return bytes;
 }
 
-KvCache::KvCache(const ModelSpec& spec, int block_size, const std::vector<int>& num_blocks)
-    : block_size_(block_size), num_blocks_(num_blocks) {
+int cache_group_window(const ModelSpec& spec, int group) {
+    int widest = 0;
+    for (const auto& layer : spec.layers) {
+        const auto& a = layer.attention;
+        if (a.cache_group != group) continue;
+        if (a.sliding_window == 0) return 0;
+        widest = std::max(widest, a.sliding_window);
+    }
+    return widest;
+}
+
+KvCache::KvCache(const ModelSpec& spec, CacheFormat format, int block_size, const std::vector<int>& num_blocks)
+    : format_(format), block_size_(block_size), num_blocks_(num_blocks) {
     const bool has_size = block_size > 0 && block_size % 16 == 0 && kAttentionChunk % block_size == 0;
     const bool has_counts = num_blocks.size() == static_cast<size_t>(spec.num_cache_groups) &&
                             *std::min_element(num_blocks.begin(), num_blocks.end()) >= 0;
     if (!has_size || !has_counts) throw std::invalid_argument("block_size or num_blocks is out of range");
     size_t num_bytes = 0;
     for (int group = 0; group < spec.num_cache_groups; group++) {
-        num_bytes += cache_block_bytes(spec, group, block_size) * num_blocks[group];
+        num_bytes += cache_block_bytes(spec, format, group, block_size) * num_blocks[group];
     }
     pages_ = Pages(num_bytes);
-    auto* next = reinterpret_cast<uint16_t*>(pages_.data());
+    uint8_t* next = pages_.data();
     for (const auto& layer : spec.layers) {
         const auto& a = layer.attention;
-        const size_t plane = cache_plane_elements(a.head_dim, block_size);
+        const size_t plane = cache_plane_bytes(format, a.head_dim, block_size);
         const size_t stride = plane * a.num_kv_heads;
         layers_.push_back({a.cache_group, plane, stride, next});
         next += stride * num_blocks[a.cache_group];
@@ -40,7 +51,7 @@ void KvCache::copy_block(int group, int source, int target) {
     for (const auto& layer : layers_) {
         if (layer.group != group) continue;
         std::memcpy(layer.start + target * layer.block_stride, layer.start + source * layer.block_stride,
-                    layer.block_stride * sizeof(uint16_t));
+                    layer.block_stride);
     }
 }
 

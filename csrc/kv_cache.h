@@ -11,35 +11,38 @@
 namespace tuili {
 
 // Bytes that one block of a group takes over all its layers.
-size_t cache_block_bytes(const ModelSpec& spec, int group, int block_size);
+size_t cache_block_bytes(const ModelSpec& spec, CacheFormat format, int group, int block_size);
+
+// The widest window among a group's layers; 0 when one of them sees everything.
+int cache_group_window(const ModelSpec& spec, int group);
 
 // Memory is [layer][block][kv head][plane], so that a layer's consecutive blocks are one stream.
 class KvCache {
   public:
     KvCache() = default;
     // num_blocks[group]; throws std::bad_alloc.
-    KvCache(const ModelSpec& spec, int block_size, const std::vector<int>& num_blocks);
+    KvCache(const ModelSpec& spec, CacheFormat format, int block_size, const std::vector<int>& num_blocks);
 
+    CacheFormat format() const { return format_; }
     int block_size() const { return block_size_; }
     int num_blocks(int group) const { return num_blocks_[group]; }
     bool is_allocated() const { return block_size_ > 0; }
 
-    // Elements from a block of a layer to the next.
+    // Bytes from a block of a layer to the next.
     size_t block_stride(int layer) const { return layers_[layer].block_stride; }
     // The plane of a kv head in block 0.
-    uint16_t* plane(int layer, int kv_head) const {
-        return layers_[layer].start + kv_head * layers_[layer].plane_elements;
-    }
+    uint8_t* plane(int layer, int kv_head) const { return layers_[layer].start + kv_head * layers_[layer].plane_bytes; }
     void copy_block(int group, int source, int target);
 
   private:
     struct Layer {
         int group;
-        size_t plane_elements;
+        size_t plane_bytes;
         size_t block_stride;
-        uint16_t* start;
+        uint8_t* start;
     };
 
+    CacheFormat format_ = CacheFormat::kBf16;
     int block_size_ = 0;
     std::vector<int> num_blocks_;
     std::vector<Layer> layers_;

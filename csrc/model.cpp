@@ -16,10 +16,10 @@ Model::Model(const ModelSpec& spec, const TensorReader& read_tensors, const std:
       weights_(spec_, read_tensors, ropes, pool_),
       workspace_(spec_, weights_, num_threads) {}
 
-void Model::allocate_cache(int block_size, const std::vector<int>& num_blocks) {
+void Model::allocate_cache(CacheFormat format, int block_size, const std::vector<int>& num_blocks) {
     const std::lock_guard lock(mutex_);
     cache_ = KvCache();  // the old one goes before the new one comes
-    cache_ = KvCache(spec_, block_size, num_blocks);
+    cache_ = KvCache(spec_, format, block_size, num_blocks);
 }
 
 void Model::execute(const BatchInput& batch, const StepOutput& output) {
@@ -51,7 +51,7 @@ void Model::prepare(const BatchInput& batch, const StepOutput& output) {
     resolve_input_ids(batch);
     weights_.extend_ropes(1 + *std::max_element(batch.positions, batch.positions + batch.num_tokens), pool_);
     workspace_.reserve_tokens(batch.num_tokens);
-    plan_attention(batch);
+    workspace_.plan_attention(batch, spec_, cache_.block_size());
     workspace_.needs_logits.resize(batch.num_rows);
     workspace_.masks.resize(batch.num_rows);
     for (int row = 0; row < batch.num_rows; row++) {
@@ -72,26 +72,6 @@ void Model::resolve_input_ids(const BatchInput& batch) {
         if (token < 0) throw std::invalid_argument("carry: slot " + std::to_string(slot) + " has sampled nothing yet");
         workspace_.input_ids[batch.query_start[s + 1] - 1] = token;
     }
-}
-
-// Cuts sequences into tasks of a few queries. How they are cut never shows in the result.
-void Model::plan_attention(const BatchInput& batch) {
-    const int max_queries = std::max(1, kAttentionRows / workspace_.max_group_size);
-    int longest = 0;
-    workspace_.tasks.clear();
-    for (int s = 0; s < batch.num_sequences; s++) {
-        const int end = batch.query_start[s + 1];
-        for (int token = batch.query_start[s]; token < end; token += max_queries) {
-            const int count = std::min(max_queries, end - token);
-            workspace_.tasks.push_back({s, token, count, batch.positions[token]});
-        }
-        longest = std::max(longest, batch.seq_lens[s]);
-    }
-    const size_t num_units = workspace_.tasks.size() * workspace_.max_kv_heads;
-    workspace_.max_chunks = (longest + kAttentionChunk - 1) / kAttentionChunk;
-    workspace_.splits_chunks =
-        pool_.size() > 1 && num_units < 4 * static_cast<size_t>(pool_.size()) && workspace_.max_chunks > 1;
-    if (workspace_.splits_chunks) workspace_.reserve_partials(num_units * workspace_.max_chunks);
 }
 
 // What `carry` refers to: a slot's choice at the last token of its sequence.

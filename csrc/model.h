@@ -23,7 +23,7 @@ class Model {
           const Kernels& kernels, int num_threads);
 
     // Replaces the cache by an empty one of num_blocks[group] blocks. Throws std::bad_alloc; there is none then.
-    void allocate_cache(int block_size, const std::vector<int>& num_blocks);
+    void allocate_cache(CacheFormat format, int block_size, const std::vector<int>& num_blocks);
 
     // Runs one step. Throws std::invalid_argument when a value of the batch is out of range.
     void execute(const BatchInput& batch, const StepOutput& output);
@@ -39,7 +39,6 @@ class Model {
   private:
     void prepare(const BatchInput& batch, const StepOutput& output);
     void resolve_input_ids(const BatchInput& batch);
-    void plan_attention(const BatchInput& batch);
     void remember_choices(const BatchInput& batch, const StepOutput& output);
 
     ModelSpec spec_;

@@ -205,6 +205,17 @@ TUILI_INLINE F32xN to_float(I32xN a) { return {_mm256_cvtepi32_ps(a.v)}; }
 TUILI_INLINE F32xN operator*(F32xN a, F32xN b) { return {_mm256_mul_ps(a.v, b.v)}; }
 TUILI_INLINE F32xN fma(F32xN a, F32xN b, F32xN c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 
+// --- s8 pairs x s16 pairs --------------------------------------------------------------------------------------------
+// 32 bytes -> 16 lanes of two 16-bit words.
+TUILI_INLINE I32x16 widen_i8_pairs(const uint8_t* p) {
+    return {_mm256_cvtepi8_epi16(load_128(p)), _mm256_cvtepi8_epi16(load_128(p + 16))};
+}
+// sum + a.low * b.low + a.high * b.high per lane.
+TUILI_INLINE I32x16 add_pair_products(I32x16 sum, I32x16 a, I32x16 b) {
+    return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low)),
+            _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
+}
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
     __m256i v;  // kLanes columns x 4 consecutive k, unsigned bytes

@@ -128,6 +128,14 @@ TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<1
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
 
+// --- s8 pairs x s16 pairs --------------------------------------------------------------------------------------------
+// 32 bytes -> 16 lanes of two 16-bit words.
+TUILI_INLINE I32x16 widen_i8_pairs(const uint8_t* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+// sum + a.low * b.low + a.high * b.high per lane.
+TUILI_INLINE I32x16 add_pair_products(I32x16 sum, I32x16 a, I32x16 b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
     __m512i v;  // 16 columns x 4 consecutive k, unsigned bytes

@@ -210,6 +210,22 @@ TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<1
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
 
+// --- s8 pairs x s16 pairs --------------------------------------------------------------------------------------------
+// 32 bytes -> 16 lanes of two 16-bit words.
+TUILI_INLINE I32x16 widen_i8_pairs(const uint8_t* p) {
+    return make_lanes<I32x16>([&](int i) {
+        const auto low = static_cast<uint16_t>(static_cast<int8_t>(p[2 * i]));
+        return static_cast<int32_t>(static_cast<uint32_t>(static_cast<int8_t>(p[2 * i + 1])) << 16 | low);
+    });
+}
+// sum + a.low * b.low + a.high * b.high per lane.
+TUILI_INLINE I32x16 add_pair_products(I32x16 sum, I32x16 a, I32x16 b) {
+    return make_lanes<I32x16>([&](int i) {
+        const int32_t low = static_cast<int16_t>(a.v[i]) * static_cast<int16_t>(b.v[i]);
+        return sum.v[i] + low + (a.v[i] >> 16) * (b.v[i] >> 16);
+    });
+}
+
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {
     uint8_t v[64];  // 16 columns x 4 consecutive k

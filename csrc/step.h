@@ -55,16 +55,19 @@ class Step {
 
     // step_attention.cpp
     void attend(Worker& worker, int layer);
-    void attend_by_chunk(Worker& worker, int layer);
-    void prepare_heads(int layer, int token, int kv_head);
+    bool writes_own_keys(int layer) const;
+    void rotate_and_norm(int layer, const float* gain, int token, const float* source, float* head) const;
+    void append_key(int layer, int token, int kv_head);
     void prepare_token(int layer, int token);
-    void rotate_and_norm(int layer, const float* gain, int token, float* head);
-    static int first_chunk(const AttentionUnit& unit);
-    static int last_chunk(const AttentionUnit& unit);
-    AttentionUnit unit(int layer, const AttentionTask& task, int kv_head) const;
-    void run_unit(WorkerScratch& scratch, int layer, const AttentionTask& task, int kv_head);
-    void finish_unit(const AttentionState& state, const AttentionUnit& unit, int layer, const AttentionTask& task,
-                     int kv_head);
+    void pack_queries(WorkerScratch& scratch, int layer, int token, int kv_head, float* packed) const;
+    AttentionUnit part_keys(int layer, int kv_head, const AttentionPart& part) const;
+    AttentionUnit prepare_part(WorkerScratch& scratch, int layer, int kv_head, const AttentionPart& part);
+    void run_part(WorkerScratch& scratch, int layer, int kv_head, int index);
+    void run_task(WorkerScratch& scratch, int layer, int kv_head, const AttentionTask& task, const AttentionUnit& unit,
+                  const AttentionUnit* next, int next_chunk);
+    AttentionState part_state(int layer, int kv_head, const AttentionPart& part) const;
+    void merge_task(int layer, int kv_head, const AttentionTask& task);
+    void finish_task(const AttentionState& state, int layer, int kv_head, const AttentionTask& task);
 
     // step_head.cpp
     void run_head(Worker& worker);

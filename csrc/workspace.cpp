@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kv_cache.h"
+
 namespace tuili {
 namespace {
 
@@ -80,9 +82,11 @@ Workspace::Workspace(const ModelSpec& spec, const Weights& weights, int num_thre
         worker.logits.reserve(kRowTile * kPanelCols);
         worker.row.reserve(hidden_size_);
         worker.head_row.reserve(hidden_size_);
-        worker.scores.reserve(static_cast<size_t>(max_unit_rows) * kAttentionChunk);
-        worker.state.reserve(state_floats());
-        worker.chunk.reserve(state_floats());
+        worker.queries.reserve(max_part_rows * query_row_floats(max_head_dim));
+        worker.head.reserve(max_head_dim);
+        worker.positions.reserve(max_part_rows);
+        worker.state.reserve(attention_state_floats(max_part_rows, max_head_dim));
+        worker.chunk.reserve(attention_state_floats(max_part_rows, max_head_dim));
     }
 }
 
@@ -100,7 +104,8 @@ void Workspace::measure(const ModelSpec& spec) {
     hidden_stride = row_stride(spec.hidden_size);
     logit_stride = row_stride(spec.vocab_size);
     panel_stride = row_stride((spec.vocab_size + kPanelCols - 1) / kPanelCols);
-    max_unit_rows = std::max(kAttentionRows, max_group_size);
+    max_part_rows = std::max(kSharedRows, max_group_size);
+    plans.resize(spec.num_cache_groups);
 }
 
 void Workspace::configure_activations(const ModelSpec& spec, const Weights& weights) {
@@ -149,6 +154,18 @@ void Workspace::reserve_head(int num_rows) {
     }
 }
 
-void Workspace::reserve_partials(size_t num_states) { partials.reserve(num_states * state_floats()); }
+void Workspace::plan_attention(const BatchInput& batch, const ModelSpec& spec, int block_size) {
+    const AttentionLimits limits{
+        .task_queries = std::max(1, kAttentionRows / max_group_size),
+        .shared_queries = std::max(1, kSharedRows / max_group_size),
+        .num_kv_heads = max_kv_heads,
+        .num_workers = static_cast<int>(workers.size()),
+    };
+    for (int group = 0; group < spec.num_cache_groups; group++) {
+        plans[group].build(batch, group, cache_group_window(spec, group), block_size, limits);
+        partials.reserve(static_cast<size_t>(plans[group].num_states()) * max_kv_heads *
+                         attention_state_floats(max_group_size, max_head_dim));
+    }
+}
 
 }  // namespace tuili

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "attention_plan.h"
 #include "kernels.h"
 #include "model_spec.h"
 #include "sampler.h"
@@ -66,22 +67,17 @@ struct WorkerScratch {
     Buffer<float> logits;         // [kRowTile][32]
     Buffer<float> factors;        // [num_tokens]
     Buffer<float> row, head_row;  // [hidden]
-    Buffer<float> scores;         // [max_unit_rows][256]
-    Buffer<float> state, chunk;   // attention states
+    Buffer<float> queries;        // [max_part_rows][query_row_floats] packed
+    Buffer<float> head;           // [max_head_dim] a query on its way there
+    Buffer<int32_t> positions;    // [max_part_rows] of queries
+    Buffer<float> state, chunk;   // attention states of a task
     Buffer<float> adjusted;       // [vocab] logits while sampling changes them
     Sampler sampler;
 };
 
-// A run of consecutive queries of one sequence that attend together.
-struct AttentionTask {
-    int sequence;
-    int first_token;
-    int num_queries;
-    int first_position;
-};
-
 constexpr int kRowTile = 60;        // rows that share a panel's time in cache; whole tiles of 4, 5 and 6
-constexpr int kAttentionRows = 24;  // rows of a unit, unless one query has more heads than that
+constexpr int kAttentionRows = 24;  // rows of an attention task, unless one query has more heads than that
+constexpr int kSharedRows = 96;     // rows of several tasks that read the same keys
 
 // Floats of an AttentionState.
 size_t attention_state_floats(int num_rows, int head_dim);
@@ -95,9 +91,8 @@ class Workspace {
     // At most this many of the sampled rows go through the head together.
     int head_rows(int num_rows) const;
     void reserve_head(int num_rows);
-    void reserve_partials(size_t num_states);
-
-    size_t state_floats() const { return attention_state_floats(max_unit_rows, max_head_dim); }
+    // Cuts the batch's attention and makes room for the states in between.
+    void plan_attention(const BatchInput& batch, const ModelSpec& spec, int block_size);
 
     // Entries from a row to the next; see row_stride().
     int hidden_stride = 0;
@@ -105,7 +100,7 @@ class Workspace {
     int logit_stride = 0;
     int panel_stride = 0;
     int max_group_size = 1;
-    int max_unit_rows = 1;
+    int max_part_rows = 1;
     int max_head_dim = 0;
     int max_kv_heads = 0;
     Buffer<float> x;              // [num_tokens][hidden_stride] residual stream
@@ -120,9 +115,7 @@ class Workspace {
     std::vector<int32_t> input_ids;      // with carried tokens filled in
     std::vector<uint8_t> needs_logits;   // [num_rows] 0: the largest logit's id is all that is wanted
     std::vector<const uint32_t*> masks;  // [num_rows] of ids allowed, for the head's epilogue; null: none, or not there
-    std::vector<AttentionTask> tasks;
-    bool splits_chunks = false;  // few tasks, long contexts: work is split by chunk
-    int max_chunks = 0;          // of any task
+    std::vector<AttentionPlan> plans;    // by cache group
     std::vector<WorkerScratch> workers;
 
   private:

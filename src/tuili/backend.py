@@ -21,14 +21,19 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 CacheKind = Literal["full", "window", "state", "cross"]
+KvCacheDtype = Literal["bfloat16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendOptions:
-    """What a backend must know to load. `max_model_len` fixes the RoPE tables; 0 threads means choose."""
+    """What a backend must know to load. `max_model_len` fixes the RoPE tables; 0 threads means choose.
+
+    kv_cache_dtype int8 keeps keys and values with one float32 scale per token and head: half the memory and traffic.
+    """
 
     max_model_len: int
     num_threads: int = 0
+    kv_cache_dtype: KvCacheDtype = "bfloat16"
     isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
 
 

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 import platformdirs
 
+from tuili.backend import KvCacheDtype
 from tuili.errors import InvalidRequestError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -67,7 +69,8 @@ class EngineConfig:
     """Limits of one engine, named as vLLM names them.
 
     max_num_batched_tokens is the token budget of a step. kv_cache_bytes None lets the runtime size
-    the cache. block_size is the unit of allocation and of prefix reuse. speculative None drafts nothing.
+    the cache. block_size is the unit of allocation and of prefix reuse. kv_cache_dtype is what the backend was
+    loaded with. speculative None drafts nothing.
     max_slowdown is how many times longer a step may take because it also computes prompts of others (measured as it
     goes); None gives prompts the whole budget, for the most tokens per second.
     Raises InvalidRequestError naming the field.
@@ -79,6 +82,7 @@ class EngineConfig:
     block_size: int = 64
     kv_cache_bytes: int | None = None
     enable_prefix_caching: bool = True
+    kv_cache_dtype: KvCacheDtype = "bfloat16"
     speculative: SpeculativeConfig | None = None
     max_slowdown: float | None = None
 
@@ -88,6 +92,11 @@ class EngineConfig:
         if self.block_size not in BLOCK_SIZES:
             raise InvalidRequestError(
                 f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size"
+            )
+        if self.kv_cache_dtype not in get_args(KvCacheDtype):
+            allowed = ", ".join(get_args(KvCacheDtype))
+            raise InvalidRequestError(
+                f"kv_cache_dtype must be one of {allowed}, got {self.kv_cache_dtype!r}", param="kv_cache_dtype"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidRequestError(

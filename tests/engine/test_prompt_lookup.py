@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from support.answers import ask
 from tuili.config import SpeculativeConfig
+from tuili.engine.prefix_cache import HashChain
 from tuili.engine.prompt_lookup import MAX_CANDIDATES, PromptLookup, RunIndex
 from tuili.engine.sequence import Sequence
 
@@ -15,7 +16,9 @@ TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=60)
 
 def sequence(prompt: list[int], **sampling: object) -> Sequence:
     request = ask("r", prompt, **{"max_tokens": 1000, **sampling})
-    return Sequence(request, lambda _: None, arrival=0, max_len=1000, block_size=16, vocab_size=100_000)
+    return Sequence(
+        request, lambda _: None, arrival=0, max_len=1000, block_hashes=HashChain(16, b""), vocab_size=100_000
+    )
 
 
 def propose(prompt: list[int], limit: int = 3, **sampling: object) -> list[int]:

@@ -25,6 +25,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         }
     )
     assert arguments.load_options().max_model_len == 4096
+    assert arguments.load_options().kv_cache_dtype == "auto"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("num_threads", True, "integer >= 0"),
         ("backend", "gpu", "one of"),
         ("dtype", "int3", "one of"),
+        ("kv_cache_dtype", "fp8", "one of"),
         ("tensor_parallel_size", 2, "must be 1 on a CPU"),
         ("revision", "main", "not implemented"),
         ("speculative_config", "ngram", "a mapping or None"),

@@ -33,6 +33,7 @@ class RunSettings:
     verbose: bool = False
     max_model_len: int | None = None
     num_threads: int = 0
+    kv_cache_dtype: str = "auto"
     backend: str | None = None
     speculative_config: str | None = None
 
@@ -109,6 +110,7 @@ def _loaded(model: str, settings: RunSettings) -> Iterator[Pipeline]:
     options = LoadOptions(
         backend=settings.backend,
         num_threads=settings.num_threads,
+        kv_cache_dtype=settings.kv_cache_dtype,
         max_model_len=settings.max_model_len,
         max_num_seqs=1,
         speculative=parse_speculative(settings.speculative_config),

@@ -21,6 +21,7 @@ from tuili.engine.batch import BatchBuilder
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.logprobs import token_logprobs
+from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.prompt_lookup import PromptLookup
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink
@@ -107,12 +108,13 @@ class Engine:
             raise EngineUnavailableError("the engine is closed")
         if request.request_id in self._live:
             raise InvalidRequestError(f"request_id {request.request_id!r} is already in use", param="request_id")
+        root = chain_root(self.config.kv_cache_dtype, request.cache_salt)
         sequence = Sequence(
             request,
             sink,
             arrival=self._num_arrivals,
             max_len=self.check_request(request),
-            block_size=self.config.block_size,
+            block_hashes=HashChain(self.config.block_size, root),
             vocab_size=self._backend.vocab_size,
         )
         self._num_arrivals += 1

@@ -13,8 +13,8 @@ from collections.abc import Sequence as ListLike
 def chain_root(*parts: str) -> bytes:
     """The hash before the first block: what the whole context depends on besides its tokens.
 
-    The cache salt goes here, and so do an adapter and the cache's number format where an engine
-    has several. Each part is length-prefixed, so that ("a", "b") and ("ab", "") differ.
+    The cache's number format and the cache salt go here, and so does an adapter where an engine has
+    several. Each part is length-prefixed, so that ("a", "b") and ("ab", "") differ.
     """
     digest = hashlib.sha256()
     for part in parts:

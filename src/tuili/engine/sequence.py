@@ -10,7 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from tuili.engine.history import TokenHistory
-from tuili.engine.prefix_cache import HashChain, chain_root
+from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
 from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
 
@@ -57,7 +57,14 @@ class Sequence:
     )
 
     def __init__(
-        self, request: TokenRequest, sink: Sink, *, arrival: int, max_len: int, block_size: int, vocab_size: int
+        self,
+        request: TokenRequest,
+        sink: Sink,
+        *,
+        arrival: int,
+        max_len: int,
+        block_hashes: HashChain,
+        vocab_size: int,
     ) -> None:
         s = request.sampling
         self.request = request
@@ -75,7 +82,7 @@ class Sequence:
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
         self.history = TokenHistory(self.token_ids) if self.sampling.uses_history else None
-        self.block_hashes = HashChain(block_size, chain_root(request.cache_salt))
+        self.block_hashes = block_hashes
         self.status = Status.WAITING
         self.slot = -1
 

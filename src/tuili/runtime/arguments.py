@@ -8,7 +8,7 @@ from typing import Any
 
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError, UnsupportedModelError
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading import KV_CACHE_DTYPES, LoadOptions
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _BACKENDS = (None, "cpu", "reference")
@@ -33,6 +33,7 @@ class LLMArguments:
     max_num_batched_tokens: int | None = None
     block_size: int = 64
     kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
     speculative_config: Mapping[str, Any] | None = field(default_factory=dict)
@@ -67,6 +68,7 @@ class LLMArguments:
     def _check(self) -> None:
         _check_choice("backend", self.backend, _BACKENDS)
         _check_choice("dtype", self.dtype, _DTYPES)
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _check_choice("tokenizer_mode", self.tokenizer_mode, ("auto", "fast"))
         _check_count("num_threads", self.num_threads, 0)
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"):
@@ -108,6 +110,7 @@ class LLMArguments:
             max_num_batched_tokens=self.max_num_batched_tokens,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_memory_bytes,
+            kv_cache_dtype=self.kv_cache_dtype,
             enable_prefix_caching=self.enable_prefix_caching,
             max_slowdown=self.max_slowdown,
             speculative=None if self.speculative_config is None else SpeculativeConfig.parse(self.speculative_config),

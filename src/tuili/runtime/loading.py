@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuili.backend import Backend, BackendOptions
+from tuili.backend import Backend, BackendOptions, KvCacheDtype
 from tuili.backends import load_backend
 from tuili.config import EngineConfig, SpeculativeConfig, store_dir
 from tuili.errors import InvalidRequestError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BACKEND = "cpu"
 DEFAULT_BATCHED_TOKENS = 512
+KV_CACHE_DTYPES: Mapping[str, KvCacheDtype] = {"auto": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +36,8 @@ class LoadOptions:
     """How to load. None lets the model and the machine decide.
 
     max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
-    chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the
-    tokenizer from.
+    kv_cache_dtype is auto, bfloat16 or int8. chat_template is Jinja source or the path of a file with it;
+    tokenizer names other files to take the tokenizer from.
     """
 
     backend: str | None = None
@@ -46,6 +47,7 @@ class LoadOptions:
     max_num_batched_tokens: int | None = None
     block_size: int = 64
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
     speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
@@ -124,8 +126,17 @@ def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
         raise InvalidRequestError(
             f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len"
         )
-    backend_options = BackendOptions(max_model_len=wanted, num_threads=options.num_threads)
+    backend_options = BackendOptions(
+        max_model_len=wanted, num_threads=options.num_threads, kv_cache_dtype=_kv_cache_dtype(options)
+    )
     return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
+
+
+def _kv_cache_dtype(options: LoadOptions) -> KvCacheDtype:
+    if options.kv_cache_dtype not in KV_CACHE_DTYPES:
+        allowed, found = ", ".join(KV_CACHE_DTYPES), options.kv_cache_dtype
+        raise InvalidRequestError(f"kv_cache_dtype must be one of {allowed}, got {found!r}", param="kv_cache_dtype")
+    return KV_CACHE_DTYPES[options.kv_cache_dtype]
 
 
 def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free_bytes: int) -> EngineConfig:
@@ -136,6 +147,7 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
         max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
         block_size=options.block_size,
         kv_cache_bytes=options.kv_cache_bytes,
+        kv_cache_dtype=_kv_cache_dtype(options),
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
         speculative=options.speculative,

@@ -37,15 +37,25 @@ def windowed() -> ModelSpec:
 
 
 @pytest.fixture(
-    scope="module", params=[(plain, "F32"), (plain, "Q4_1"), (windowed, "Q8_0")], ids=["F32", "Q4_1", "windows"]
+    scope="module",
+    params=[
+        (plain, "F32", "bfloat16"),
+        (plain, "Q4_1", "bfloat16"),
+        (windowed, "Q8_0", "bfloat16"),
+        (plain, "Q4_1", "int8"),
+        (windowed, "Q8_0", "int8"),
+    ],
+    ids=["F32", "Q4_1", "windows", "Q4_1-int8", "windows-int8"],
 )
 def load(request: pytest.FixtureRequest) -> Load:
-    make_spec, format_name = request.param
+    make_spec, format_name, kv_cache_dtype = request.param
     spec = make_spec()
     weights = random_weights(spec, format_name)
 
     def load(**options: Any) -> Backend:
-        return load_backend("cpu", spec, weights, BackendOptions(max_model_len=MAX_LEN, **options))
+        return load_backend(
+            "cpu", spec, weights, BackendOptions(max_model_len=MAX_LEN, kv_cache_dtype=kv_cache_dtype, **options)
+        )
 
     return load
 
@@ -94,6 +104,25 @@ def test_a_batch_of_32_at_all_stages(load: Load, expected: np.ndarray) -> None:
         logits = driver.step(works).logits
         assert logits is not None
         assert np.array_equal(logits[7 : 7 + end - first], expected[first:end])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_sequences_with_a_common_prefix(load: Load, expected: np.ndarray, num_threads: int) -> None:
+    """Decoding together over shared blocks: the same first 512 tokens for all, 640 for some, different tails."""
+    driver = Driver(load(num_threads=num_threads), num_blocks=300, block_size=32)
+    first = driver.text()
+    driver.step([Work(first, TEXT[:690], 1)])
+    texts = [first]
+    for shared in (512, 640, 512, 640, 513):
+        text = driver.text()
+        text.length = shared // 32 * 32
+        text.tables = [table[: text.length // 32] for table in first.tables]
+        driver.step([Work(text, TEXT[text.length : 690], 1)])
+        texts.append(text)
+    for position in range(690, 693):
+        logits = driver.step([Work(text, [TEXT[position]]) for text in texts]).logits
+        assert logits is not None
+        assert np.array_equal(logits, np.repeat(expected[position : position + 1], len(texts), 0))
 
 
 def continuation(driver: Driver, text: Text, others: list[Text], params: dict[str, Any], num_tokens: int) -> list[int]:

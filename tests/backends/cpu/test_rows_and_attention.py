@@ -129,22 +129,33 @@ def bf16(x: np.ndarray) -> np.ndarray:
     return ((u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
+def int8(x: np.ndarray) -> np.ndarray:
+    """Rounded per head to int8 with a float32 scale, and back."""
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    return np.rint(x * (1 / scale)) * scale
+
+
+ROUNDING = {"bfloat16": bf16, "int8": int8}
+TOLERANCE = {"bfloat16": 3e-6, "int8": 5e-4}  # int8 has queries and weights in 16 bits
+
+
 def attend(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, window: int, scale: float, cap: float
 ) -> np.ndarray:
-    """Softmax attention in float64 over keys and values rounded to bfloat16."""
+    """Softmax attention in float64."""
     num_queries, num_tokens = len(queries), len(keys)
-    scores = np.einsum("qhd,kd->hqk", queries.astype(np.float64), bf16(keys)[:, 0]) * scale
+    scores = np.einsum("qhd,kd->hqk", queries.astype(np.float64), keys[:, 0]) * scale
     if cap:
         scores = cap * np.tanh(scores / cap)
     distance = np.arange(num_tokens - num_queries, num_tokens)[:, None] - np.arange(num_tokens)
     scores[:, (distance < 0) | (distance >= (window or num_tokens + 1))] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    out: np.ndarray = np.einsum("hqk,kd->qhd", weights, bf16(values)[:, 0].astype(np.float64))
+    out: np.ndarray = np.einsum("hqk,kd->qhd", weights, values[:, 0].astype(np.float64))
     return out
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize(
     ("num_queries", "num_tokens", "num_heads", "head_dim", "block_size", "window", "cap"),
     [
@@ -157,30 +168,51 @@ def attend(
         (20, 530, 1, 40, 16, 7, 5.0),
         (12, 520, 2, 10, 16, 256, 0.0),
         (3, 515, 2, 33, 64, 1, 0.0),
+        (2, 290, 5, 64, 32, 33, 0.0),
     ],
 )
 def test_attention(
-    isa: str, num_queries: int, num_tokens: int, num_heads: int, head_dim: int, block_size: int, window: int, cap: float
+    isa: str,
+    dtype: str,
+    num_queries: int,
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    block_size: int,
+    window: int,
+    cap: float,
 ) -> None:
     """Slots not written hold NaN and blocks behind the window have table entry -1: neither may be read."""
     generator = np.random.default_rng(num_tokens)
     queries = generator.standard_normal((num_queries, num_heads, head_dim), np.float32) * 2
     keys, values = generator.standard_normal((2, num_tokens, 1, head_dim), np.float32)
-    scale = head_dim**-0.5
+    scale, rounded = head_dim**-0.5, ROUNDING[dtype]
     out = np.full_like(queries, np.nan)
-    K.attention(isa, queries, keys, values, block_size, window, scale, cap, out)
-    np.testing.assert_allclose(out, attend(queries, keys, values, window, scale, cap), rtol=0, atol=3e-6)
+    K.attention(isa, dtype, queries, keys, values, block_size, window, scale, cap, out)
+    expected = attend(queries, rounded(keys), rounded(values), window, scale, cap)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[dtype])
     alone = np.full((1, num_heads, head_dim), np.nan, np.float32)
     for q in (0, num_queries // 2, num_queries - 1):
         end = num_tokens - num_queries + q + 1
-        K.attention(isa, queries[q : q + 1], keys[:end], values[:end], block_size, window, scale, cap, alone)
+        K.attention(isa, dtype, queries[q : q + 1], keys[:end], values[:end], block_size, window, scale, cap, alone)
         assert np.array_equal(alone[0], out[q]), "a row's bits depend on its neighbours"
 
 
-def test_attention_with_large_scores(isa: str) -> None:
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_attention_with_large_scores(isa: str, dtype: str) -> None:
     keys = np.full((20, 1, 16), 100, np.float32)
     keys[7] = -100
     queries, values = np.full((1, 1, 16), 100, np.float32), np.arange(320, dtype=np.float32).reshape(20, 1, 16)
     out = np.empty((1, 1, 16), np.float32)
-    K.attention(isa, queries, keys, values, 16, 0, 1.0, 0.0, out)
-    np.testing.assert_allclose(out, attend(queries, keys, values, 0, 1.0, 0.0), rtol=1e-6)
+    K.attention(isa, dtype, queries, keys, values, 16, 0, 1.0, 0.0, out)
+    rounded = ROUNDING[dtype]
+    np.testing.assert_allclose(out, attend(queries, rounded(keys), rounded(values), 0, 1.0, 0.0), rtol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_attention_over_zeros(isa: str, dtype: str) -> None:
+    """Heads without a largest value to scale by."""
+    nothing = np.zeros((20, 1, 16), np.float32)
+    out = np.full((1, 2, 16), np.nan, np.float32)
+    K.attention(isa, dtype, np.zeros((1, 2, 16), np.float32), nothing, nothing, 16, 0, 1.0, 0.0, out)
+    assert (out == 0).all()

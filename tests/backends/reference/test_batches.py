@@ -185,6 +185,17 @@ def test_cache_groups_state_what_their_layers_need(gemma: Backend, llama: Backen
     assert llama.vocab_size == 97
 
 
+def test_an_int8_cache_rounds_each_head() -> None:
+    from tuili.backends.reference.cache import through_int8
+
+    heads = np.float32([[1.27, -0.014, 0.016], [0, 0, 0]])
+    np.testing.assert_allclose(through_int8(heads), [[1.27, -0.01, 0.02], [0, 0, 0]], rtol=1e-6)
+    exact = Driver(load_backend("reference", *parts("llama"), OPTIONS)).logits(TEXT[:12])
+    options = BackendOptions(max_model_len=OPTIONS.max_model_len, kv_cache_dtype="int8")
+    rounded = Driver(load_backend("reference", *parts("llama"), options)).logits(TEXT[:12])
+    assert 0 < np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
+
+
 def test_a_cache_that_does_not_fit_is_refused() -> None:
     backend = load_backend("reference", *parts("llama"), OPTIONS)
     backend.cache_groups(16)

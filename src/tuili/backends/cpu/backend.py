@@ -15,6 +15,7 @@ from tuili.backend import (
     CacheGroup,
     Float32,
     Int32,
+    KvCacheDtype,
     SamplingArrays,
     StepHandle,
     StepResult,
@@ -36,17 +37,18 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
     InvalidRequestError for an option out of range, InsufficientMemoryError.
     """
     groups = LayerGroups.of(spec)
-    return CpuBackend(spec, load_model(spec, weights, options, groups), groups)
+    return CpuBackend(spec, load_model(spec, weights, options, groups), groups, options)
 
 
 class CpuBackend:
     """A loaded model. One thread at a time; several Python threads may wait for it, as a step holds no lock."""
 
-    def __init__(self, spec: ModelSpec, model: _native.Model, groups: LayerGroups) -> None:
+    def __init__(self, spec: ModelSpec, model: _native.Model, groups: LayerGroups, options: BackendOptions) -> None:
         self._spec = spec
         self._open_model: _native.Model | None = model
         self._groups = groups
         self._block_size = 0
+        self._cache_format: KvCacheDtype = options.kv_cache_dtype
         self._kept: _BoundStep | None = None
 
     @property
@@ -81,7 +83,7 @@ class CpuBackend:
         return tuple(
             CacheGroup(
                 kind="full" if window is None else "window",
-                block_bytes=self._model.cache_block_bytes(group, block_size),
+                block_bytes=self._model.cache_block_bytes(self._cache_format, group, block_size),
                 block_size=block_size,
                 window=window,
             )
@@ -93,15 +95,16 @@ class CpuBackend:
         assert self._block_size > 0, "cache_groups() states the block size before allocate_cache()"
         assert len(num_blocks) == len(self._groups.windows)
         assert all(n >= 0 for n in num_blocks)
-        self._model.allocate_cache(self._block_size, [0] * len(num_blocks))  # what is there now may be needed
-        sizes = [self._model.cache_block_bytes(g, self._block_size) for g in range(len(num_blocks))]
+        nothing = [0] * len(num_blocks)
+        self._model.allocate_cache(self._cache_format, self._block_size, nothing)  # what is there now may be needed
+        sizes = [self._model.cache_block_bytes(self._cache_format, g, self._block_size) for g in range(len(num_blocks))]
         needed = sum(size * n for size, n in zip(sizes, num_blocks, strict=True))
         free = available_memory()
         message = f"a cache of {needed / 2**20:.0f} MiB does not fit: {free / 2**20:.0f} MiB are free"
         if needed > free:
             raise InsufficientMemoryError(message)
         try:
-            self._model.allocate_cache(self._block_size, list(num_blocks))
+            self._model.allocate_cache(self._cache_format, self._block_size, list(num_blocks))
         except MemoryError as error:
             raise InsufficientMemoryError(message) from error
 

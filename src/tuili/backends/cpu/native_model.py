@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.backend import BackendOptions, Float32
+from tuili.backend import BackendOptions, Float32, KvCacheDtype
 from tuili.backends.cpu import _native
 from tuili.errors import (
     InsufficientMemoryError,
@@ -104,6 +105,10 @@ def _check_options(options: BackendOptions) -> None:
         raise InvalidRequestError(f"isa must be one of {', '.join(ISAS)}, got {options.isa!r}", param="isa")
     if options.isa is not None and not _native.has_isa(options.isa):
         raise InvalidRequestError(f"isa must be one this processor runs, got {options.isa!r}", param="isa")
+    if options.kv_cache_dtype not in get_args(KvCacheDtype):
+        allowed = ", ".join(get_args(KvCacheDtype))
+        found = options.kv_cache_dtype
+        raise InvalidRequestError(f"kv_cache_dtype must be one of {allowed}, got {found!r}", param="kv_cache_dtype")
     if options.num_threads < 0 or options.num_threads > _native.MAX_THREADS:
         allowed = f"in [0, {_native.MAX_THREADS}]"
         raise InvalidRequestError(f"num_threads must be {allowed}, got {options.num_threads}", param="num_threads")

@@ -6,7 +6,7 @@ from collections.abc import Sequence as ListLike
 
 import numpy as np
 
-from tuili.backend import CacheGroup, Float32, Int32
+from tuili.backend import CacheGroup, Float32, Int32, KvCacheDtype
 from tuili.errors import InsufficientMemoryError
 from tuili.models.spec import AttentionSpec
 
@@ -15,11 +15,13 @@ class PagedCache:
     """One group for the layers of full attention, one for each distinct sliding window, in ascending order.
 
     Groups exist from the start; blocks from `allocate` on. A layer's arrays are
-    [num_blocks, block_size, num_kv_heads, head_dim].
+    [num_blocks, block_size, num_kv_heads, head_dim]. Values stay float32, but int8 rounds them as the cpu
+    backend's cache does.
     """
 
-    def __init__(self, layers: tuple[AttentionSpec, ...]) -> None:
+    def __init__(self, layers: tuple[AttentionSpec, ...], dtype: KvCacheDtype = "bfloat16") -> None:
         self._layers = layers
+        self._rounds_to_int8 = dtype == "int8"
         windows = {a.sliding_window for a in layers}
         self._windows = tuple(sorted(windows, key=lambda window: window or 0))  # None, full attention, comes first
         self._block_size = 0
@@ -70,6 +72,8 @@ class PagedCache:
         """keys, values: [T, num_kv_heads, head_dim] go to slots [T]."""
         blocks, offsets = slots // self._block_size, slots % self._block_size
         assert (slots >= 0).all(), "a token has no slot"
+        if self._rounds_to_int8:
+            keys, values = through_int8(keys), through_int8(values)
         self._keys[layer][blocks, offsets] = keys
         self._values[layer][blocks, offsets] = values
 
@@ -79,6 +83,15 @@ class PagedCache:
         blocks, offsets = block_table[positions // self._block_size], positions % self._block_size
         assert (blocks >= 0).all(), "a position that attention needs has no block"
         return self._keys[layer][blocks, offsets], self._values[layer][blocks, offsets]
+
+
+def through_int8(heads: Float32) -> Float32:
+    """Rounds each head, the last axis, to int8 times max|x| / 127 and back."""
+    scale = np.abs(heads).max(-1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    rounded: Float32 = np.rint(heads * inverse) * scale
+    return rounded
 
 
 def _block_bytes(a: AttentionSpec, block_size: int) -> int:

@@ -51,7 +51,7 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
         raise InvalidRequestError(f"isa must be None for the reference backend, got {options.isa!r}", param="isa")
     if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the reference backend does not implement {', '.join(missing)}")
-    return ReferenceBackend(spec, _dequantized(weights, tensor_shapes(spec)), options.max_model_len)
+    return ReferenceBackend(spec, _dequantized(weights, tensor_shapes(spec)), options)
 
 
 def _dequantized(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32]:
@@ -68,11 +68,12 @@ def _dequantized(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 class ReferenceBackend:
     """A loaded model, its cache and the token each slot sampled last."""
 
-    def __init__(self, spec: ModelSpec, weights: dict[str, Float32], max_model_len: int) -> None:
+    def __init__(self, spec: ModelSpec, weights: dict[str, Float32], options: BackendOptions) -> None:
         self._spec = spec
         self._weights = weights
-        self._forward = Forward(spec, weights, max_model_len)
-        self._cache = PagedCache(tuple(y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)))
+        self._forward = Forward(spec, weights, options.max_model_len)
+        mixers = tuple(y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec))
+        self._cache = PagedCache(mixers, options.kv_cache_dtype)
         self._last_tokens: dict[int, int] = {}
 
     @property

@@ -42,6 +42,9 @@ def command(
     ignore_eos: sampling.IgnoreEos = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.", rich_help_panel=_LOADING)] = None,
     num_threads: Annotated[int, typer.Option(help="0 chooses.", rich_help_panel=_LOADING)] = 0,
+    kv_cache_dtype: Annotated[
+        str, typer.Option(help="auto, bfloat16, or int8 for half the memory.", rich_help_panel=_LOADING)
+    ] = "auto",
     backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
     speculative_config: SpeculativeOption = None,
 ) -> None:
