@@ -24,6 +24,10 @@ bool runs_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
+#ifdef TUILI_EMULATE
+bool runs_avx_vnni() { return runs_avx2(); }
+bool runs_avx512() { return runs_avx2(); }
+#else
 bool runs_avx_vnni() {
     unsigned int eax = 0, ebx, ecx, edx;
     return runs_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
@@ -34,6 +38,7 @@ bool runs_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#endif
 
 }  // namespace
 #endif
