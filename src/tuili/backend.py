@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tuili.config import KvCacheDtype
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
@@ -21,7 +23,6 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 CacheKind = Literal["full", "window", "state", "cross"]
-KvCacheDtype = Literal["bfloat16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import platformdirs
 
-from tuili.backend import KvCacheDtype
 from tuili.errors import InvalidRequestError
 
+KvCacheDtype = Literal["bfloat16", "int8"]
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
 MAX_SPECULATIVE_TOKENS = 64

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuili.backend import Backend, BackendOptions, KvCacheDtype
+from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
-from tuili.config import EngineConfig, SpeculativeConfig, store_dir
+from tuili.config import EngineConfig, KvCacheDtype, SpeculativeConfig, store_dir
 from tuili.errors import InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec

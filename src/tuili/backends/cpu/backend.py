@@ -15,7 +15,6 @@ from tuili.backend import (
     CacheGroup,
     Float32,
     Int32,
-    KvCacheDtype,
     SamplingArrays,
     StepHandle,
     StepResult,
@@ -23,7 +22,7 @@ from tuili.backend import (
 )
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, load_model
-from tuili.config import BLOCK_SIZES
+from tuili.config import BLOCK_SIZES, KvCacheDtype
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec

@@ -9,8 +9,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.backend import BackendOptions, Float32, KvCacheDtype
+from tuili.backend import BackendOptions, Float32
 from tuili.backends.cpu import _native
+from tuili.config import KvCacheDtype
 from tuili.errors import (
     InsufficientMemoryError,
     InvalidRequestError,

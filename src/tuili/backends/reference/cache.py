@@ -6,7 +6,8 @@ from collections.abc import Sequence as ListLike
 
 import numpy as np
 
-from tuili.backend import CacheGroup, Float32, Int32, KvCacheDtype
+from tuili.backend import CacheGroup, Float32, Int32
+from tuili.config import KvCacheDtype
 from tuili.errors import InsufficientMemoryError
 from tuili.models.spec import AttentionSpec
 
