@@ -96,18 +96,22 @@ class WidthChooser:
 
     def _best_count(self, num_rows: int, chances: ListLike[float]) -> int:
         """Of the rows with these chances, how many to add to num_rows."""
+        most = num_rows + sum(chances)
         expected = float(num_rows)
         plain = expected / self._costs.seconds(num_rows)
         best, best_rate = 0, 0.0
         for count, chance in enumerate(chances, start=1):
+            seconds = self._costs.seconds(num_rows + count)
+            if most / seconds <= best_rate:  # not even if all the rest were right
+                break
             expected += chance
-            rate = expected / self._costs.seconds(num_rows + count)
+            rate = expected / seconds
             if rate > best_rate:
                 best, best_rate = count, rate
         if best_rate >= MIN_GAIN * plain:
             self._num_passed, self._patience = 0, FIRST_PROBE
             return best
-        return best if expected >= PROBE_GAIN * num_rows and self._is_time_to_probe() else 0
+        return best if most >= PROBE_GAIN * num_rows and self._is_time_to_probe() else 0
 
     def _is_time_to_probe(self) -> bool:
         self._num_passed += 1
