@@ -6,12 +6,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cmake -G Ninja -S . -B "$work/build" -DTUILI_SANITIZE=ON -DPython_EXECUTABLE="$(command -v python)" >"$work/configure.log"
-cmake --build "$work/build" --target _native
-mkdir "$work/package"
-cp -r src/tuili "$work/package/"
-rm -f "$work"/package/tuili/backends/cpu/_native*.so
-cp "$work"/build/_native*.so "$work/package/tuili/backends/cpu/"
+scripts/native_package.sh TUILI_SANITIZE "$work"
 
 # The interpreter is not instrumented, hence the preload; what it keeps until exit is no leak of ours.
 if [ $# -eq 0 ]; then set -- tests/backends/cpu; fi

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from support.local_server import serving_handler
 from tuili.store.catalogue import CatalogueEntry, WheelMember
 
 Fault = Callable[["Exchange"], bool]  # True: it has answered
@@ -174,16 +174,8 @@ def serving() -> Iterator[IndexServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = _QuietServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving_handler(Handler, _QuietServer) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _answer(state: IndexServer, handler: BaseHTTPRequestHandler) -> None:

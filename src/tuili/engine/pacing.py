@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as ListLike
 
-from tuili.engine.speculative_width import StepCosts
+from tuili.engine.step_costs import StepCosts
 
 ROW_TILE = 8  # shares are multiples of it; also the least that a prompt advances in a step
 MAX_UNSEEN_STEPS = 64  # with prompts, until one without shows anew what the decodes take alone

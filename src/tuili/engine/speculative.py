@@ -11,7 +11,8 @@ from typing import Protocol
 
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.sequence import Chunk, Sequence
-from tuili.engine.speculative_width import Draft, StepCosts, WidthChooser
+from tuili.engine.speculative_width import Draft, WidthChooser
+from tuili.engine.step_costs import StepCosts
 
 MAX_LOGPROB_ENTRIES = 1 << 20  # of the rows that a draft adds
 

@@ -5,12 +5,11 @@ Knows chances and seconds; neither sequences nor tokens' meaning.
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, insort
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
 
-PRIOR_SLOPE = 0.1  # what one more row adds, as a share of what the rows below take, until it is measured
+from tuili.engine.step_costs import StepCosts
+
 MIN_GAIN = 1.03  # less is not worth the risk of a wrong estimate
 PROBE_GAIN = 1.3  # a draft that would bring so much if it cost nothing is tried now and then
 FIRST_PROBE, LAST_PROBE = 32, 1024  # such drafts passed over between two trials; doubles while none pays
@@ -24,54 +23,6 @@ class Draft(NamedTuple):
 
 
 NO_DRAFT = Draft((), ())
-
-
-class StepCosts:
-    """Seconds of a decode step by its number of rows, from the steps that have run.
-
-    Kept as a level common to all and a share of each size. Both take half of every correction, so
-    that a slower moment or a longer context, seen at one size, moves the others along.
-    """
-
-    def __init__(self) -> None:
-        self._log_level = 0.0
-        self._log_share: dict[int, float] = {}
-        self._sizes: list[int] = []  # those measured, ascending
-
-    def observe(self, num_rows: int, seconds: float) -> None:
-        """Takes note of a step. An estimate falls quickly and rises slowly: disturbances only ever add time."""
-        found = math.log(max(seconds, 1e-9))
-        if num_rows not in self._log_share:
-            insort(self._sizes, num_rows)
-            if len(self._sizes) == 1:
-                self._log_level = found
-            self._log_share[num_rows] = found - self._log_level
-            return
-        error = found - self._log_level - self._log_share[num_rows]
-        half = min(max(error, -0.5), 0.5) * (0.1 if error < 0 else 0.05)
-        self._log_level += half
-        self._log_share[num_rows] += half
-
-    def seconds(self, num_rows: int) -> float:
-        """The estimate: measured, between two that are, or beyond them along their slope."""
-        if num_rows in self._log_share:
-            return self._measured(num_rows)
-        above = bisect_left(self._sizes, num_rows)
-        if above == 0:
-            return self._measured(self._sizes[0]) if self._sizes else 1.0
-        low = self._sizes[above - 1]
-        if above < len(self._sizes):
-            high = self._sizes[above]
-            slope = (self._measured(high) - self._measured(low)) / (high - low)
-        else:
-            slope = PRIOR_SLOPE * self._measured(low) / low
-            if above > 1:
-                before = self._sizes[above - 2]
-                slope = max(slope, (self._measured(low) - self._measured(before)) / (low - before))
-        return self._measured(low) + slope * (num_rows - low)
-
-    def _measured(self, num_rows: int) -> float:
-        return math.exp(self._log_level + self._log_share[num_rows])
 
 
 class WidthChooser:
