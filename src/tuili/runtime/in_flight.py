@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
 from tuili.engine.loop import EngineLoop
 from tuili.engine.sequence import Sink
+from tuili.errors import InvalidRequestError
 from tuili.runtime.answer import Answer
 from tuili.text.tokenizer import Tokenizer
-from tuili.types import Event, PromptTokens, TokenDelta, TokenRequest
+from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
 
-WAITING_SHARE = 4  # requests in flight per running one, so that the engine never starves
+WAITING_SHARE = 4  # answers in flight per running one, so that the engine never starves
 
 
 class Served(Protocol):
@@ -25,6 +25,7 @@ class Served(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def max_num_seqs(self) -> int: ...
+    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]: ...
 
 
 class Inbox:
@@ -50,11 +51,17 @@ class Inbox:
 
 
 class InFlight:
-    """Submits requests as earlier ones finish. Iterate `events` to the end or close it."""
+    """Takes requests from a stream as earlier ones finish. Iterate `events` to the end or close it.
 
-    def __init__(self, model: Served, requests: Iterable[tuple[PromptTokens, TokenRequest]]) -> None:
+    A request that is refused raises when its turn comes; with goes_on it ends in a Failed event of its own.
+    """
+
+    def __init__(self, model: Served, requests: Iterable[GenerateRequest], *, goes_on: bool = False) -> None:
         self._model = model
         self._pending = enumerate(requests)
+        self._goes_on = goes_on
+        self._limit = WAITING_SHARE * model.max_num_seqs
+        self._num_in_flight = 0  # answers: a request counts n
         self._inbox = Inbox()
         self._answers: dict[int, Answer] = {}
         self._sinks: dict[int, Sink] = {}
@@ -81,20 +88,30 @@ class InFlight:
             loop.remove_listener(self._inbox.flush)
 
     def _admit(self) -> Iterator[tuple[int, Event]]:
-        room = WAITING_SHARE * self._model.max_num_seqs - len(self._answers)
-        for index, (prompt, request) in itertools.islice(self._pending, room):
-            self._submit(index, request)
-            yield index, prompt
+        while self._num_in_flight < self._limit:
+            if (pending := next(self._pending, None)) is None:
+                return
+            yield pending[0], self._submit(*pending)
 
-    def _submit(self, index: int, request: TokenRequest) -> None:
+    def _submit(self, index: int, request: GenerateRequest) -> Event:
+        """The request's first event; with goes_on its only one if it is refused."""
         sink = self._inbox.sink(index)
-        self._model.loop.submit(request, sink)
-        self._answers[index] = Answer(self._model.tokenizer, request)
+        try:
+            prompt, token_request = self._model.token_request(request)
+            self._model.loop.submit(token_request, sink)
+        except InvalidRequestError as error:
+            if not self._goes_on:
+                raise
+            return Failed(error)
+        self._answers[index] = Answer(self._model.tokenizer, token_request)
         self._sinks[index] = sink
+        self._num_in_flight += request.sampling.n
+        return prompt
 
     def _leave(self, index: int) -> None:
         """Forgets a request and ends whatever of it still runs, be it answers beside one that failed."""
         answer, sink = self._answers.pop(index), self._sinks.pop(index)
+        self._num_in_flight -= answer.request.sampling.n
         if answer.num_running:
             self._model.loop.abort(answer.request.request_id, sink=sink)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -59,7 +59,10 @@ class LLM:
         sampling_params is one for all or one each; None is the model's own default. Answers come in
         the order of the prompts. Raises InvalidRequestError or ContextLengthError for a bad prompt.
         """
-        return self._run([prompt_fields(p) for p in _as_list(prompts)], sampling_params, use_tqdm, priority)
+        prompts = _as_list(prompts)
+        for prompt in prompts:
+            prompt_fields(prompt)  # refused before the first one is answered
+        return self._run(len(prompts), map(prompt_fields, prompts), sampling_params, use_tqdm, priority)
 
     def chat(
         self,
@@ -74,17 +77,14 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers one conversation or several, each a list of {"role", "content"} messages."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        fields = [
-            {
-                "messages": tuple(conversation),
-                "chat_template": chat_template,
-                "add_generation_prompt": add_generation_prompt,
-                "continue_final_message": continue_final_message,
-                "template_args": dict(chat_template_kwargs or {}),
-            }
-            for conversation in conversations
-        ]
-        return self._run(fields, sampling_params, use_tqdm, None)
+        shared = {
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "template_args": dict(chat_template_kwargs or {}),
+        }
+        fields = ({"messages": tuple(conversation), **shared} for conversation in conversations)
+        return self._run(len(conversations), fields, sampling_params, use_tqdm, None)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -105,21 +105,28 @@ class LLM:
 
     def _run(
         self,
-        fields: list[dict[str, Any]],
+        count: int,
+        fields: Iterable[dict[str, Any]],
         sampling_params: Params,
         use_tqdm: bool,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        params = self._params_each(sampling_params, len(fields))
-        if priority is not None and len(priority) != len(fields):
+        """Requests are made as their turn comes: only results stay in memory."""
+        params = self._params_each(sampling_params, count)
+        if priority is not None and len(priority) != count:
             raise InvalidRequestError(
-                f"priority needs one entry for each of {len(fields)} prompts, got {len(priority)}", param="priority"
+                f"priority needs one entry for each of {count} prompts, got {len(priority)}", param="priority"
             )
-        priorities = priority or itertools.repeat(0)
-        requests = [self._request(*item) for item in zip(fields, params, priorities, strict=False)]
-        outputs = [empty_output(r.request_id, r.sampling.n) for r in requests]
-        with _Progress(len(requests), use_tqdm) as progress:
-            for index, event in self._pipeline.run(requests):
+        outputs: list[RequestOutput] = []
+
+        def requests() -> Iterator[GenerateRequest]:
+            for item in zip(fields, params, priority or itertools.repeat(0), strict=False):
+                request = self._request(*item)
+                outputs.append(empty_output(request.request_id, request.sampling.n))
+                yield request
+
+        with _Progress(count, use_tqdm) as progress:
+            for index, event in self._pipeline.run(requests()):
                 outputs[index].fold(event)
                 if isinstance(event, Done):
                     progress.add(outputs[index])

@@ -77,15 +77,18 @@ class Pipeline:
 
         Raises InvalidRequestError, ContextLengthError or ChatTemplateError before the first event.
         """
-        return _without_index(InFlight(self, [self.token_request(request)]).events())
+        return _without_index(InFlight(self, [request]).events())
 
-    def run(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, Event]]:
+    def run(
+        self, requests: Iterable[GenerateRequest], *, goes_on: bool = False
+    ) -> Generator[tuple[int, Event], None, None]:
         """Events of many requests as (index of the request, event), interleaved.
 
-        Keeps a few times max_num_seqs requests in flight, so that input and output may be streams.
-        Closing the iterator aborts what is running. Invalid requests raise when their turn comes.
+        Keeps a few times max_num_seqs answers in flight, so that input and output may be streams.
+        Closing the iterator aborts what is running. An invalid request raises when its turn comes; with goes_on
+        it is told by a Failed event, and the others go on.
         """
-        return InFlight(self, map(self.token_request, requests)).events()
+        return InFlight(self, requests, goes_on=goes_on).events()
 
     async def astream(self, request: GenerateRequest, client: EngineClient) -> AsyncIterator[Event]:
         """As `stream`, for asyncio, over a client of this model's engine."""
