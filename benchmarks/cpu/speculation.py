@@ -145,7 +145,7 @@ def _rate(outputs: list[RequestOutput]) -> float:
     """Tokens per second after the first ones."""
     timings = [output.metrics for output in outputs if output.metrics is not None]
     num_tokens = sum(len(output.outputs[0].token_ids) - 1 for output in outputs)
-    return num_tokens / max(timing.decode_s for timing in timings)
+    return num_tokens / max(timing.last_token_ts - timing.first_token_ts for timing in timings)
 
 
 def _row(name: str, group: list[dict[str, Any]], found: Measured) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, Literal
 
 from tuili.errors import InvalidRequestError, TuiliError
@@ -19,6 +20,14 @@ Message = Mapping[str, Any]
 MAX_N = 128
 MAX_STOPS = 16
 MAX_STOP_LEN = 1024
+
+
+class RequestOutputKind(Enum):
+    """What each output of a stream holds: all so far, what is new, or everything once at the end."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
 
 
 def _check_number(name: str, value: object, low: float, high: float, allowed: str) -> None:
@@ -40,6 +49,7 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 or -1 means all. seed None draws one per request.
     logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
     the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
+    output_kind is what AsyncLLM.generate yields.
     Raises InvalidRequestError (a ValueError) naming the field, what was found and what is allowed.
     """
 
@@ -63,6 +73,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -113,6 +124,10 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not isinstance(value, types):
                 raise InvalidRequestError(f"{name} must be {allowed}, got {value!r:.200}", param=name)
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidRequestError(
+                f"output_kind must be a RequestOutputKind, got {self.output_kind!r:.200}", param="output_kind"
+            )
 
     def _canonicalize(self) -> None:
         """One form inside: tuples for lists, None for seed -1, 0 for top_k -1, 0 for a vanishing temperature."""
@@ -190,6 +205,7 @@ class TokenDelta:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     num_cached_tokens: int = 0
+    scheduled_s: float | None = None  # when its first step was planned, on the monotonic clock
     error: TuiliError | None = None
 
 
@@ -202,6 +218,7 @@ class GenerateRequest:
     prompt: str | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
     chat_template: str | None = None
     template_args: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
@@ -249,10 +266,15 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timings:
-    """Seconds on the monotonic clock: arrival to first token, and first token to last."""
+    """Seconds on the monotonic clock: arrival to first token, and first token to last.
+
+    arrival_s is the arrival itself; queue_s, part of time_to_first_token_s, is the wait for the engine.
+    """
 
     time_to_first_token_s: float
     decode_s: float
+    arrival_s: float = 0.0
+    queue_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from tuili.engine.loop import EngineLoop
 from tuili.errors import ContextLengthError
 from tuili.runtime.in_flight import WAITING_SHARE, Inbox, InFlight
 from tuili.runtime.llm import LLM
+from tuili.runtime.metrics import RequestMeter
 from tuili.types import Done, Failed, PromptTokens, TextDelta, TokenDelta, TokenRequest
 
 
@@ -21,6 +22,7 @@ def _flight(loop: EngineLoop, requests: Iterable[TokenRequest], *, goes_on: bool
     model: Any = SimpleNamespace(
         loop=loop,
         tokenizer=None,
+        meter=RequestMeter(),
         max_num_seqs=2,
         token_request=lambda request: (PromptTokens(request.prompt_token_ids, None), request),
     )
@@ -108,8 +110,8 @@ def test_llm_makes_requests_as_their_turn_comes() -> None:
 
     served: Any = SimpleNamespace(**(vars(model) | {"token_request": token_request}))
     llm = object.__new__(LLM)
-    llm.__dict__.update(_seeds=SimpleNamespace(getrandbits=lambda _: 7), _pipeline=SimpleNamespace(run=run))
-    llm._pipeline.default_sampling = {}  # type: ignore[misc]
+    seeds = SimpleNamespace(getrandbits=lambda _: 7)
+    vars(llm).update(_seeds=seeds, _pipeline=SimpleNamespace(run=run), _default_sampling={})
     outputs = llm.generate([[1 + i % 50, 2] for i in range(300)], use_tqdm=False)
     assert [output.prompt_token_ids for output in outputs] == [[1 + i % 50, 2] for i in range(300)]
     assert all(output.finished for output in outputs)

@@ -29,7 +29,7 @@ def test_generate_answers_in_the_order_of_the_prompts(llm: LLM) -> None:
     assert all(len(o.outputs[0].token_ids) == 12 for o in outputs)
     tokenizer = llm.get_tokenizer()
     assert [tokenizer.decode(o.outputs[0].token_ids) for o in outputs] == _texts(outputs)
-    assert all(o.metrics is not None and o.metrics.time_to_first_token_s > 0 for o in outputs)
+    assert all(o.metrics is not None and o.metrics.first_token_latency > 0 for o in outputs)
 
 
 def test_a_prompt_may_be_text_ids_or_a_dict(llm: LLM) -> None:

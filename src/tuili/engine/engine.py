@@ -134,6 +134,10 @@ class Engine:
                     self._end(sequence, i, "abort")
         self._deliver()
 
+    def reset_prefix_cache(self) -> None:
+        """Later requests reuse nothing computed so far; sequences under way keep what they hold."""
+        self.blocks.forget()
+
     def step(self) -> bool:
         """Computes one step and delivers what came of it; False when nothing is left to do.
 
@@ -266,6 +270,7 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            scheduled_s=sequence.scheduled_s,
         )
         if reason is not None:
             self._drop(sequence)

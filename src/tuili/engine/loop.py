@@ -47,6 +47,19 @@ class EngineLoop:
         except EngineUnavailableError:
             return  # closing has ended, or is ending, every request
 
+    def reset_prefix_cache(self) -> bool:
+        """As Engine.reset_prefix_cache, before any request submitted later; False when the engine is gone."""
+        try:
+            self._send(self._engine.reset_prefix_cache)
+        except EngineUnavailableError:
+            return False
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self._open
+
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Has `listener` called in the engine's thread whenever all deltas of a step have gone out."""
         with self._wake:

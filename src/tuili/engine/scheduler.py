@@ -10,6 +10,7 @@ and Engine.add refuses what could not fit even alone. Knows sequences and blocks
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, insort
 from collections.abc import Sequence as ListLike
 
@@ -173,6 +174,8 @@ class Scheduler:
                 return
             del self.waiting[0]
             self._start(sequence)
+            if sequence.scheduled_s is None:
+                sequence.scheduled_s = time.monotonic()
             self.blocks.reuse(sequence.slot, hashes)
             sequence.num_computed_tokens = start
             self._count_prefix(sequence)

@@ -49,6 +49,7 @@ class Sequence:
         "prompt_logprobs",
         "request",
         "sampling",
+        "scheduled_s",
         "sink",
         "slot",
         "status",
@@ -78,6 +79,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # known once it is admitted for the first time
+        self.scheduled_s: float | None = None  # when that was, on the monotonic clock
         self.num_logprobs = _num_logprobs(s.logprobs, vocab_size)
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from tuili.runtime.metrics import RequestMeter
 from tuili.text.detokenizer import Detokenizer
 from tuili.text.stops import StopFinder
 from tuili.text.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class _Stream:
     stops: StopFinder | None  # None: no stop strings
     num_tokens: int = 0
     is_finished: bool = False
+    last_token_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -43,17 +45,21 @@ class Answer:
     """Push deltas in, read events out; `is_done` after the terminal event.
 
     `stopped` lists answers that a stop string ended while the engine still runs them: whoever
-    owns the engine's handle aborts those.
+    owns the engine's handle aborts those. `meter` is told when the request is done.
     """
 
     tokenizer: Tokenizer
     request: TokenRequest
+    meter: RequestMeter | None = None
     is_done: bool = False
     stopped: list[int] = field(default_factory=list)
     _streams: list[_Stream] = field(default_factory=list)
     _arrival_s: float = 0.0
     _first_token_s: float | None = None
+    _scheduled_s: float | None = None
     _num_cached_tokens: int = 0
+    _gaps_s: list[float] = field(default_factory=list)
+    _reasons: list[FinishReason] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         params = self.request.sampling
@@ -81,14 +87,23 @@ class Answer:
             self.is_done = True
             return [Failed(delta.error)]
         if self._first_token_s is None:
-            self._num_cached_tokens = delta.num_cached_tokens
-            if delta.token_ids:
-                self._first_token_s = time.monotonic()
+            self._num_cached_tokens, self._scheduled_s = delta.num_cached_tokens, delta.scheduled_s
+        if delta.token_ids:
+            self._note_time(stream, len(delta.token_ids))
         events: list[Event] = []
         self._push_tokens(stream, delta, events)
         if delta.finish_reason is not None and not stream.is_finished:
             self._finish(stream, delta.index, delta.finish_reason, delta.stop_token_id, events)
         return events
+
+    def _note_time(self, stream: _Stream, num_tokens: int) -> None:
+        """Tokens of one delta count as evenly spread over the time since the last."""
+        now = time.monotonic()
+        if self._first_token_s is None:
+            self._first_token_s = now
+        if stream.last_token_s is not None and self.meter is not None:
+            self._gaps_s += [(now - stream.last_token_s) / num_tokens] * num_tokens
+        stream.last_token_s = now
 
     def _push_tokens(self, stream: _Stream, delta: TokenDelta, events: list[Event]) -> None:
         prompt_logprobs = delta.prompt_logprobs and tuple(
@@ -136,10 +151,13 @@ class Answer:
                     reason, stop_reason = "stop", stream.stops.found
             if rest:
                 events.append(TextDelta(index=index, text=rest, token_ids=(), logprobs=self._no_logprobs()))
+        self._reasons.append(reason)
         events.append(Finished(index=index, finish_reason=reason, stop_reason=stop_reason))
         if all(s.is_finished for s in self._streams):
             self.is_done = True
-            events.append(self._done())
+            events.append(done := self._done())
+            if self.meter is not None:
+                self.meter.add(done, self._reasons, self._gaps_s)
 
     def _no_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         return None if self.request.sampling.logprobs is None else ()
@@ -152,7 +170,13 @@ class Answer:
             num_cached_tokens=self._num_cached_tokens,
             num_output_tokens=sum(s.num_tokens for s in self._streams),
         )
-        return Done(usage=usage, timings=Timings(time_to_first_token_s=first - self._arrival_s, decode_s=now - first))
+        timings = Timings(
+            time_to_first_token_s=first - self._arrival_s,
+            decode_s=now - first,
+            arrival_s=self._arrival_s,
+            queue_s=max((self._scheduled_s or self._arrival_s) - self._arrival_s, 0.0),
+        )
+        return Done(usage=usage, timings=timings)
 
     def _decoded(self, entry: TokenLogprobs) -> TokenLogprobs:
         if not self.request.sampling.detokenize:

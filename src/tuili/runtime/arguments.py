@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.runtime.loading import KV_CACHE_DTYPES, LoadOptions
+from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.vllm_arguments import split_arguments
 
-_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+_log = logging.getLogger(__name__)
 _BACKENDS = (None, "cpu", "reference")
 
 
@@ -21,9 +24,9 @@ class LLMArguments:
     max_slowdown is how many times longer a step may take because it also computes prompts of others; None, for the
     most tokens per second, does not care. AsyncLLM's default keeps running streams steady.
 
-    dtype, quantization, gpu_memory_utilization, swap_space, cpu_offload_gb and enforce_eager are
-    for GPUs: checked, and without effect on a CPU, where weights stay in their file's format and
-    arithmetic between them is float32. Remote code is never run, whatever trust_remote_code says.
+    generation_config "vllm" starts from the library's sampling defaults instead of the model's;
+    override_generation_config changes single ones. vLLM's further arguments are checked, and those without
+    effect on a CPU named in a warning (vllm_arguments.py).
     """
 
     backend: str | None = None
@@ -39,37 +42,32 @@ class LLMArguments:
     speculative_config: Mapping[str, Any] | None = field(default_factory=dict)
     chat_template: str | None = None
     seed: int | None = 0
-    revision: str | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
-    dtype: str = "auto"
     quantization: str | None = None
-    gpu_memory_utilization: float = 0.92
-    swap_space: float = 0.0
-    cpu_offload_gb: float = 0.0
-    enforce_eager: bool = False
-    trust_remote_code: bool = False
     tokenizer: str | None = None
-    tokenizer_mode: str = "auto"
-    disable_log_stats: bool = True
+    generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> LLMArguments:
         """Checks names and ranges. Raises InvalidRequestError naming the argument."""
+        remaining, notes = split_arguments(arguments)
         known = {f.name for f in fields(cls)}
-        for name in arguments:
+        for name in remaining:
             if name not in known:
                 allowed = ", ".join(sorted(known))
                 raise InvalidRequestError(f"unknown argument {name!r}; known are {allowed}", param=name)
-        parsed = cls(**arguments)
+        parsed = cls(**remaining)
         parsed._check()
+        if notes:
+            _log.warning("without effect on a CPU: %s", "; ".join(notes))
         return parsed
 
     def _check(self) -> None:
         _check_choice("backend", self.backend, _BACKENDS)
-        _check_choice("dtype", self.dtype, _DTYPES)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
-        _check_choice("tokenizer_mode", self.tokenizer_mode, ("auto", "fast"))
+        _check_choice("generation_config", self.generation_config, ("auto", "vllm"))
         _check_count("num_threads", self.num_threads, 0)
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"):
             if (value := getattr(self, name)) is not None:
@@ -78,9 +76,6 @@ class LLMArguments:
             _check_count(name, getattr(self, name), 1)
         if self.seed is not None:
             _check_count("seed", self.seed, 0)
-        _check_range("gpu_memory_utilization", self.gpu_memory_utilization, 1e-9, 1.0, "in (0, 1]")
-        _check_range("swap_space", self.swap_space, 0.0, float("inf"), ">= 0")
-        _check_range("cpu_offload_gb", self.cpu_offload_gb, 0.0, float("inf"), ">= 0")
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(self, name) > 1:
                 raise InvalidRequestError(f"{name} must be 1 on a CPU, got {getattr(self, name)}", param=name)
@@ -95,10 +90,11 @@ class LLMArguments:
             raise UnsupportedModelError(
                 f"quantization={self.quantization!r} is not implemented: weights run in their file's own format"
             )
-        if self.revision is not None:
-            raise InvalidRequestError(
-                f"revision={self.revision!r} is not implemented: a source's newest files are used", param="revision"
-            )
+
+    def default_sampling(self, of_the_model: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampling parameters that requests without their own start from."""
+        defaults = {} if self.generation_config == "vllm" else dict(of_the_model)
+        return {**defaults, **sampling_defaults(self.override_generation_config or {})}
 
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""
@@ -127,8 +123,3 @@ def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None
 def _check_count(name: str, value: object, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise InvalidRequestError(f"{name} must be an integer >= {low}, got {value!r}", param=name)
-
-
-def _check_range(name: str, value: object, low: float, high: float, allowed: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be {allowed}, got {value!r}", param=name)

@@ -10,6 +10,7 @@ from tuili.engine.loop import EngineLoop
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
 from tuili.runtime.answer import Answer
+from tuili.runtime.metrics import RequestMeter
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
 
@@ -23,6 +24,8 @@ class Served(Protocol):
     def loop(self) -> EngineLoop: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def meter(self) -> RequestMeter: ...
     @property
     def max_num_seqs(self) -> int: ...
     def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]: ...
@@ -103,7 +106,7 @@ class InFlight:
             if not self._goes_on:
                 raise
             return Failed(error)
-        self._answers[index] = Answer(self._model.tokenizer, token_request)
+        self._answers[index] = Answer(self._model.tokenizer, token_request, self._model.meter)
         self._sinks[index] = sink
         self._num_in_flight += request.sampling.n
         return prompt

@@ -5,21 +5,31 @@ from __future__ import annotations
 import itertools
 import random
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from tuili.errors import InvalidRequestError
 from tuili.runtime.arguments import LLMArguments
+from tuili.runtime.engine_arguments import EngineArgs
 from tuili.runtime.loading import open_model
+from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import RequestOutput, empty_output
 from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import Done, Event, GenerateRequest, Message, SamplingParams
 
-Prompt = str | Mapping[str, Any] | Sequence[int]
 Params = SamplingParams | Sequence[SamplingParams] | None
+Bar = bool | Callable[..., Any]
+
+_NOT_HERE = {
+    **dict.fromkeys(("embed", "encode", "classify", "score", "reward"), "models generate text only"),
+    **dict.fromkeys(("sleep", "wake_up"), "close the model and load it again"),
+    **dict.fromkeys(("collective_rpc", "apply_model", "get_world_size"), "one process runs the model"),
+    **dict.fromkeys(("start_profile", "stop_profile"), "`tuili explain` shows where time goes"),
+}
 
 
 class LLM:
@@ -35,6 +45,19 @@ class LLM:
         parsed = LLMArguments.parse(arguments)
         self._seeds = random.Random(parsed.seed)
         self._pipeline: Pipeline = open_model(str(model), parsed.load_options())
+        self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
+        self._queue: list[GenerateRequest] = []
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
+        """Loads what the arguments name."""
+        return cls(**vars(engine_args))
+
+    def __getattr__(self, name: str) -> Any:
+        """Names what vLLM's LLM has and this one does not, with the reason."""
+        if name in _NOT_HERE:
+            raise AttributeError(f"LLM.{name} is not implemented: {_NOT_HERE[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def close(self) -> None:
         """Frees weights and cache."""
@@ -51,40 +74,78 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
+        lora_request: object = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Completes prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
 
         sampling_params is one for all or one each; None is the model's own default. Answers come in
-        the order of the prompts. Raises InvalidRequestError or ContextLengthError for a bad prompt.
+        the order of the prompts. use_tqdm may be a function that makes the bar. A lower priority is served first.
+        Raises InvalidRequestError or ContextLengthError for a bad prompt.
         """
-        prompts = _as_list(prompts)
+        refuse_adapter(lora_request)
+        prompts = prompt_list(prompts)
         for prompt in prompts:
             prompt_fields(prompt)  # refused before the first one is answered
-        return self._run(len(prompts), map(prompt_fields, prompts), sampling_params, use_tqdm, priority)
+        requests = self._requests(len(prompts), map(prompt_fields, prompts), sampling_params, priority)
+        return self._run(len(prompts), requests, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: Bar = True,
+        lora_request: object = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
-        """Answers one conversation or several, each a list of {"role", "content"} messages."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        """Answers one conversation or several, each a list of {"role", "content"} messages.
+
+        tools are shown to the template; their calls are left in the text. Content may be a string or text parts,
+        which templates see as one string: chat_template_content_format is "auto" or "string".
+        """
+        refuse_adapter(lora_request)
+        if chat_template_content_format not in ("auto", "string"):
+            raise InvalidRequestError(
+                f"chat_template_content_format must be 'auto' or 'string', got {chat_template_content_format!r}",
+                param="chat_template_content_format",
+            )
         shared = {
             "chat_template": chat_template,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "tools": None if tools is None else tuple(tools),
             "template_args": dict(chat_template_kwargs or {}),
         }
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        count = len(conversations)
         fields = ({"messages": tuple(conversation), **shared} for conversation in conversations)
-        return self._run(len(conversations), fields, sampling_params, use_tqdm, None)
+        return self._run(count, self._requests(count, fields, sampling_params, priority), use_tqdm)
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Keeps prompts for wait_for_completion. Returns their request ids."""
+        prompts = prompt_list(prompts)
+        requests = list(self._requests(len(prompts), map(prompt_fields, prompts), sampling_params, priority))
+        self._queue += requests
+        return [request.request_id for request in requests]
+
+    def wait_for_completion(self, *, use_tqdm: Bar = True) -> list[RequestOutput]:
+        """Answers everything enqueued, in that order."""
+        requests, self._queue = self._queue, []
+        return self._run(len(requests), requests, use_tqdm)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -101,32 +162,38 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config asks for, else the library's defaults."""
-        return SamplingParams(**dict(self._pipeline.default_sampling))
+        return SamplingParams(**self._default_sampling)
 
-    def _run(
-        self,
-        count: int,
-        fields: Iterable[dict[str, Any]],
-        sampling_params: Params,
-        use_tqdm: bool,
-        priority: Sequence[int] | None,
-    ) -> list[RequestOutput]:
-        """Requests are made as their turn comes: only results stay in memory."""
-        params = self._params_each(sampling_params, count)
+    def get_metrics(self) -> list[Metric]:
+        """Counters and histograms since loading, under vLLM's names (vllm:generation_tokens, ...)."""
+        return self._pipeline.metrics()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets which prompts were computed; requests from now on reuse nothing from before."""
+        return self._pipeline.reset_prefix_cache()
+
+    def _requests(
+        self, count: int, fields: Iterable[Mapping[str, Any]], params: Params, priority: Sequence[int] | None
+    ) -> Iterator[GenerateRequest]:
+        """Requests, made as their turn comes; what is wrong with params and priority is said at once."""
+        each = self._params_each(params, count)
         if priority is not None and len(priority) != count:
             raise InvalidRequestError(
                 f"priority needs one entry for each of {count} prompts, got {len(priority)}", param="priority"
             )
+        return map(self._request, fields, each, priority or itertools.repeat(0))
+
+    def _run(self, count: int, requests: Iterable[GenerateRequest], use_tqdm: Bar) -> list[RequestOutput]:
+        """Only results stay in memory."""
         outputs: list[RequestOutput] = []
 
-        def requests() -> Iterator[GenerateRequest]:
-            for item in zip(fields, params, priority or itertools.repeat(0), strict=False):
-                request = self._request(*item)
+        def noted() -> Iterator[GenerateRequest]:
+            for request in requests:
                 outputs.append(empty_output(request.request_id, request.sampling.n))
                 yield request
 
         with _Progress(count, use_tqdm) as progress:
-            for index, event in self._pipeline.run(requests()):
+            for index, event in self._pipeline.run(noted()):
                 outputs[index].fold(event)
                 if isinstance(event, Done):
                     progress.add(outputs[index])
@@ -144,48 +211,18 @@ class LLM:
             )
         return params
 
-    def _request(self, fields: dict[str, Any], params: SamplingParams, priority: int) -> GenerateRequest:
+    def _request(self, fields: Mapping[str, Any], params: SamplingParams, priority: int) -> GenerateRequest:
         if params.seed is None:
             params = params.with_seed(self._seeds.getrandbits(64))
         return GenerateRequest(request_id=uuid.uuid4().hex, sampling=params, priority=priority, **fields)
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
-        allowed = "a string, a dict, a list of token ids, or a list of these"
-        raise InvalidRequestError(f"prompts must be {allowed}, got {type(prompts).__name__}", param="prompts")
-    if prompts and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
-
-
-def prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    """The GenerateRequest fields a prompt stands for."""
-    if isinstance(prompt, str):
-        return {"prompt": prompt}
-    if isinstance(prompt, bytes) or not isinstance(prompt, Mapping | Sequence):
-        raise InvalidRequestError(
-            f"a prompt must be a string, a dict or a list of token ids, got {type(prompt).__name__}", param="prompts"
-        )
-    if not isinstance(prompt, Mapping):
-        return {"prompt_token_ids": tuple(prompt)}
-    allowed = {"prompt", "prompt_token_ids"}
-    if unknown := set(prompt) - allowed:
-        raise InvalidRequestError(
-            f"a prompt may hold {sorted(allowed)}, got {sorted(map(str, unknown))}", param=str(min(map(str, unknown)))
-        )
-    if prompt.get("prompt_token_ids") is not None:
-        return {"prompt_token_ids": tuple(prompt["prompt_token_ids"])}
-    return {"prompt": prompt.get("prompt")}
-
-
 class _Progress:
     """A bar over requests that also tells input and output tokens per second."""
 
-    def __init__(self, total: int, is_shown: bool) -> None:
-        self._bar = tqdm(total=total, desc="Processed prompts", disable=not is_shown, dynamic_ncols=True)
+    def __init__(self, total: int, bar: Bar) -> None:
+        make = bar if callable(bar) else tqdm
+        self._bar = make(total=total, desc="Processed prompts", disable=not bar, dynamic_ncols=True)
         self._num_input = self._num_output = 0
 
     def __enter__(self) -> _Progress:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tuili.backend import Backend
@@ -20,6 +20,7 @@ from tuili.models.spec import ModelSpec
 from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import InFlight, abort_stopped
 from tuili.runtime.messages import plain_messages
+from tuili.runtime.metrics import Metric, RequestMeter
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
@@ -49,6 +50,7 @@ class Pipeline:
     max_num_seqs: int
     default_sampling: Mapping[str, Any]
     load_s: float
+    meter: RequestMeter = field(default_factory=RequestMeter)
 
     def __post_init__(self) -> None:
         # The engine's thread refers to loop and backend, never to the pipeline: dropping that ends the thread.
@@ -63,6 +65,14 @@ class Pipeline:
     def close(self) -> None:
         """Ends every running request with an error event and frees weights and cache."""
         _shut_down(self.loop, self.backend)
+
+    def metrics(self) -> list[Metric]:
+        """What requests have cost so far, and the engine's state."""
+        return self.meter.snapshot(self.loop.stats(), self.name)
+
+    def reset_prefix_cache(self) -> bool:
+        """Lets later requests reuse nothing of what was computed before; False when the engine is gone."""
+        return self.loop.reset_prefix_cache()
 
     @property
     def has_chat_template(self) -> bool:
@@ -90,19 +100,18 @@ class Pipeline:
         """
         return InFlight(self, requests, goes_on=goes_on).events()
 
-    async def astream(self, request: GenerateRequest, client: EngineClient) -> AsyncIterator[Event]:
-        """As `stream`, for asyncio, over a client of this model's engine."""
+    async def astream(self, request: GenerateRequest, client: EngineClient) -> AsyncGenerator[list[Event], None]:
+        """As `stream`, for asyncio, over a client of this model's engine; a step's events come together."""
         prompt, token_request = self.token_request(request)
-        answer = Answer(self.tokenizer, token_request)
+        answer = Answer(self.tokenizer, token_request, self.meter)
         deltas = client.generate(token_request)
-        has_started = False
+        before: list[Event] = [
+            prompt
+        ]  # told once accepted: what could be wrong with the request would have been raised
         try:
             async for delta in deltas:
-                if not has_started:  # accepted: what could be wrong with the request would have been raised
-                    has_started = True
-                    yield prompt
-                for event in answer.push(delta):
-                    yield event
+                yield before + answer.push(delta)
+                before = []
                 abort_stopped(self.loop, answer)
                 if answer.is_done:
                     return
@@ -154,6 +163,7 @@ class Pipeline:
             raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
         return template.render(
             plain_messages(request.messages or ()),
+            tools=request.tools,
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
             continue_final_message=request.continue_final_message,
             template_args=request.template_args,

@@ -22,6 +22,16 @@ Side = Literal["left", "right"]
 _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
+class BatchEncoding(dict[str, Any]):
+    """What a tokenizer call returns: a dict whose keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class PretrainedTokenizer:
     """Encodes, decodes and renders as a Hugging Face tokenizer does.
 
@@ -121,7 +131,7 @@ class PretrainedTokenizer:
         truncation: bool = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> BatchEncoding:
         """input_ids and attention_mask, of one text or a list of texts.
 
         return_tensors "np" gives int64 arrays [num_texts, length]. Raises InvalidRequestError naming an
@@ -140,10 +150,10 @@ class PretrainedTokenizer:
         if return_tensors == "np":
             if len({len(row) for row in rows}) > 1:
                 raise InvalidRequestError("return_tensors needs rows of one length: pass padding=True", param="padding")
-            return {"input_ids": np.array(rows, np.int64), "attention_mask": np.array(masks, np.int64)}
+            return BatchEncoding(input_ids=np.array(rows, np.int64), attention_mask=np.array(masks, np.int64))
         if isinstance(text, str):
-            return {"input_ids": rows[0], "attention_mask": masks[0]}
-        return {"input_ids": rows, "attention_mask": masks}
+            return BatchEncoding(input_ids=rows[0], attention_mask=masks[0])
+        return BatchEncoding(input_ids=rows, attention_mask=masks)
 
     def _padded(
         self, rows: list[list[int]], masks: list[list[int]], padding: bool | str, side: str, max_length: int | None
@@ -182,7 +192,7 @@ class PretrainedTokenizer:
         chat_template: str | None = None,
         return_dict: bool = False,
         **template_args: Any,
-    ) -> str | list[int] | dict[str, list[int]]:
+    ) -> str | list[int] | BatchEncoding:
         """The prompt as ids (with return_dict, as a call gives them), or as text when tokenize is false.
 
         The text remembers which of its special tokens the template wrote: LLM.generate takes those for control.
@@ -204,7 +214,17 @@ class PretrainedTokenizer:
         if not tokenize:
             return prompt  # a string that knows which of it is the template's own
         ids = self.tokenizer.encode_rendered(prompt)
-        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
+        return BatchEncoding(input_ids=ids, attention_mask=[1] * len(ids)) if return_dict else ids
+
+    def tokenize(self, text: str) -> list[str]:
+        """The vocabulary strings of one text, without special tokens."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [token or "" for token in self.tokenizer.convert_ids_to_tokens(ids)]
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of control tokens, ascending."""
+        return sorted(self.tokenizer.special_ids)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
         """Vocabulary strings to ids."""
