@@ -46,11 +46,9 @@ nb::object array(Aligned<T> data, std::initializer_list<size_t> shape) {
 }
 
 Format format_of(const std::string& name) {
-    constexpr const char* names[] = {"F32",  "F16",  "BF16", "Q4_0", "Q4_1", "Q5_0",
-                                     "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
-    for (int i = 0; i < 11; i++)
-        if (name == names[i]) return static_cast<Format>(i);
-    throw std::invalid_argument("format " + name + " has no kernel");
+    const auto* found = std::find(std::begin(kFormatNames), std::end(kFormatNames), name);
+    if (found == std::end(kFormatNames)) throw std::invalid_argument("format " + name + " has no kernel");
+    return static_cast<Format>(found - std::begin(kFormatNames));
 }
 
 const Kernels& kernels_of(const std::string& isa) {

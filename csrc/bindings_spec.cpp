@@ -65,11 +65,9 @@ void check_attention(const AttentionSpec& a, size_t layer, int num_ropes) {
 }
 
 Format read_format(const std::string& name) {
-    constexpr const char* kNames[] = {"F32",  "F16",  "BF16", "Q4_0", "Q4_1", "Q5_0",
-                                      "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
-    const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
-    if (found == std::end(kNames)) throw std::invalid_argument("weight format " + name + " is not implemented");
-    return static_cast<Format>(found - std::begin(kNames));
+    const auto* found = std::find(std::begin(kFormatNames), std::end(kFormatNames), name);
+    if (found == std::end(kFormatNames)) throw std::invalid_argument("weight format " + name + " is not implemented");
+    return static_cast<Format>(found - std::begin(kFormatNames));
 }
 
 SourceTensor read_tensor(ArrayReader& read, const std::string& name, nb::handle tensor) {

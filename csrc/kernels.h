@@ -16,7 +16,15 @@ constexpr int kPanelCols = 32;        // output columns (weight rows) of a panel
 constexpr int kGroup = 32;            // activations share one scale per this many
 constexpr int kAttentionChunk = 256;  // attention reduces over chunks at absolute multiples of this
 
-enum class Format : uint8_t { kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K };
+// clang-format off
+enum class Format : uint8_t {
+    kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIQ4_NL, kIQ4_XS
+};
+inline constexpr const char* kFormatNames[] = {
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+    "IQ4_XS"
+};
+// clang-format on
 
 // Float formats multiply float32 activations; the others multiply int8 groups.
 inline bool is_float(Format f) { return f <= Format::kBF16; }
@@ -43,7 +51,7 @@ struct Activations {
     float* scale = nullptr;       // [cols / 32][row_stride] max|x| / 127
     float* scaled_sum = nullptr;  // [cols / 32][row_stride] scale * sum(q)
     int32_t* sum = nullptr;       // [cols / 32][row_stride] sum(q)
-    int32_t* half_sum = nullptr;  // [cols / 32][row_stride] sum of the first 16 q; needed by Q6_K only
+    int32_t* half_sum = nullptr;  // [cols / 32][row_stride] sum of the first 16 q; needed where scales are per 16
     float* f32 = nullptr;         // [num_rows][cols]
     // [ceil(cols / 32)][row_stride] sum of squares before the norm's gain, where products are still to be multiplied
     // by the row's RMS factor; null: the rows are what the matrix expects.

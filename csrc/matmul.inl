@@ -58,44 +58,61 @@ struct Stream {
 template <Format kFormat>
 struct Block {
     static constexpr PackedLayout kLayout = packed_layout(kFormat);
-    static constexpr int kParts = kLayout.scales == Scales::kSuperSigned ? 2 : 1;  // scales per group
+    static constexpr int kParts = kLayout.has_half_scales() ? 2 : 1;  // scales per group
     static constexpr int kStepBytes = kPanelCols * 4;
-    static constexpr int kMaxCode = (1 << kLayout.code_bits) - 1;
+    static constexpr int kMaxCode = kLayout.has_uneven_levels ? 255 : (1 << kLayout.code_bits) - 1;
 
     const uint8_t* header;
     const uint8_t* data;
+    const uint8_t* scales;
+
+    TUILI_INLINE explicit Block(const uint8_t* run)
+        : header(run),
+          data(run + kLayout.header_bytes()),
+          scales(kLayout.keeps_scales_in_header() ? run + 2 * kPanelCols : data) {}
+
+    TUILI_INLINE void advance() {
+        data += kLayout.block_bytes();
+        scales += kLayout.keeps_scales_in_header() ? kPanelCols : kLayout.block_bytes();
+    }
 
     // Step t's codes: kLanes columns x 4 k.
     template <int kStep>
     TUILI_INLINE Codes codes(int v) const {
         const uint8_t* first = data + kLayout.scale_bytes() + v * kLanes * 4;
-        if constexpr (kLayout.code_bits == 8) return load_codes(first + kStep * kStepBytes);
-        const Codes both = load_codes(first + kStep % 4 * kStepBytes);
-        const Codes nibbles = kStep < 4 ? low_nibbles(both) : high_nibbles(both);
-        const uint8_t* planes = first + kLayout.nibble_bytes();
-        if constexpr (kLayout.code_bits == 5) return with_top<0x10, 4 - kStep>(nibbles, load_codes(planes));
-        if constexpr (kLayout.code_bits == 6)
-            return with_top<0x30, 4 - kStep % 4 * 2>(nibbles, load_codes(planes + kStep / 4 * kStepBytes));
-        return nibbles;
+        const uint8_t* planes = first + kLayout.base_bytes();
+        constexpr int kPair = kStep / 4 * kStepBytes;
+        if constexpr (kLayout.base_bits() == 8) {
+            return load_codes(first + kStep * kStepBytes);
+        } else if constexpr (kLayout.base_bits() == 2) {
+            const Codes pairs = bit_field<kStep % 4 * 2, 2>(load_codes(first + kPair));
+            if constexpr (kLayout.plane_bits() == 0) return pairs;
+            return with_top<0x04, 2 - kStep>(pairs, load_codes(planes));
+        } else {
+            const Codes nibbles = bit_field<kStep / 4 * 4, 4>(load_codes(first + kStep % 4 * kStepBytes));
+            if constexpr (kLayout.has_uneven_levels) return look_up(kUnevenLevels, nibbles);
+            if constexpr (kLayout.plane_bits() == 1) return with_top<0x10, 4 - kStep>(nibbles, load_codes(planes));
+            if constexpr (kLayout.plane_bits() == 2)
+                return with_top<0x30, 4 - kStep % 4 * 2>(nibbles, load_codes(planes + kPair));
+            return nibbles;
+        }
     }
 
     TUILI_INLINE F32xN scale(int part, int v) const {
-        const int column = v * kLanes;
-        if constexpr (kLayout.scales == Scales::kSuperMin)
-            return super(0, v) * to_float(load_u8_n(data + column));
-        else if constexpr (kLayout.scales == Scales::kSuperSigned)
-            return super(0, v) *
-                   to_float(load_i8_n(reinterpret_cast<const int8_t*>(data) + part * kPanelCols + column));
-        else
-            return load_f16_n(reinterpret_cast<const uint16_t*>(data) + column);
+        const uint8_t* bytes = scales + part * kPanelCols + v * kLanes;
+        if constexpr (!kLayout.is_super()) return load_f16_n(reinterpret_cast<const uint16_t*>(scales) + v * kLanes);
+        if constexpr (kLayout.scales == Scales::kSuperMin) return super(0, v) * to_float(load_u8_n(bytes));
+        if constexpr (kLayout.scales == Scales::kSuperMin16) return super(0, v) * to_float(load_low_nibbles_n(bytes));
+        if constexpr (kLayout.scales >= Scales::kSuperSigned16)
+            return super(0, v) * to_float(load_i8_n(reinterpret_cast<const int8_t*>(bytes)));
     }
 
-    TUILI_INLINE F32xN min(int v) const {
+    TUILI_INLINE F32xN min(int part, int v) const {
         const int column = kPanelCols + v * kLanes;
-        if constexpr (kLayout.scales == Scales::kSuperMin)
-            return super(1, v) * to_float(load_u8_n(data + column));
-        else
-            return load_f16_n(reinterpret_cast<const uint16_t*>(data) + column);
+        if constexpr (kLayout.scales == Scales::kSuperMin) return super(1, v) * to_float(load_u8_n(scales + column));
+        if constexpr (kLayout.scales == Scales::kSuperMin16)
+            return super(1, v) * to_float(load_high_nibbles_n(scales + part * kPanelCols + v * kLanes));
+        if constexpr (!kLayout.is_super()) return load_f16_n(reinterpret_cast<const uint16_t*>(scales) + column);
     }
 
     TUILI_INLINE F32xN super(int field, int v) const {
@@ -129,9 +146,12 @@ struct Tile {
 
     template <int... kSteps>
     static TUILI_INLINE void add_steps(Sum (&sums)[kRows][kVectors], const B& block, const int8_t* q) {
+        constexpr int kStepsPerWiden = Sum::kStepsPerWiden < static_cast<int>(sizeof...(kSteps))
+                                           ? Sum::kStepsPerWiden
+                                           : static_cast<int>(sizeof...(kSteps));
         int done = 0;
         const auto widen = [&]() __attribute__((always_inline)) {
-            if (++done % Sum::kStepsPerWiden) return;
+            if (++done % kStepsPerWiden) return;
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
@@ -143,7 +163,8 @@ struct Tile {
     TUILI_INLINE void add_group(const B& block, const Activations& x, size_t at) {
         add_part<0>(block, x, at);
         if constexpr (B::kParts == 2) add_part<1>(block, x, at);
-        if constexpr (kLayout.has_min()) add_min(block, x, at);
+        if constexpr (kLayout.has_min()) add_min<0>(block, x, at);
+        if constexpr (kLayout.has_min() && B::kParts == 2) add_min<1>(block, x, at);
     }
 
     // One scale's share of a group: all of its 32 k, or a half where scales are per 16.
@@ -153,11 +174,11 @@ struct Tile {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; v++) sums[r][v].start(q_sum<kPart>(x, at + r));
+            for (int v = 0; v < kVectors; v++) sums[r][v].start(offset_sum<kPart>(x, at + r));
         const int8_t* q = x.q + at * kGroup;
         if constexpr (B::kParts == 2)
             add_steps<4 * kPart, 4 * kPart + 1, 4 * kPart + 2, 4 * kPart + 3>(sums, block, q);
-        else if constexpr (kLayout.code_bits == 8)
+        else if constexpr (kLayout.base_bits() == 8)
             add_steps<0, 1, 2, 3, 4, 5, 6, 7>(sums, block, q);
         else  // a nibble vector serves steps t and t + 4: take them together
             add_steps<0, 4, 1, 5, 2, 6, 3, 7>(sums, block, q);
@@ -166,25 +187,36 @@ struct Tile {
             const F32xN scale = block.scale(kPart, kFirstVector + v);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; r++)
-                acc[r][v] = fma(to_float(sums[r][v].total(q_sum<kPart>(x, at + r))),
+                acc[r][v] = fma(to_float(sums[r][v].total(offset_sum<kPart>(x, at + r))),
                                 scale * broadcast_n(x.scale[at + r]), acc[r][v]);
         }
     }
 
-    // Sum of the activations under one scale; unused, and not read, where codes have no offset.
+    // Sum of the activations under one scale.
     template <int kPart>
     static TUILI_INLINE int32_t q_sum(const Activations& x, size_t at) {
-        if constexpr (kLayout.code_offset == 0) return 0;
         if constexpr (B::kParts == 1) return x.sum[at];
         return kPart == 0 ? x.half_sum[at] : x.sum[at] - x.half_sum[at];
     }
+    // Unused, and not read, where codes have no offset.
+    template <int kPart>
+    static TUILI_INLINE int32_t offset_sum(const Activations& x, size_t at) {
+        if constexpr (kLayout.code_offset == 0) return 0;
+        return q_sum<kPart>(x, at);
+    }
+    template <int kPart>
+    static TUILI_INLINE float scaled_sum(const Activations& x, size_t at) {
+        if constexpr (B::kParts == 1) return x.scaled_sum[at];
+        return x.scale[at] * static_cast<float>(q_sum<kPart>(x, at));
+    }
 
+    template <int kPart>
     TUILI_INLINE void add_min(const B& block, const Activations& x, size_t at) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; v++) {
-            const F32xN min = block.min(kFirstVector + v);
+            const F32xN min = block.min(kPart, kFirstVector + v);
 #pragma GCC unroll 8
-            for (int r = 0; r < kRows; r++) acc[r][v] = fma(min, broadcast_n(x.scaled_sum[at + r]), acc[r][v]);
+            for (int r = 0; r < kRows; r++) acc[r][v] = fma(min, broadcast_n(scaled_sum<kPart>(x, at + r)), acc[r][v]);
         }
     }
 };
@@ -209,11 +241,15 @@ void multiply_tile(const uint8_t* panel, const Activations& x, int row, float* o
         for (int v = 0; v < kVectors; v++) tile.acc[r][v] = broadcast_n(0.0f);
     size_t at = row;
     for (int run = 0; run < num_runs; run++) {
-        Block<kFormat> block{panel, panel + layout.header_bytes()};
+        Block<kFormat> block(panel);
         for (int b = 0; b < layout.blocks_per_run(); b++) {
-            stream.prefetch_ahead(block.data, layout.block_bytes());
+            // A header lies before its run's first block.
+            if (b == 0)
+                stream.prefetch_ahead(panel, layout.header_bytes() + layout.block_bytes());
+            else
+                stream.prefetch_ahead(block.data, layout.block_bytes());
             tile.add_group(block, x, at);
-            block.data += layout.block_bytes();
+            block.advance();
             at += x.row_stride;
         }
         panel += layout.run_bytes();
@@ -308,12 +344,20 @@ void matmul_panel(const PackedMatrix& w, int panel, const Activations& x, int ro
             return multiply<Format::kQ5_1>(first, x, row_begin, row_end, out, stream);
         case Format::kQ8_0:
             return multiply<Format::kQ8_0>(first, x, row_begin, row_end, out, stream);
+        case Format::kQ2_K:
+            return multiply<Format::kQ2_K>(first, x, row_begin, row_end, out, stream);
+        case Format::kQ3_K:
+            return multiply<Format::kQ3_K>(first, x, row_begin, row_end, out, stream);
         case Format::kQ4_K:
             return multiply<Format::kQ4_K>(first, x, row_begin, row_end, out, stream);
         case Format::kQ5_K:
             return multiply<Format::kQ5_K>(first, x, row_begin, row_end, out, stream);
         case Format::kQ6_K:
             return multiply<Format::kQ6_K>(first, x, row_begin, row_end, out, stream);
+        case Format::kIQ4_NL:
+            return multiply<Format::kIQ4_NL>(first, x, row_begin, row_end, out, stream);
+        case Format::kIQ4_XS:
+            return multiply<Format::kIQ4_XS>(first, x, row_begin, row_end, out, stream);
     }
 }
 

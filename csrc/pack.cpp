@@ -1,4 +1,4 @@
-// GGUF rows into panels and back. Knows GGUF's block layouts (ggml's block_q4_0 ... block_q6_K) and
+// GGUF rows into panels and back. Knows GGUF's block layouts (ggml's block_q4_0 ... block_iq4_xs) and
 // packed_layout.h; not instruction sets. Source pointers may be unaligned.
 #include <algorithm>
 #include <cstring>
@@ -37,10 +37,10 @@ float half_to_float(uint16_t h) {
 // One 32-group of a row: what its block of the panel takes from this row. Codes are in the panel's order already: a
 // quad is four codes' bits in the four bytes of a word, byte 0 first.
 struct Group {
-    uint32_t quads[8];                     // nibbles: the first four; bytes: all
-    uint32_t planes[2];                    // 5 bits: the first; 6 bits: both
+    uint32_t quads[8];                     // pairs: the first two; nibbles: four; bytes: all
+    uint32_t planes[2];                    // 3 and 5 bits: the first; 6 bits: both
     uint16_t half = 0, half_min = 0;       // kHalf, kHalfMin
-    uint8_t scale[2] = {0, 0};             // kSuperMin: scale, min; kSuperSigned: both halves
+    uint8_t scale[2] = {0, 0};             // kSuperMin: scale, min; per 16: both halves; kSuperSigned: the first
     uint16_t super = 0, super_second = 0;  // d, -dmin
 };
 
@@ -56,6 +56,24 @@ inline void read_strided_nibbles(const uint8_t* bytes, int shift, uint32_t* quad
     }
 }
 
+// Pairs of codes 0..31 of 32 bytes that hold them at `shift`, into two arrays of pairs.
+inline void read_strided_pairs(const uint8_t* bytes, int shift, uint32_t* pairs) {
+    for (int array = 0; array < 2; array++) {
+        pairs[array] = 0;
+        for (int j = 0; j < 4; j++) {
+            const uint32_t quad = read_u32(bytes + 16 * array + 4 * j) >> shift;
+            pairs[array] |= (quad & kPairOfEach) << 2 * j;
+        }
+    }
+}
+
+// Bit `shift` of each of 32 bytes into a plane.
+inline uint32_t read_strided_bits(const uint8_t* bytes, int shift) {
+    uint32_t plane = 0;
+    for (int t = 0; t < 8; t++) plane |= (read_u32(bytes + 4 * t) >> shift & kBitOfEach) << t;
+    return plane;
+}
+
 // 32 bits, code k's at place k, into a plane: byte b takes bits b, b + 4, b + 8, ...
 inline uint32_t plane_of_bits(uint32_t bits) {
     uint32_t plane = 0;
@@ -68,7 +86,7 @@ inline uint32_t plane_of_bits(uint32_t bits) {
     return plane;
 }
 
-// block_q4_0, q4_1, q5_0, q5_1: d [m] [high bits] nibbles, paired as the panel pairs them.
+// block_q4_0, q4_1, q5_0, q5_1, iq4_nl: d [m] [high bits] nibbles, paired as the panel pairs them.
 template <PackedLayout layout>
 inline Group read_nibble_group(const uint8_t* block) {
     Group group;
@@ -110,10 +128,42 @@ inline Group read_super_min_group(const uint8_t* block, int index) {
     const uint8_t* high = block + 16;
     const uint8_t* nibbles = high + (layout.code_bits == 5 ? 32 : 0);
     read_strided_nibbles(nibbles + index / 2 * 32, index % 2 * 4, group.quads);
-    if constexpr (layout.code_bits == 5) {
-        group.planes[0] = 0;
-        for (int t = 0; t < 8; t++) group.planes[0] |= (read_u32(high + 4 * t) >> index & kBitOfEach) << t;
+    if constexpr (layout.code_bits == 5) group.planes[0] = read_strided_bits(high, index);
+    return group;
+}
+
+// block_q2_K: scales and mins [16], pairs [64], d, dmin. `index`: which 32 of the 256.
+inline Group read_q2_k_group(const uint8_t* block, int index) {
+    Group group;
+    memcpy(group.scale, block + index * 2, 2);
+    read_strided_pairs(block + 16 + index / 4 * 32, index % 4 * 2, group.quads);
+    group.super = read_u16(block + 80);
+    group.super_second = read_u16(block + 82) ^ 0x8000;
+    return group;
+}
+
+// block_q3_K: third bits [32], pairs [64], 16 scales of 6 bits [12], d. `index`: which 32 of the 256.
+inline Group read_q3_k_group(const uint8_t* block, int index) {
+    Group group;
+    read_strided_pairs(block + 32 + index / 4 * 32, index % 4 * 2, group.quads);
+    group.planes[0] = read_strided_bits(block, index);
+    const uint8_t* s = block + 96;
+    for (int half = 0; half < 2; half++) {
+        const int i = 2 * index + half;
+        const int scale = (s[i % 8] >> i / 8 * 4 & 15) | (s[8 + i % 4] >> i / 4 * 2 & 3) << 4;
+        group.scale[half] = static_cast<uint8_t>(scale - 32);
     }
+    group.super = read_u16(block + 108);
+    return group;
+}
+
+// block_iq4_xs: d, upper pairs of 8 scales [2], their nibbles [4], nibbles [128]. `index`: which 32 of the 256.
+inline Group read_iq4_xs_group(const uint8_t* block, int index) {
+    Group group;
+    group.super = read_u16(block);
+    const int scale = (block[4 + index / 2] >> index % 2 * 4 & 15) | (read_u16(block + 2) >> index * 2 & 3) << 4;
+    group.scale[0] = static_cast<uint8_t>(scale - 32);
+    memcpy(group.quads, block + 8 + index * 16, 16);
     return group;
 }
 
@@ -122,14 +172,7 @@ inline Group read_q6_k_group(const uint8_t* block, int index) {
     Group group;
     const int quarter = index % 4;
     read_strided_nibbles(block + index / 4 * 64 + quarter % 2 * 32, quarter / 2 * 4, group.quads);
-    const uint8_t* pairs = block + 128 + index / 4 * 32;
-    for (int plane = 0; plane < 2; plane++) {
-        group.planes[plane] = 0;
-        for (int j = 0; j < 4; j++) {
-            const uint32_t quad = read_u32(pairs + 16 * plane + 4 * j) >> quarter * 2;
-            group.planes[plane] |= (quad & kPairOfEach) << 2 * j;
-        }
-    }
+    read_strided_pairs(block + 128 + index / 4 * 32, quarter * 2, group.planes);
     memcpy(group.scale, block + 192 + index * 2, 2);
     group.super = read_u16(block + 208);
     return group;
@@ -139,9 +182,14 @@ inline Group read_q6_k_group(const uint8_t* block, int index) {
 template <PackedLayout layout>
 inline Group read_group(const uint8_t* block, int index) {
     if constexpr (layout.scales == Scales::kSuperMin) return read_super_min_group<layout>(block, index);
-    if constexpr (layout.scales == Scales::kSuperSigned) return read_q6_k_group(block, index);
+    if constexpr (layout.scales == Scales::kSuperMin16) return read_q2_k_group(block, index);
+    if constexpr (layout.scales == Scales::kSuperSigned) return read_iq4_xs_group(block, index);
+    if constexpr (layout.scales == Scales::kSuperSigned16 && layout.code_bits == 3)
+        return read_q3_k_group(block, index);
+    if constexpr (layout.scales == Scales::kSuperSigned16 && layout.code_bits == 6)
+        return read_q6_k_group(block, index);
     if constexpr (layout.code_bits == 8) return read_q8_0_group(block);
-    if constexpr (layout.code_bits < 8) return read_nibble_group<layout>(block);
+    if constexpr (!layout.is_super() && layout.code_bits < 8) return read_nibble_group<layout>(block);
 }
 
 // --- Group <-> panel ----------------------------------------------------------------------------------------------
@@ -150,32 +198,40 @@ struct Place {
     PackedLayout layout;
     size_t header;
     size_t block;
+    size_t scales;
     int column;
 
     Place(PackedLayout layout, int index, int column) : layout(layout), column(column) {
+        const int in_run = index % layout.blocks_per_run();
         header = static_cast<size_t>(index / layout.blocks_per_run()) * layout.run_bytes();
-        block = header + layout.header_bytes() +
-                static_cast<size_t>(index % layout.blocks_per_run()) * layout.block_bytes();
+        block = header + layout.header_bytes() + static_cast<size_t>(in_run) * layout.block_bytes();
+        scales = layout.keeps_scales_in_header() ? header + (2 + in_run) * kPanelCols : block;
     }
 
     // A column's 4 bytes in vector `v` of an array of vector pairs that starts `offset` into the block.
     size_t quad(int offset, int pair) const {
         return block + offset + (pair * 2 + column / 16) * kVectorBytes + column % 16 * 4;
     }
-    int nibbles() const { return layout.scale_bytes(); }
-    int planes() const { return layout.scale_bytes() + layout.nibble_bytes(); }
-    int pairs_of_bits() const { return layout.code_bits == 6 ? 2 : 1; }  // bits per code in a plane
-    int steps_per_plane() const { return 8 / pairs_of_bits(); }
+    // Byte `i` of code `step`'s quad holds it beside those of other steps: its `bits` bits there.
+    int bits_of(int offset, int bits, int step, int i, const uint8_t* panel) const {
+        // Nibbles pair steps t and t + 4, pairs and bits lie in order.
+        const int array = bits == 4 ? step % 4 : step * bits / 8, place = bits == 4 ? step / 4 * 4 : step * bits % 8;
+        return panel[quad(offset, array) + i] >> place & ((1 << bits) - 1);
+    }
 };
 
 // Column c of a block, and its share of the header before the block's run.
 template <PackedLayout layout>
-inline void put_scales(const Group& group, int c, uint8_t* header, uint8_t* block) {
+inline void put_scales(const Group& group, int c, int index, uint8_t* header, uint8_t* block) {
     if constexpr (layout.is_super()) {
         memcpy(header + 2 * c, &group.super, 2);
         if constexpr (layout.has_min()) memcpy(header + 2 * (kPanelCols + c), &group.super_second, 2);
-        block[c] = group.scale[0];
-        block[kPanelCols + c] = group.scale[1];
+        if constexpr (layout.keeps_scales_in_header()) {
+            header[(2 + index) * kPanelCols + c] = group.scale[0];
+        } else {
+            block[c] = group.scale[0];
+            block[kPanelCols + c] = group.scale[1];
+        }
     } else {
         memcpy(block + 2 * c, &group.half, 2);
         if constexpr (layout.has_min()) memcpy(block + 2 * (kPanelCols + c), &group.half_min, 2);
@@ -184,12 +240,10 @@ inline void put_scales(const Group& group, int c, uint8_t* header, uint8_t* bloc
 
 template <PackedLayout layout>
 inline void put_codes(const Group& group, int c, uint8_t* block) {
-    constexpr int num_quads = layout.code_bits == 8 ? 8 : 4;
-    constexpr int num_planes = layout.code_bits == 8 ? 0 : layout.code_bits - 4;
     uint8_t* quads = block + layout.scale_bytes() + c / 16 * kVectorBytes + c % 16 * 4;
-    for (int t = 0; t < num_quads; t++) memcpy(quads + t * 2 * kVectorBytes, &group.quads[t], 4);
-    uint8_t* planes = quads + layout.nibble_bytes();
-    for (int p = 0; p < num_planes; p++) memcpy(planes + p * 2 * kVectorBytes, &group.planes[p], 4);
+    for (int t = 0; t < layout.base_bits(); t++) memcpy(quads + t * 2 * kVectorBytes, &group.quads[t], 4);
+    uint8_t* planes = quads + layout.base_bytes();
+    for (int p = 0; p < layout.plane_bits(); p++) memcpy(planes + p * 2 * kVectorBytes, &group.planes[p], 4);
 }
 
 template <Format format>
@@ -203,7 +257,7 @@ void pack_rows(const uint8_t* source, size_t source_row_bytes, int num_rows, int
             uint8_t* block = header + layout.header_bytes();
             for (int index = 0; index < layout.blocks_per_run(); index++, block += layout.block_bytes()) {
                 const Group group = read_group<layout>(row, index);
-                put_scales<layout>(group, c, header, block);
+                put_scales<layout>(group, c, index, header, block);
                 put_codes<layout>(group, c, block);
             }
         }
@@ -211,45 +265,55 @@ void pack_rows(const uint8_t* source, size_t source_row_bytes, int num_rows, int
 }
 
 void get_codes(const Place& at, const uint8_t* panel, uint8_t* codes) {
-    const int bits = at.layout.code_bits;
+    const PackedLayout& layout = at.layout;
+    const int base = layout.scale_bytes(), planes = base + layout.base_bytes();
     for (int i = 0; i < kGroup; i++) {
-        const int step = i / 4;
-        if (bits == 8) {
-            codes[i] = panel[at.quad(at.nibbles(), step) + i % 4];
-            continue;
-        }
-        codes[i] = panel[at.quad(at.nibbles(), step % 4) + i % 4] >> step / 4 * 4 & 15;
-        if (bits == 4) continue;
-        const int width = at.pairs_of_bits(), steps = at.steps_per_plane();
-        const int top = panel[at.quad(at.planes(), step / steps) + i % 4] >> step % steps * width;
-        codes[i] |= (top & ((1 << width) - 1)) << 4;
+        int code = at.bits_of(base, layout.base_bits(), i / 4, i % 4, panel);
+        if (const int bits = layout.plane_bits())
+            code |= at.bits_of(planes, bits, i / 4, i % 4, panel) << layout.base_bits();
+        codes[i] = layout.has_uneven_levels ? kUnevenLevels[code] : static_cast<uint8_t>(code);
     }
 }
 
 float half_at(const uint8_t* panel, size_t offset) { return half_to_float(read_u16(panel + offset)); }
 
+// Scale and min of code i's half of a group; exact.
+void scale_of(const Place& at, const uint8_t* panel, int i, float* scale, float* min) {
+    const PackedLayout& layout = at.layout;
+    const int c = at.column;
+    const bool super = layout.is_super();
+    const size_t halves = super ? at.header : at.block;
+    const float d = half_at(panel, halves + 2 * c);
+    const float m = layout.has_min() ? half_at(panel, halves + 2 * (kPanelCols + c)) : 0.0f;
+    const uint8_t* bytes = panel + at.scales + (layout.has_half_scales() ? i / 16 * kPanelCols : 0) + c;
+    switch (layout.scales) {
+        case Scales::kHalf:
+        case Scales::kHalfMin:
+            *scale = d, *min = m;
+            break;
+        case Scales::kSuperMin:
+            *scale = d * bytes[0], *min = m * bytes[kPanelCols];
+            break;
+        case Scales::kSuperMin16:
+            *scale = d * (bytes[0] & 15), *min = m * (bytes[0] >> 4);
+            break;
+        case Scales::kSuperSigned16:
+        case Scales::kSuperSigned:
+            *scale = d * static_cast<int8_t>(bytes[0]), *min = m;
+            break;
+    }
+}
+
 // Every product below is exact, so only the addition of a min rounds, as in the formats' definitions.
 void unpack_group(const Place& at, const uint8_t* panel, float* out) {
     uint8_t codes[kGroup];
     get_codes(at, panel, codes);
-    const uint8_t* block = panel + at.block;
-    const int c = at.column;
-    const size_t first_half = 2 * c, second_half = 2 * (kPanelCols + c);
-    if (at.layout.has_min()) {
-        const bool super = at.layout.is_super();
-        const size_t base = super ? at.header : at.block;
-        const float d = half_at(panel, base + first_half), m = half_at(panel, base + second_half);
-        const float scale = super ? d * block[c] : d, min = super ? m * block[kPanelCols + c] : m;
-        for (int i = 0; i < kGroup; i++) out[i] = scale * static_cast<float>(codes[i]) + min;
-        return;
-    }
-    for (int i = 0; i < kGroup; i++) {
-        const float level = static_cast<float>(codes[i] - at.layout.code_offset);
-        if (at.layout.is_super()) {
-            const auto s = static_cast<int8_t>(block[i / 16 * kPanelCols + c]);
-            out[i] = half_at(panel, at.header + first_half) * static_cast<float>(s) * level;
-        } else {
-            out[i] = half_at(panel, at.block + first_half) * level;
+    for (int half = 0; half < 2; half++) {
+        float scale, min;
+        scale_of(at, panel, 16 * half, &scale, &min);
+        for (int i = 16 * half; i < 16 * half + 16; i++) {
+            const float product = scale * static_cast<float>(codes[i] - at.layout.code_offset);
+            out[i] = at.layout.has_min() ? product + min : product;
         }
     }
 }
@@ -299,9 +363,10 @@ size_t source_row_bytes(Format format, int cols) {
 void pack_panel(Format format, const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
     if (num_rows < kPanelCols) memset(panel, 0, packed_panel_bytes(format, cols));
     constexpr decltype(&pack_rows<Format::kQ4_0>) kPackers[] = {
-        pack_float_rows<uint32_t>, pack_float_rows<uint16_t>, pack_float_rows<uint16_t>, pack_rows<Format::kQ4_0>,
-        pack_rows<Format::kQ4_1>,  pack_rows<Format::kQ5_0>,  pack_rows<Format::kQ5_1>,  pack_rows<Format::kQ8_0>,
-        pack_rows<Format::kQ4_K>,  pack_rows<Format::kQ5_K>,  pack_rows<Format::kQ6_K>,
+        pack_float_rows<uint32_t>, pack_float_rows<uint16_t>,  pack_float_rows<uint16_t>,  pack_rows<Format::kQ4_0>,
+        pack_rows<Format::kQ4_1>,  pack_rows<Format::kQ5_0>,   pack_rows<Format::kQ5_1>,   pack_rows<Format::kQ8_0>,
+        pack_rows<Format::kQ2_K>,  pack_rows<Format::kQ3_K>,   pack_rows<Format::kQ4_K>,   pack_rows<Format::kQ5_K>,
+        pack_rows<Format::kQ6_K>,  pack_rows<Format::kIQ4_NL>, pack_rows<Format::kIQ4_XS>,
     };
     kPackers[static_cast<int>(format)](source, source_row_bytes, num_rows, cols, panel);
 }

@@ -201,6 +201,12 @@ TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) {
 }
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return {_mm256_cvtepu8_epi32(load_64(p))}; }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return {_mm256_cvtepi8_epi32(load_64(p))}; }
+TUILI_INLINE I32xN load_low_nibbles_n(const uint8_t* p) {
+    return {_mm256_and_si256(_mm256_cvtepu8_epi32(load_64(p)), _mm256_set1_epi32(15))};
+}
+TUILI_INLINE I32xN load_high_nibbles_n(const uint8_t* p) {
+    return {_mm256_srli_epi32(_mm256_cvtepu8_epi32(load_64(p)), 4)};
+}
 TUILI_INLINE F32xN to_float(I32xN a) { return {_mm256_cvtepi32_ps(a.v)}; }
 TUILI_INLINE F32xN operator*(F32xN a, F32xN b) { return {_mm256_mul_ps(a.v, b.v)}; }
 TUILI_INLINE F32xN fma(F32xN a, F32xN b, F32xN c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
@@ -229,16 +235,24 @@ TUILI_INLINE Quad load_quad(const int8_t* p) {
     memcpy(&four, p, 4);
     return {_mm256_set1_epi32(four)};
 }
-TUILI_INLINE Codes low_nibbles(Codes a) { return {_mm256_and_si256(a.v, _mm256_set1_epi8(15))}; }
-TUILI_INLINE Codes high_nibbles(Codes a) { return low_nibbles({_mm256_srli_epi16(a.v, 4)}); }
+// Bits [kShift, kShift + kBits) of each byte.
+template <int kShift, int kBits>
+TUILI_INLINE Codes bit_field(Codes a) {
+    const __m256i shifted = kShift ? _mm256_srli_epi16(a.v, kShift) : a.v;
+    return {_mm256_and_si256(shifted, _mm256_set1_epi8((1 << kBits) - 1))};
+}
+// table[a] per byte; a < 16.
+TUILI_INLINE Codes look_up(const uint8_t* table, Codes a) {
+    return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_128(table)), a.v)};
+}
 
-// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+// base | (plane shifted left by kShift, or right if negative) & kMask, per byte.
 template <int kMask, int kShift>
-TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+TUILI_INLINE Codes with_top(Codes base, Codes plane) {
     __m256i shifted = plane.v;
     if constexpr (kShift > 0) shifted = _mm256_slli_epi16(plane.v, kShift);
     if constexpr (kShift < 0) shifted = _mm256_srli_epi16(plane.v, -kShift);
-    return {_mm256_or_si256(nibbles.v, _mm256_and_si256(shifted, _mm256_set1_epi8(kMask)))};
+    return {_mm256_or_si256(base.v, _mm256_and_si256(shifted, _mm256_set1_epi8(kMask)))};
 }
 
 // Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.
@@ -266,7 +280,7 @@ struct Dot {
 // cannot overflow.
 template <int kMaxCode, int kOffset>
 struct Dot {
-    static constexpr int kStepsPerWiden = kMaxCode == 15 ? 8 : kMaxCode == 31 ? 4 : 2;
+    static constexpr int kStepsPerWiden = kMaxCode <= 15 ? 8 : kMaxCode == 31 ? 4 : 2;
     static_assert(kMaxCode * 127 * 2 * kStepsPerWiden <= INT16_MAX);
     __m256i sum, narrow;
     TUILI_INLINE void start(int32_t) { sum = narrow = _mm256_setzero_si256(); }

@@ -127,6 +127,8 @@ TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
 TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
+TUILI_INLINE I32xN load_low_nibbles_n(const uint8_t* p) { return load_u8(p) & broadcast_int(15); }
+TUILI_INLINE I32xN load_high_nibbles_n(const uint8_t* p) { return shift_right<4>(load_u8(p)); }
 
 // --- s8 pairs x s16 pairs --------------------------------------------------------------------------------------------
 // 32 bytes -> 16 lanes of two 16-bit words.
@@ -149,16 +151,25 @@ TUILI_INLINE Quad load_quad(const int8_t* p) {
     memcpy(&four, p, 4);
     return {_mm512_set1_epi32(four)};
 }
-TUILI_INLINE Codes low_nibbles(Codes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-TUILI_INLINE Codes high_nibbles(Codes a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+// Bits [kShift, kShift + kBits) of each byte.
+template <int kShift, int kBits>
+TUILI_INLINE Codes bit_field(Codes a) {
+    const __m512i shifted = kShift ? _mm512_srli_epi16(a.v, kShift) : a.v;
+    return {_mm512_and_si512(shifted, _mm512_set1_epi8((1 << kBits) - 1))};
+}
+// table[a] per byte; a < 16.
+TUILI_INLINE Codes look_up(const uint8_t* table, Codes a) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), a.v)};
+}
 
-// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+// base | (plane shifted left by kShift, or right if negative) & kMask, per byte.
 template <int kMask, int kShift>
-TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+TUILI_INLINE Codes with_top(Codes base, Codes plane) {
     __m512i shifted = plane.v;
     if constexpr (kShift > 0) shifted = _mm512_slli_epi16(plane.v, kShift);
     if constexpr (kShift < 0) shifted = _mm512_srli_epi16(plane.v, -kShift);
-    return {_mm512_ternarylogic_epi32(nibbles.v, shifted, _mm512_set1_epi8(kMask), 0xF8)};
+    return {_mm512_ternarylogic_epi32(base.v, shifted, _mm512_set1_epi8(kMask), 0xF8)};
 }
 
 // Hides where a value comes from, so that the compiler neither hoists nor drops what uses it.

@@ -209,6 +209,8 @@ TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
 TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
+TUILI_INLINE I32xN load_low_nibbles_n(const uint8_t* p) { return load_u8(p) & broadcast_int(15); }
+TUILI_INLINE I32xN load_high_nibbles_n(const uint8_t* p) { return shift_right<4>(load_u8(p)); }
 
 // --- s8 pairs x s16 pairs --------------------------------------------------------------------------------------------
 // 32 bytes -> 16 lanes of two 16-bit words.
@@ -243,20 +245,23 @@ TUILI_INLINE Codes load_codes(const uint8_t* p) {
     return make_codes([&](int i) { return p[i]; });
 }
 TUILI_INLINE Quad load_quad(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-TUILI_INLINE Codes low_nibbles(Codes a) {
-    return make_codes([&](int i) { return a.v[i] & 15; });
+// Bits [kShift, kShift + kBits) of each byte.
+template <int kShift, int kBits>
+TUILI_INLINE Codes bit_field(Codes a) {
+    return make_codes([&](int i) { return a.v[i] >> kShift & ((1 << kBits) - 1); });
 }
-TUILI_INLINE Codes high_nibbles(Codes a) {
-    return make_codes([&](int i) { return a.v[i] >> 4; });
+// table[a] per byte; a < 16.
+TUILI_INLINE Codes look_up(const uint8_t* table, Codes a) {
+    return make_codes([&](int i) { return table[a.v[i]]; });
 }
 
-// nibbles | (plane shifted left by kShift, or right if negative) & kMask, per byte.
+// base | (plane shifted left by kShift, or right if negative) & kMask, per byte.
 template <int kMask, int kShift>
-TUILI_INLINE Codes with_top(Codes nibbles, Codes plane) {
+TUILI_INLINE Codes with_top(Codes base, Codes plane) {
     return make_codes([&](int i) {
         const int shifted =
             kShift > 0 ? plane.v[i] << (kShift > 0 ? kShift : 0) : plane.v[i] >> (kShift < 0 ? -kShift : 0);
-        return nibbles.v[i] | (shifted & kMask);
+        return base.v[i] | (shifted & kMask);
     });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kv_cache.h"
+#include "packed_layout.h"
 
 namespace tuili {
 namespace {
@@ -24,7 +25,7 @@ void ActivationForms::add(const Linear& consumer) {
     const Format format = consumer.weight.format;
     has_floats |= is_float(format);
     has_groups |= !is_float(format);
-    has_half_sums |= format == Format::kQ6_K;
+    has_half_sums |= packed_layout(format).has_half_scales();
 }
 
 void ActivationBuffer::configure(int max_cols, const ActivationForms& forms) {

@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 from tuili import quant
 from tuili.quant.format import Bytes, Floats, QuantFormat, Tensor
 
-NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-GROUPED = tuple(name for name in NAMES if name[0] == "Q")
+FLOATS = ("F32", "F16", "BF16")
+GROUPED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+NAMES = FLOATS + GROUPED
 QUANTIZABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
@@ -103,7 +104,7 @@ def test_dequantize_extreme_scales(name: str, half: int) -> None:
     """Zero, negative zero, the smallest, the largest, infinite, NaN and signalling NaN scales."""
     f = quant.BY_NAME[name]
     data = np.random.default_rng(half).integers(0, 256, (2, 4 * f.group_bytes), np.uint8)
-    offset = 208 if name == "Q6_K" else 0
+    offset = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0)
     scale = np.frombuffer(np.uint16(half).tobytes(), np.uint8)
     data.reshape(-1, f.group_bytes)[:, offset : offset + 2] = scale
     assert_same_bits(f.dequantize(data), oracle_dequantize(f, data))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from support import gguf_bytes as g
 from support.gguf_bytes import Entry, Gguf
+from tuili import quant
 from tuili.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tuili.quant.format import Tensor
 from tuili.weights.gguf import GgufFile
@@ -248,7 +249,9 @@ def test_arrays_of_arrays_are_refused_at_any_depth(write: Write) -> None:
     assert "key is an array of arrays, elements must be numbers, bools or strings" in words
 
 
-@pytest.mark.parametrize(("kind", "name"), [(23, "IQ4_XS"), (10, "Q2_K"), (39, "MXFP4"), (24, "I8"), (28, "F64")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(16, "IQ2_XXS"), (18, "IQ3_XXS"), (34, "TQ1_0"), (39, "MXFP4"), (24, "I8"), (28, "F64")]
+)
 def test_known_types_are_refused_by_name(write: Write, kind: int, name: str) -> None:
     assert gguf.GGMLQuantizationType(kind).name == name
     path = write(Gguf(entries=[Entry(dims=(256,), kind=kind)], data=bytes(4096)).encode())
@@ -390,7 +393,7 @@ def test_files_of_the_gguf_package(tmp_path: Path) -> None:
     writer.add_int64("negative", -5)
     rng = np.random.default_rng(0)
     expected = {}
-    for kind in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
+    for kind in quant.BY_NAME:
         quantization = gguf.GGMLQuantizationType[kind]
         group_size, group_bytes = gguf.GGML_QUANT_SIZES[quantization]
         raw = rng.integers(0, 120, (3, 256 // group_size * group_bytes), np.uint8)

@@ -11,6 +11,11 @@ import numpy as np
 
 from tuili.quant.format import Bytes, Floats, QuantFormat
 
+UNEVEN_LEVELS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)  # of IQ4_NL and IQ4_XS: denser near zero, as weights are
+
+_PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 _RUN = 4096  # groups decoded at once, so that intermediates stay in cache
 
 Decode = Callable[[Bytes], Floats]  # uint8 [n, group_bytes] -> float32 [n, group_size]
@@ -65,6 +70,18 @@ def pack_nibbles(values: Bytes) -> Bytes:
     """The inverse of unpack_nibbles for values of at most 15: uint8 [n, 2 k] -> [n, k]."""
     half = values.shape[1] // 2
     return values[:, :half] | values[:, half:] << np.uint8(4)
+
+
+def unpack_pairs(packed: Bytes) -> Bytes:
+    """uint8 [n, 32 k] -> 0..3 [n, 128 k]: of each 32 bytes all lowest bit pairs, then all next ones."""
+    pairs: Bytes = packed.reshape(packed.shape[0], -1, 1, 32) >> _PAIR_SHIFTS & np.uint8(3)
+    return pairs.reshape(packed.shape[0], -1)
+
+
+def pack_pairs(values: Bytes) -> Bytes:
+    """The inverse of unpack_pairs."""
+    pairs: Bytes = np.bitwise_or.reduce(values.reshape(values.shape[0], -1, 4, 32) << _PAIR_SHIFTS, axis=2)
+    return pairs.reshape(values.shape[0], -1)
 
 
 def unpack_bits(packed: Bytes) -> Bytes:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from tuili import quant
 from tuili.backends.cpu import _native
 
 K: Any = _native.kernels  # type: ignore[attr-defined]
@@ -26,14 +27,20 @@ HALVES = {  # where a quantized block keeps its float16 fields
     "Q5_0": (0,),
     "Q5_1": (0, 2),
     "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
 }
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = tuple(HALVES)
 FORMATS = FLOATS + QUANTIZED
-BITS_PER_WEIGHT = dict(zip(FORMATS, (32, 16, 16, 4.5, 5, 5.5, 6, 8.5, 4.625, 5.625, 6.5625), strict=True))
+BITS_PER_WEIGHT = dict(  # packed
+    zip(FORMATS, (32, 16, 16, 4.5, 5, 5.5, 6, 8.5, 2.625, 3.5625, 4.625, 5.625, 6.5625, 4.5, 4.3125), strict=True)
+)
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -41,7 +48,7 @@ Floats = NDArray[np.float32]
 
 def cols_of(name: str, groups: int) -> int:
     """Cols of at least `groups` 32-groups that the format allows."""
-    return -(-32 * groups // 256) * 256 if name.endswith("_K") else 32 * groups
+    return 32 * groups if name in FLOATS else -(-32 * groups // (group := quant.BY_NAME[name].group_size)) * group
 
 
 def source_bytes(name: str, rows: int, cols: int, rng: np.random.Generator, half: float | None = None) -> Bytes:
@@ -109,8 +116,8 @@ def test_any_bytes_unpack_to_what_they_mean(name: str) -> None:
 
 def test_what_cannot_be_packed_is_refused() -> None:
     row = np.zeros((1, 18), np.uint8)
-    with pytest.raises(ValueError, match="format IQ4_NL has no kernel"):
-        K.Matrix("IQ4_NL", row, 32)
+    with pytest.raises(ValueError, match="format IQ2_XS has no kernel"):
+        K.Matrix("IQ2_XS", row, 32)
     with pytest.raises(ValueError, match="a row of 33 Q4_0 weights is 0 bytes, not 18"):
         K.Matrix("Q4_0", row, 33)
     with pytest.raises(ValueError, match="a row of 64 Q4_0 weights is 36 bytes, not 18"):

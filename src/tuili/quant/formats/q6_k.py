@@ -11,13 +11,11 @@ import numpy as np
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
-_PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
-
 
 def decode(groups: Bytes) -> Floats:
     count = groups.shape[0]
     nibbles = g.unpack_nibbles(groups[:, :128].reshape(-1, 64)).reshape(count, 2, 4, 32)
-    pairs = groups[:, 128:192].reshape(count, 2, 1, 32) >> _PAIR_SHIFTS & 3  # [n, 2, 4, 32]
+    pairs = g.unpack_pairs(groups[:, 128:192]).reshape(count, 2, 4, 32)
     levels = (nibbles | pairs << 4).view(np.int8) - np.int8(32)
     scales = g.load_half(groups, 208) * groups[:, 192:208].view(np.int8).astype(np.float32)  # [n, 16]
     return (scales[:, :, None] * levels.reshape(count, 16, 16).astype(np.float32)).reshape(count, 256)

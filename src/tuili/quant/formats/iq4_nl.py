@@ -1,0 +1,13 @@
+"""IQ4_NL: 32 weights as a float16 scale and nibbles that choose among sixteen uneven levels. Weight = scale * level."""
+
+from __future__ import annotations
+
+from tuili.quant import groups as g
+from tuili.quant.format import Bytes, Floats
+
+
+def decode(groups: Bytes) -> Floats:
+    return g.load_half(groups, 0) * g.UNEVEN_LEVELS[g.unpack_nibbles(groups[:, 2:])]
+
+
+FORMAT = g.grouped_format(name="IQ4_NL", gguf_id=20, group_size=32, group_bytes=18, decode=decode)
