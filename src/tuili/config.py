@@ -121,6 +121,20 @@ class EngineConfig:
 
 
 def store_dir() -> Path:
-    """Where models are kept: TUILI_HOME, else the platform's user data directory."""
+    """Where models are kept: TUILI_HOME, else the platform's user data directory.
+
+    Raises InvalidRequestError when TUILI_HOME names no place where a folder is or could be.
+    """
     home = os.environ.get("TUILI_HOME")
-    return Path(home).expanduser() if home else Path(platformdirs.user_data_dir("tuili", appauthor=False))
+    if not home:
+        return Path(platformdirs.user_data_dir("tuili", appauthor=False))
+    try:
+        path = Path(home).expanduser()
+    except RuntimeError:
+        raise InvalidRequestError(
+            f"TUILI_HOME must name a folder, {home!r} has no such user", param="TUILI_HOME"
+        ) from None
+    nearest = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
+    if nearest is not None and not nearest.is_dir():
+        raise InvalidRequestError(f"TUILI_HOME must name a folder, {str(nearest)!r} is none", param="TUILI_HOME")
+    return path

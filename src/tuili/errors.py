@@ -16,12 +16,16 @@ TuiliError
  └─ InsufficientStorageError (507)               the disk is full
 
 A message names the field or file, what was found and what is allowed. It never holds a
-traceback, an address or a path the caller did not give.
+traceback, an address or a path the caller did not give. Files may have put anything into it, so it is
+made one line of at most MAX_MESSAGE_CHARS printable characters.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+MAX_MESSAGE_CHARS = 1000
+_KEPT_END = 300  # of a message that is cut: what is allowed comes last
 
 
 class TuiliError(Exception):
@@ -30,6 +34,15 @@ class TuiliError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = f"{message[: MAX_MESSAGE_CHARS - _KEPT_END - 5]} ... {message[-_KEPT_END:]}"
+    return message if message.isprintable() else "".join(c if c.isprintable() else " " for c in message)
 
 
 class InvalidRequestError(TuiliError, ValueError):
@@ -64,6 +77,7 @@ class ModelFileError(TuiliError, ValueError):
 
     status = 400
     code = "invalid_model_file"
+    exit_code = 2
 
 
 class UnsupportedModelError(ModelFileError):

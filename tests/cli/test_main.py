@@ -101,6 +101,58 @@ def test_a_reader_that_leaves_is_no_error(home: Path) -> None:
     assert done.stderr == ""
 
 
+def _closed(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = f"exec {sys.executable} -m tuili.cli.main {' '.join(arguments)} {redirection}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_the_null_device(home: Path, redirection: str) -> None:
+    done = _closed(redirection, "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if " >&-" in f" {redirection}" else "NAME  SIZE  QUANTIZATION  SOURCE  MODIFIED\n")
+    failed = _closed(redirection, "show", "missing.gguf")
+    assert failed.returncode == 1
+    assert failed.stderr == ("" if "2>&-" in redirection else "error: no file or folder 'missing.gguf'\n")
+
+
+def test_no_file_is_taken_for_a_closed_stream(home: Path) -> None:
+    code = (
+        "import sys, tempfile\n"
+        "import tuili.cli.commands.list as command\n"
+        "from tuili.cli.main import main\n"
+        "command.command = lambda: [print('out'), sys.exit(tempfile.TemporaryFile().fileno())]\n"
+        "main(['list'])"
+    )
+    done = subprocess.run(["bash", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', code], check=False)
+    assert done.returncode > 2
+
+
+def test_a_full_disk_under_standard_output_is_one_line(home: Path) -> None:
+    for arguments in (("list",), ("--help",), ("list", "--json")):
+        done = _closed(">/dev/full", *arguments)
+        assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize(("home_value", "named"), [("afile", "afile"), ("afile/below", "afile"), ("loop", "loop")])
+@pytest.mark.parametrize("arguments", [("list",), ("fsck",), ("run", "hi"), ("pull", "smollm2"), ("rm", "smollm2")])
+def test_a_home_that_is_no_folder_is_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_value: str, named: str, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "afile").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("TUILI_HOME", home_value)
+    outcome = cli(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"error: TUILI_HOME must name a folder, {named!r} is none\n"
+
+
+def test_a_home_of_nobody_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUILI_HOME", "~nobody-of-that-name/models")
+    expected = "error: TUILI_HOME must name a folder, '~nobody-of-that-name/models' has no such user\n"
+    assert cli("list").err == expected
+
+
 def test_starting_loads_no_heavy_module(home: Path) -> None:
     heavy = (
         "{'numpy', 'httpx', 'huggingface_hub', 'tokenizers', 'jinja2', 'rich', 'tqdm', 'certifi', 'psutil', 'asyncio'}"

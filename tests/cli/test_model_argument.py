@@ -32,6 +32,9 @@ def store(home: Path) -> Store:
         "./here",
         "my model.gguf",
         "a.gguf",
+        "./missing",
+        "../missing",
+        "~/missing",
     ],
 )
 def test_models(store: Store, argument: str) -> None:
@@ -51,6 +54,8 @@ def test_models(store: Store, argument: str) -> None:
         "say my.gguf",
         "llama3",
         "12:30 now",
+        "./say it",
+        "...",
     ],
 )
 def test_prompts(store: Store, argument: str) -> None:
@@ -79,6 +84,37 @@ def test_arguments_are_split(store: Store, arguments: list[str], forced: str | N
 def test_a_prompt_in_several_words_is_refused(store: Store, arguments: list[str], forced: str | None) -> None:
     with pytest.raises(InvalidRequestError, match=r"prompt must be one argument, found 2 starting with 'a'"):
         split_arguments(arguments, forced, store)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("smolm2", "smollm2:135m"), ("gemma", "gemma3:270m"), ("Smollm2", "smollm2:135m")]
+)
+def test_a_lone_word_that_all_but_is_a_model_gets_a_hint(
+    store: Store, capsys: pytest.CaptureFixture[str], word: str, name: str
+) -> None:
+    assert split_arguments([word], None, store) == ModelAndPrompt(DEFAULT_MODEL, word)
+    expected = f"note: {word!r} is taken for the prompt: did you mean the model {name!r}?\n"
+    assert capsys.readouterr() == ("", expected)
+    with pytest.raises(InvalidRequestError, match=f"starting with {word!r}: did you mean the model {name!r}"):
+        split_arguments([word, "hello"], None, store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forced"),
+    [
+        (["hello"], None),
+        (["Why?"], None),
+        (["smolm2 is a model"], None),
+        (["smolm2"], "gemma3"),
+        (["gemma3", "smolm2"], None),
+        (["x" * 100_000], None),
+    ],
+)
+def test_other_prompts_get_none(
+    store: Store, capsys: pytest.CaptureFixture[str], arguments: list[str], forced: str | None
+) -> None:
+    split_arguments(arguments, forced, store)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_names_are_completed(store: Store) -> None:

@@ -68,7 +68,7 @@ def test_show_tells_the_path(cli: Cli, smollm2_gguf: Path) -> None:
 def test_show_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"nonsense")
     outcome = cli("show", "x.gguf")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert outcome.err.startswith("error: x.gguf")
     assert cli("show", "smollm").err == "error: model 'smollm' is not known: did you mean 'smollm2:135m'?\n"
 

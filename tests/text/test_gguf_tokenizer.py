@@ -102,6 +102,26 @@ def test_unknown_names_are_refused(changes: dict[str, Any], message: str) -> Non
         tokenizer_from_gguf(_metadata(**changes))
 
 
+def _words(**changes: Any) -> dict[str, object]:
+    """A small WordPiece vocabulary."""
+    tokens = ["[CLS]", "[SEP]", "\u2581a", "b", "[UNK]"]
+    kinds = [3, 3, 1, 1, 2]
+    fields = {"model": "bert", "tokens": tokens, "token_type": kinds, "merges": None, "bos_token_id": None}
+    return _metadata(**fields | {"eos_token_id": None, "cls_token_id": 0, "seperator_token_id": 1} | changes)
+
+
+def test_unknown_words_have_their_token_whatever_its_type() -> None:
+    for changes in ({}, {"token_type": None}, {"token_type": [3, 3, 1, 1, 1]}):
+        tokenizer = tokenizer_from_gguf(_words(unknown_token_id=4, **changes))
+        assert tokenizer.encode("ab zz", add_special_tokens=False)[-1] == 4
+
+
+@pytest.mark.parametrize("changes", [{}, {"tokens": ["[CLS]", "[SEP]"], "token_type": [3, 3]}])
+def test_word_pieces_need_an_unknown_token(changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelFileError, match=r"unknown_token_id: missing, and \d tokens have no id 100"):
+        tokenizer_from_gguf(_words(**changes))
+
+
 @pytest.fixture(scope="module")
 def sentencepiece_pair() -> tuple[sentencepiece.SentencePieceProcessor, Tokenizer]:
     """A SentencePiece BPE model trained here, and ours from its pieces and scores."""

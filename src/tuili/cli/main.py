@@ -1,11 +1,12 @@
 """The `tuili` command: finds its subcommands, and turns every failure into one line and an exit code.
 
-0 done, 1 failed, 2 wrong usage, 130 interrupted. Subcommands live one per file in `commands/`, each with
-a function `command`, and import what they need when they run.
+0 done, 1 failed, 2 wrong usage or a refused file, 130 interrupted. Subcommands live one per file in `commands/`,
+each with a function `command`, and import what they need when they run.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line, without the program's name; None takes the process's. Returns the exit code."""
+    _open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = build_app(next(iter(arguments), None))(args=arguments, prog_name="tuili", standalone_mode=False)
@@ -47,12 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to flush
+        _drop_output()  # the reader left
         return 1
     except Exception as error:
         if is_debugging():
             raise
         return _reported(error)
+
+
+def _open_standard_streams() -> None:
+    """Puts the null device where a standard stream is closed, so that no file of ours is taken for one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (lowest number first)
+
+
+def _drop_output() -> None:
+    """Lets what is still buffered go nowhere: flushing it at exit would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reported(error: Exception) -> int:
@@ -64,6 +78,10 @@ def _reported(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, MemoryError):
         report_error("out of memory")
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        report_error(f"standard output: {error.strerror}")
+        _drop_output()
         return 1
     report_error(f"internal error, {type(error).__name__}: {error} (TUILI_DEBUG=1 shows where)")
     return 1

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.store.catalogue import CATALOGUE, DEFAULT_MODEL
-from tuili.store.names import parse_model_name
+from tuili.store.names import MAX_NAME_LEN, parse_model_name
 from tuili.store.store import Store, existing_path
+
+_PATH_STARTS = ("./", "../", "~/")
+_LIKENESS = 0.8  # "smolm2" is smollm2, "hello" is nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,30 +25,43 @@ class ModelAndPrompt:
 
 
 def split_arguments(arguments: Sequence[str], forced_model: str | None, store: Store) -> ModelAndPrompt:
-    """Reads `[MODEL] [PROMPT]`; `forced_model` leaves only a prompt. Raises InvalidRequestError for more words."""
+    """Reads `[MODEL] [PROMPT]`; `forced_model` leaves only a prompt.
+
+    A prompt that all but is a model's name gets a note. Raises InvalidRequestError for more words.
+    """
     if forced_model is not None:
         model, rest = forced_model, list(arguments)
     elif arguments and is_model(arguments[0], store):
         model, rest = arguments[0], list(arguments[1:])
     else:
         model, rest = DEFAULT_MODEL, list(arguments)
+    meant = _meant_model(rest[0], store) if rest and rest == list(arguments) and forced_model is None else None
     if len(rest) > 1:
         raise InvalidRequestError(
-            f"prompt must be one argument, found {len(rest)} starting with {rest[0]!r:.80}: put it in quotes "
-            "(a model that is no known name goes behind --model)",
+            f"prompt must be one argument, found {len(rest)} starting with {rest[0]!r:.80}: "
+            + (f"did you mean the model {meant!r}?" if meant else "put it in quotes")
+            + " (a model that is no known name goes behind --model)",
             param="prompt",
         )
+    if meant:
+        note(f"{rest[0]!r:.80} is taken for the prompt: did you mean the model {meant!r}?")
     return ModelAndPrompt(model, rest[0] if rest else None)
 
 
+def _meant_model(word: str, store: Store) -> str | None:
+    """The known name that a lone word all but is."""
+    is_word = not any(map(str.isspace, word)) and len(word) <= MAX_NAME_LEN
+    return store.close_name(word, _LIKENESS) if is_word else None
+
+
 def is_model(argument: str, store: Store) -> bool:
-    """Stored, in the catalogue, an existing path, or one word of the form org/name, name:tag or file.gguf."""
+    """Stored, in the catalogue, an existing path, or one word of the form ./path, org/name, name:tag or file.gguf."""
     return (
         store.has(argument)
         or store.knows(argument)
         or existing_path(argument) is not None
         or _has_name_form(argument)
-        or (argument.endswith(".gguf") and not any(map(str.isspace, argument)))
+        or ((argument.startswith(_PATH_STARTS) or argument.endswith(".gguf")) and not any(map(str.isspace, argument)))
     )
 
 

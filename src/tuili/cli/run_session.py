@@ -85,9 +85,9 @@ def fetch_if_missing(store: Store, model: str) -> None:
     try:
         store.resolve(model)
     except ModelNotFoundError:
-        from tuili.store.names import parse_model_name
+        from tuili.store.names import is_path_like, parse_model_name
 
-        if model.endswith(".gguf") or not (store.knows(model) or parse_model_name(model).organization):
+        if is_path_like(model) or not (store.knows(model) or parse_model_name(model).organization):
             raise
         from tuili.cli.pull_display import pull_visibly
 

@@ -52,6 +52,11 @@ def parse_model_name(text: str) -> ModelName:
     return ModelName(match["organization"], match["model"], match["tag"])
 
 
+def is_path_like(text: str) -> bool:
+    """Whether a text can only mean a path, whether or not anything is there."""
+    return text.startswith(("/", "./", "../", "~")) or text.endswith(".gguf")
+
+
 def name_path(name: ModelName) -> PurePosixPath:
     """Where a name lives below any of the store's folders: always three parts, never outside."""
     return PurePosixPath(name.organization or _ABSENT, name.model, name.tag or _ABSENT)

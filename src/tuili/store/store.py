@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuili.errors import ConflictError, InvalidRequestError, ModelNotFoundError
+from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.registry import discover
 from tuili.store.catalogue import CATALOGUE, CatalogueEntry, find_entry
 from tuili.store.durable import make_folder, storage_errors
 from tuili.store.manifest import Manifest
-from tuili.store.names import ModelName, name_path, parse_model_name
+from tuili.store.names import ModelName, is_path_like, name_path, parse_model_name
 from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
 from tuili.store.records import ModelFiles, Records
 from tuili.store.source import Fetched, Source
@@ -88,13 +88,13 @@ class Store:
         """The files a name or path means: stored models first, then catalogue names, then existing paths.
 
         Raises ModelNotFoundError with a suggestion, InvalidRequestError for what is no name at all,
-        ModelFileError when stored files are gone or changed.
+        ModelFileError when stored files are gone or changed, and for a path that is neither file nor folder.
         """
         if self.has(name):
             return self._records.load(self._canonical(name))
         if not self.knows(name) and (path := existing_path(name)) is not None:
             return _local_files(name, path)
-        if name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf"):
+        if is_path_like(name):
             raise ModelNotFoundError(f"no file or folder {name!a}")
         raise ModelNotFoundError(self._not_stored_message(self._canonical(name)))
 
@@ -165,12 +165,21 @@ class Store:
             return f"model {str(model)!r} is not stored: fetch it with `tuili pull {model}`"
         return f"model {str(model)!r} is not known: {self._suggestion(str(model))}"
 
-    def _suggestion(self, name: str) -> str:
+    def close_name(self, name: str, cutoff: float = 0.6) -> str | None:
+        """The known name most like this one, with or without its tag, if one is at least so alike (0 to 1)."""
         import difflib
 
-        known = sorted({entry.name for entry in self._catalogue} | {files.name for files in self.list()})
-        close = difflib.get_close_matches(name, known, n=1)
-        return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}, and any org/name"
+        known = sorted(self._known_names())
+        written = {full.split(":")[0]: full for full in known} | dict(zip(known, known, strict=True))
+        close = difflib.get_close_matches(name, written, 1, cutoff)
+        return written[close[0]] if close else None
+
+    def _known_names(self) -> set[str]:
+        return {entry.name for entry in self._catalogue} | {files.name for files in self.list()}
+
+    def _suggestion(self, name: str) -> str:
+        close, known = self.close_name(name), sorted(self._known_names())
+        return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}, and any org/name"
 
     def _workspace(self, model: ModelName) -> Path:
         return self._root / "partial" / name_path(model)
@@ -214,7 +223,13 @@ def _manifest(model: ModelName, source: Source, fetched: Fetched) -> Manifest:
 
 
 def _local_files(name: str, path: Path) -> ModelFiles:
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    """Raises ModelFileError for a device, a pipe, a socket, and for a folder that cannot be read."""
+    if not path.is_file() and not path.is_dir():
+        raise ModelFileError(f"{path.name}: neither a file nor a folder")
+    try:
+        files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    except OSError as error:
+        raise ModelFileError(f"{path.name}: cannot be read: {error.strerror}") from None
     return ModelFiles(
         name=name,
         path=path,

@@ -126,7 +126,11 @@ def _wordpiece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Backen
     }
     if len(vocab) != len(vocabulary.tokens):
         raise ModelFileError("tokenizer.ggml.tokens: two tokens differ only in their word mark")
-    unknown = vocabulary.tokens[vocabulary.ids.get("unknown", 100)]
+    unknown_id = vocabulary.ids.get("unknown", 100)
+    if unknown_id >= len(vocab):
+        found = f"missing, and {len(vocab)} tokens have no id {unknown_id}"
+        raise ModelFileError(f"tokenizer.ggml.unknown_token_id: {found}; one is needed")
+    unknown = list(vocab)[unknown_id]
     lowercase = read_flag(metadata, "normalizer.lowercase", True)
     backend = Backend(models.WordPiece(vocab=vocab, unk_token=unknown))
     backend.normalizer = normalizers.BertNormalizer(

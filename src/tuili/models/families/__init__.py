@@ -64,7 +64,7 @@ def read_spec(family: Family, config: Mapping[str, Any]) -> ModelSpec:
 def _find(name: str, key: str, entries: list[tuple[str, Family]]) -> Family:
     table = registry.index(entries, key)
     if not isinstance(name, str):
-        raise ModelFileError(f"{key} is {name!r}; allowed: one of {', '.join(sorted(table))}")
+        raise ModelFileError(f"{key} is {name!r:.80}; allowed: one of {', '.join(sorted(table))}")
     if name not in table:
-        raise UnsupportedModelError(f"{key} {name!r} is not implemented; allowed: {', '.join(sorted(table))}")
+        raise UnsupportedModelError(f"{key} {name!r:.80} is not implemented; allowed: {', '.join(sorted(table))}")
     return table[name]
