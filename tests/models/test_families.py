@@ -8,8 +8,11 @@ import pytest
 
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.families import families, for_gguf, for_hf, read_spec
-from tuili.models.reader import gguf_config, hf_config
+from tuili.models.gguf_config import gguf_config
+from tuili.models.hf_config import hf_config
+from tuili.models.names import table_for
 from tuili.models.spec import AttentionSpec, ModelSpec, RopeScaling, RopeSpec
+from tuili.weights.transforms import TRANSFORMS, TRANSPOSE
 
 LLAMA_3_2_1B = {
     "model_type": "llama",
@@ -92,21 +95,22 @@ def windows(spec: ModelSpec) -> list[int | None]:
 
 
 def test_every_family_is_found_and_complete() -> None:
-    assert list(families()) == ["gemma3", "llama", "mistral", "qwen2", "qwen3"]
+    assert {"gemma3", "llama", "opt", "stablelm"} <= set(families())
     for family in families().values():
-        for table in (family.HF_NAMES, family.GGUF_NAMES):
+        for names in (family.HF_NAMES, family.GGUF_NAMES):
+            table = table_for(names, from_hf(LLAMA_3_2_1B))
             assert all(prefix.endswith(".") for prefix in table)
-        assert {*family.HF_TRANSFORMS.values(), *family.GGUF_TRANSFORMS.values()} <= {"unpermute_rope", "add_one"}
+        assert {*family.HF_TRANSFORMS.values(), *family.GGUF_TRANSFORMS.values()} <= {TRANSPOSE, *TRANSFORMS}
         assert isinstance(family.HF_IGNORED, tuple)
         assert isinstance(family.GGUF_IGNORED, tuple)
 
 
 def test_unknown_types_are_refused_with_what_there_is() -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"'mamba' is not implemented; allowed: gemma3, llama, qwen2, qwen3$"
+        UnsupportedModelError, match=r"'mamba' is not implemented; allowed: bloom, .*, qwen2, qwen3, smollm3, stablelm$"
     ):
         for_gguf("mamba")
-    with pytest.raises(ModelFileError, match="model_type is 3; allowed: one of gemma3_text, llama"):
+    with pytest.raises(ModelFileError, match="model_type is 3; allowed: one of bloom, cohere, cohere2, falcon"):
         for_hf(3)  # type: ignore[arg-type]
 
 

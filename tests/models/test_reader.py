@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.config_keys import GGUF_HARMLESS, GGUF_KEYS, GGUF_SPECIAL, NEUTRAL
 from tuili.models.families import for_gguf, for_hf, read_spec
-from tuili.models.reader import ConfigReader, gguf_config, hf_config
+from tuili.models.gguf_config import gguf_config
+from tuili.models.hf_config import hf_config
+from tuili.models.reader import ConfigReader
 from tuili.models.spec import RopeScaling, RopeSpec
 
 LLAMA: dict[str, Any] = {
@@ -116,7 +118,10 @@ def test_bad_values_are_refused(key: str, value: object, message: str) -> None:
         ({"vision_config": {"hidden_size": 3}}, "vision_config"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config is 'gptq'"),
         ({"quantization_config": "fp8"}, "quantization_config is 'fp8'"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not implemented; allowed: gemma3_text, llama, mimo, mistral"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not implemented; allowed: bloom, cohere, cohere2, falcon",
+        ),
     ],
 )
 def test_what_changes_the_mathematics_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

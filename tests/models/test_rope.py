@@ -9,7 +9,8 @@ import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tuili.models.reader import ConfigReader, hf_config
+from tuili.models.hf_config import hf_config
+from tuili.models.reader import ConfigReader
 from tuili.models.rope import attention_factor, inverse_frequencies
 from tuili.models.spec import RopeScaling, RopeSpec
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tuili.models.families import Family, for_hf, read_spec
-from tuili.models.names import is_ignored, leaf, rename
-from tuili.models.reader import hf_config
+from tuili.models.hf_config import hf_config
+from tuili.models.names import table_for
 from tuili.models.spec import ModelSpec
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor
+from tuili.weights.loader import Conventions, canonical_weights
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 97,
@@ -30,18 +31,28 @@ SIZES: Mapping[str, Any] = {
 }
 
 
-def build(model_type: str, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A float32 model whose every parameter, gains and biases included, is random enough to matter."""
+def build(
+    model_type: str, seed: int = 0, without: Sequence[str] = (), attention: str = "eager", **config: Any
+) -> PreTrainedModel:
+    """A float32 model whose every parameter, gains and biases included, is random enough to matter.
+
+    without: keys of SIZES that the model type has other names for.
+    """
+    sizes = {key: value for key, value in SIZES.items() if key not in without}
+    hf = AutoConfig.for_model(model_type, **sizes | config)
+    model = AutoModelForCausalLM.from_config(hf, attn_implementation=attention).float().eval()
+    randomize(model, seed)
+    return model
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    hf = AutoConfig.for_model(model_type, **SIZES | config)
-    model = AutoModelForCausalLM.from_config(hf, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_gain = parameter.ndim == 1 and name.endswith(".weight")
             scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
             parameter.copy_(noise * scale + (parameter if is_gain else 0))
-    return model
 
 
 def logits(model: PreTrainedModel, token_ids: list[int]) -> np.ndarray:
@@ -54,18 +65,12 @@ def spec_of(model: PreTrainedModel, **changes: Any) -> ModelSpec:
     return read_spec(for_hf(config["model_type"]), config)
 
 
-def canonical(model: PreTrainedModel, family: Family, *, is_tied: bool) -> dict[str, Tensor]:
+def canonical(model: PreTrainedModel, family: Family, spec: ModelSpec) -> dict[str, Tensor]:
     """The model's state dict through the family's names and transforms."""
-    weights = {}
-    for name, value in model.state_dict().items():
-        if is_ignored(name, family.HF_IGNORED) or (is_tied and name == "lm_head.weight"):
-            continue
-        target = rename(name, family.HF_NAMES)
-        assert target is not None, f"no canonical name for {name}"
-        transform = family.HF_TRANSFORMS.get(leaf(target))
-        assert transform in (None, "add_one")
-        weights[target] = tensor(value.numpy() + np.float32(transform == "add_one"))
-    return weights
+    tensors = {name: tensor(value.numpy()) for name, value in model.state_dict().items()}
+    names = table_for(family.HF_NAMES, spec)
+    conventions = Conventions(names=names, transforms=family.HF_TRANSFORMS, ignored=family.HF_IGNORED)
+    return dict(canonical_weights(tensors, spec, conventions, "tiny"))
 
 
 def tensor(value: np.ndarray) -> Tensor:

@@ -87,7 +87,7 @@ def test_folders_of_transformers(model_type: str, config: dict[str, Any], tmp_pa
     assert checkpoint.source == "huggingface"
     assert checkpoint.spec == tiny_models.spec_of(model)
     assert checkpoint.num_bytes == (tmp_path / "model.safetensors").stat().st_size
-    expected = tiny_models.canonical(model, for_hf(model_type), is_tied=checkpoint.spec.tie_word_embeddings)
+    expected = tiny_models.canonical(model, for_hf(model_type), checkpoint.spec)
     assert_same_weights(dequantized(checkpoint), {name: tensor.dequantize() for name, tensor in expected.items()})
 
 

@@ -44,6 +44,8 @@ def _layer_features(layer: LayerSpec) -> Iterator[str]:
         yield f"norms={layer.norms}"
     if layer.parallel:
         yield "parallel"
+    if layer.parallel_norms != 1:
+        yield f"parallel_norms={layer.parallel_norms}"
     if layer.residual_scale != 1.0:
         yield "residual_scale"
     if layer.cross_attention is not None:
@@ -65,6 +67,7 @@ def _attention_features(a: AttentionSpec) -> Iterator[str]:
         "v_bias": a.v_bias,
         "out_bias": a.out_bias,
         f"qk_norm={a.qk_norm}": a.qk_norm != "none",
+        "query_scaling": a.query_scaling is not None,
         "sliding_window": a.sliding_window is not None,
         "attention.logit_softcap": a.logit_softcap is not None,
         "sinks": a.sinks,

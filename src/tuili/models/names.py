@@ -1,14 +1,19 @@
 """Checkpoint tensor name -> canonical name, as tables every family shares. Knows names; not shapes or values.
 
 A table maps prefixes ending in "." to canonical prefixes; "{i}" stands for a layer index and the longest prefix
-wins. A family adds only where it differs: `HF | HF_SANDWICH`.
+wins. A family adds only where it differs: `HF | HF_SANDWICH`. Two kinds of names are not canonical yet, weights.sources
+makes them so: fused matrices, "layers.0.qkv_proj.weight", and one tensor per head, "layers.0.q_norm.3.weight".
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+from tuili.models.spec import ModelSpec
 
 NameTable = dict[str, str]
+Names = NameTable | Callable[[ModelSpec], NameTable]  # where what a tensor is depends on the spec
 
 HF: NameTable = {
     "model.embed_tokens.": "embed_tokens.",
@@ -28,12 +33,15 @@ HF_DERIVED = (".rotary_emb.inv_freq",)  # old checkpoints carry this table; it f
 
 GGUF: NameTable = {
     "token_embd.": "embed_tokens.",
+    "token_embd_norm.": "embed_norm.",
+    "position_embd.": "embed_positions.",
     "output_norm.": "norm.",
     "output.": "lm_head.",
     "blk.{i}.attn_norm.": "layers.{i}.attn_norm.",
     "blk.{i}.attn_q.": "layers.{i}.q_proj.",
     "blk.{i}.attn_k.": "layers.{i}.k_proj.",
     "blk.{i}.attn_v.": "layers.{i}.v_proj.",
+    "blk.{i}.attn_qkv.": "layers.{i}.qkv_proj.",
     "blk.{i}.attn_output.": "layers.{i}.o_proj.",
     "blk.{i}.attn_q_norm.": "layers.{i}.q_norm.",
     "blk.{i}.attn_k_norm.": "layers.{i}.k_norm.",
@@ -44,7 +52,14 @@ GGUF: NameTable = {
     "blk.{i}.ffn_up.": "layers.{i}.up_proj.",
     "blk.{i}.ffn_down.": "layers.{i}.down_proj.",
 }
-GGUF_DERIVED = ("rope_freqs.weight",)  # read with the configuration, as rope_frequency_divisors
+# Read with the configuration: divisors of rotary frequencies, and longrope's, for short and for long texts.
+ROPE_VECTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+GGUF_DERIVED = ROPE_VECTORS
+
+
+def table_for(names: Names, spec: ModelSpec) -> NameTable:
+    return names(spec) if callable(names) else names
+
 
 _LAYER_INDEX = re.compile(r"\.(\d{1,6})\.")
 

@@ -73,7 +73,7 @@ def _layer(layer: LayerSpec, spec: ModelSpec) -> Shapes:
 def norm_names(layer: LayerSpec) -> tuple[str, ...]:
     """The norms of a layer, in the order it applies them."""
     if layer.parallel:
-        return ("attn_norm",)
+        return ("attn_norm", "mlp_norm")[: layer.parallel_norms]
     return {
         "pre": ("attn_norm", "mlp_norm"),
         "post": ("attn_post_norm", "mlp_post_norm"),
@@ -87,12 +87,18 @@ def _attention(a: AttentionSpec, hidden: int) -> Shapes:
     shapes = _linear("q_proj", q_size, hidden, a.q_bias) | _linear("k_proj", kv_size, hidden, a.k_bias)
     shapes |= _linear("v_proj", kv_size, hidden, a.v_bias) | _linear("o_proj", hidden, q_size, a.out_bias)
     if a.qk_norm != "none":
-        is_full = a.qk_norm == "full"
-        shapes["q_norm.weight"] = (q_size if is_full else a.head_dim,)
-        shapes["k_norm.weight"] = (kv_size if is_full else a.head_dim,)
+        shapes["q_norm.weight"] = _head_norm(a, a.num_heads)
+        shapes["k_norm.weight"] = _head_norm(a, a.num_kv_heads)
     if a.sinks:
         shapes["sinks.weight"] = (a.num_heads,)
     return shapes
+
+
+def _head_norm(a: AttentionSpec, num_heads: int) -> Shape:
+    """Of queries or keys; never with a bias."""
+    if a.qk_norm == "each_head":
+        return (num_heads, a.head_dim)
+    return (num_heads * a.head_dim if a.qk_norm == "full" else a.head_dim,)
 
 
 def _mlp(prefix: str, m: MlpSpec, hidden: int) -> Shapes:

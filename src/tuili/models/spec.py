@@ -55,8 +55,19 @@ class RelativeBiasSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QueryScaling:
+    """Queries grow with their position: times 1 + beta * ln(1 + floor(position / original_max_position))."""
+
+    beta: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionSpec:
-    """Softmax attention: MHA, GQA or MQA by `num_kv_heads`."""
+    """Softmax attention: MHA, GQA or MQA by `num_kv_heads`.
+
+    qk_norm: head = every head with the same gains; each_head = every head with its own; full = all heads as one row.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -67,7 +78,8 @@ class AttentionSpec:
     k_bias: bool = False
     v_bias: bool = False
     out_bias: bool = False
-    qk_norm: Literal["none", "head", "full"] = "none"
+    qk_norm: Literal["none", "head", "each_head", "full"] = "none"
+    query_scaling: QueryScaling | None = None
     sliding_window: int | None = None
     logit_softcap: float | None = None
     sinks: bool = False
@@ -137,13 +149,14 @@ class LayerSpec:
 
     norms: pre  = x + mixer(norm(x));  post = norm(x + mixer(x)) as OPT-350m and BERT do;
            sandwich = x + norm(mixer(norm(x))) as Gemma 3;  output = x + norm(mixer(x)) as OLMo 2.
-    parallel: mixer and MLP read the same normed input and are added together.
+    parallel: x + mixer(norm(x)) + mlp(norm(x)), the norm being the same one, or each with its own (parallel_norms = 2).
     """
 
     mixer: Mixer
     mlp: FeedForward
     norms: Literal["pre", "post", "sandwich", "output"] = "pre"
     parallel: bool = False
+    parallel_norms: Literal[1, 2] = 1
     residual_scale: float = 1.0
     cross_attention: AttentionSpec | None = None
 
@@ -170,6 +183,7 @@ class ModelSpec:
     final_norm: bool = True
     position: PositionKind = "rope"
     position_offset: int = 0  # added to learned positions (OPT: 2)
+    alibi_scale: float = 1.0  # times ALiBi's slopes (Falcon: head_dim ** -0.5)
     embedding_size: int | None = None  # narrower than hidden_size and projected (OPT-350m)
     embedding_scale: float = 1.0
     embedding_norm: bool = False

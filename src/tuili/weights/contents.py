@@ -23,6 +23,7 @@ class Checkpoint:
     eos_token_ids:     as the files' configuration names them; the vocabulary may hold more that end a turn.
     generation_config: sampling defaults and limits under the names of generation_config.json.
     num_bytes:         size of the files that hold the weights.
+    left_out:          the files' names of tensors that no part of ours runs, as of a vision tower.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Checkpoint:
     bos_token_ids: tuple[int, ...]
     eos_token_ids: tuple[int, ...]
     num_bytes: int
+    left_out: tuple[str, ...] = ()
     license: str | None = None
     license_text: str | None = None
 

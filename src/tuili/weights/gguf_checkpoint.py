@@ -11,13 +11,13 @@ import numpy as np
 
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models import families
-from tuili.models.reader import gguf_config
+from tuili.models.gguf_config import gguf_config
+from tuili.models.names import ROPE_VECTORS, table_for
 from tuili.quant.format import Tensor
 from tuili.weights.contents import Checkpoint, token_ids
 from tuili.weights.gguf import GgufFile
 from tuili.weights.loader import Conventions, canonical_weights
 
-_FREQUENCY_DIVISORS = "rope_freqs.weight"
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -35,11 +35,12 @@ def open_gguf(path: Path) -> Checkpoint:
     _refuse_split(metadata, path.name)
     _check_vocabulary(metadata, path.name)
     family = families.for_gguf(_text(metadata, "general.architecture", path.name))
-    config = gguf_config(metadata, file.tensors)
-    if _FREQUENCY_DIVISORS in file.tensors:
-        config["rope_frequency_divisors"] = _frequency_divisors(file.tensors[_FREQUENCY_DIVISORS], path.name)
+    vectors = {name: _rope_vector(name, file.tensors[name], path.name) for name in ROPE_VECTORS if name in file.tensors}
+    config = gguf_config(metadata, file.tensors, vectors)
     spec = families.read_spec(family, config)
-    conventions = Conventions(names=family.GGUF_NAMES, transforms=family.GGUF_TRANSFORMS, ignored=family.GGUF_IGNORED)
+    conventions = Conventions(
+        names=table_for(family.GGUF_NAMES, spec), transforms=family.GGUF_TRANSFORMS, ignored=family.GGUF_IGNORED
+    )
     return Checkpoint(
         path=path,
         source="gguf",
@@ -78,13 +79,13 @@ def _shortest(value: Any) -> Any:
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _frequency_divisors(tensor: Tensor, file_name: str) -> list[float]:
-    """What each rotary frequency is divided by. Bounded before it is read, as all that becomes Python objects."""
+def _rope_vector(name: str, tensor: Tensor, file_name: str) -> list[float]:
+    """What rotary frequencies are divided by. Bounded before it is read, as all that becomes Python objects."""
     if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_FREQUENCIES:
-        found = f"tensor {_FREQUENCY_DIVISORS} has shape {list(tensor.shape)}"
+        found = f"tensor {name} has shape {list(tensor.shape)}"
         raise ModelFileError(f"{file_name}: {found}, a vector of at most {_MAX_FREQUENCIES} is allowed")
-    divisors: list[float] = tensor.dequantize().tolist()
-    return divisors
+    values: list[float] = tensor.dequantize().tolist()
+    return values
 
 
 def _check_vocabulary(metadata: Mapping[str, Any], file_name: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from tuili.errors import ModelFileError
 from tuili.models import families
-from tuili.models.reader import hf_config
+from tuili.models.hf_config import hf_config
+from tuili.models.names import table_for
 from tuili.quant.format import Tensor
 from tuili.weights.contents import Checkpoint, token_ids
-from tuili.weights.loader import Conventions, canonical_weights
+from tuili.weights.loader import Conventions, canonical_weights, left_out
 from tuili.weights.model_directory import ModelDirectory
 from tuili.weights.safetensors import SafetensorsFile, merge_shards, read_weight_map
 
@@ -27,7 +28,8 @@ def open_huggingface(path: Path) -> Checkpoint:
     raw = directory.json(CONFIG)
     family = families.for_hf(_model_type(raw))
     spec = families.read_spec(family, hf_config(raw))
-    conventions = Conventions(names=family.HF_NAMES, transforms=family.HF_TRANSFORMS, ignored=family.HF_IGNORED)
+    names = table_for(family.HF_NAMES, spec)
+    conventions = Conventions(names=names, transforms=family.HF_TRANSFORMS, ignored=family.HF_IGNORED)
     tensors, num_bytes = _open_tensors(directory)
     generation = directory.json("generation_config.json")
     return Checkpoint(
@@ -40,6 +42,7 @@ def open_huggingface(path: Path) -> Checkpoint:
         bos_token_ids=_token_ids("bos_token_id", generation, raw, spec.vocab_size),
         eos_token_ids=_token_ids("eos_token_id", generation, raw, spec.vocab_size),
         num_bytes=num_bytes,
+        left_out=left_out(tensors, conventions),
         license=_license(directory),
         license_text=next(filter(None, (_prose(directory, name) for name in _LICENSE_FILES)), None),
     )

@@ -12,11 +12,12 @@ import numpy as np
 
 from tuili.errors import ModelFileError
 from tuili.models.names import NameTable, is_ignored, leaf, rename
-from tuili.models.shapes import tensor_shapes
+from tuili.models.shapes import Shape, tensor_shapes
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
+from tuili.weights.sources import Source, find_sources
 from tuili.weights.tensor_table import TensorTable
-from tuili.weights.transforms import TRANSFORMS
+from tuili.weights.transforms import TRANSFORMS, TRANSPOSE
 
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 _NUM_SHOWN = 4
@@ -38,23 +39,55 @@ def canonical_weights(
 
     Raises ModelFileError naming the first few tensors that are missing, unknown or misshapen.
     """
-    sources = _rename(tensors, conventions, file_name)
     shapes = tensor_shapes(spec)
+    sources = _sources(tensors, spec, conventions, file_name)
     if spec.tie_word_embeddings and _HEAD in sources:
-        _check_tied(tensors[sources.pop(_HEAD)], tensors.get(sources.get(_EMBEDDING, "")), file_name)
+        embedding = sources.get(_EMBEDDING)
+        head = tensors[sources.pop(_HEAD).names[0]]
+        _check_tied(head, tensors[embedding.names[0]] if embedding is not None else None, file_name)
     if missing := shapes.keys() - sources.keys():
         raise ModelFileError(
             f"{file_name}: {_several(missing, 'is', 'are')} missing, {spec.family} needs all its weights"
         )
     if extra := sources.keys() - shapes.keys():
-        names = _several((sources[name] for name in extra), "is", "are")
+        names = _several((name for weight in extra for name in sources[weight].names), "is", "are")
         raise ModelFileError(f"{file_name}: {names} no weight of this {spec.family}, others are not allowed")
     for name, shape in shapes.items():
-        if (found := tensors[sources[name]].shape) != shape:
+        _check_shape(tensors, sources[name], shape, file_name)
+    return TensorTable(
+        {name: _maker(tensors, sources[name], name, shape, spec, conventions) for name, shape in shapes.items()}
+    )
+
+
+def left_out(tensors: Iterable[str], conventions: Conventions) -> tuple[str, ...]:
+    """The tensors of parts that are not run, as of a vision tower: those whose names begin with one of `ignored`."""
+    return tuple(name for name in tensors if name.startswith(conventions.ignored))
+
+
+def _sources(
+    tensors: Mapping[str, Tensor], spec: ModelSpec, conventions: Conventions, file_name: str
+) -> dict[str, Source]:
+    named = _rename(tensors, conventions, file_name)
+    transposed = frozenset(leaf for leaf, name in conventions.transforms.items() if name == TRANSPOSE)
+    sources: dict[str, Source] = {}
+    for name, source in find_sources(named, spec, transposed):
+        if name in sources:
+            raise _twice(file_name, sources[name].names[0], source.names[0])
+        sources[name] = source
+    return sources
+
+
+def _check_shape(tensors: Mapping[str, Tensor], source: Source, shape: Shape, file_name: str) -> None:
+    expected, count = source.whole_shape(shape), len(source.names)
+    for name in source.names:
+        if (found := tensors[name].shape) != expected:
             raise ModelFileError(
-                f"{file_name}: tensor {sources[name]} has shape {list(found)}, the configuration asks for {list(shape)}"
+                f"{file_name}: tensor {name} has shape {list(found)}, the configuration asks for {list(expected)}"
             )
-    return TensorTable({name: _maker(tensors, sources[name], name, spec, conventions) for name in shapes})
+    if source.is_stacked and count != shape[0]:
+        raise ModelFileError(f"{file_name}: {source.names[0]} and {count - 1} more, {shape[0]} of them are expected")
+    if len({tensors[name].format.name for name in source.names}) > 1:
+        raise ModelFileError(f"{file_name}: {source.names[0]} and its like have several dtypes, one is expected")
 
 
 def _rename(tensors: Mapping[str, Tensor], conventions: Conventions, file_name: str) -> dict[str, str]:
@@ -68,12 +101,16 @@ def _rename(tensors: Mapping[str, Tensor], conventions: Conventions, file_name: 
         if canonical is None:
             unknown.append(name)
         elif canonical in sources:
-            raise ModelFileError(f"{file_name}: {sources[canonical]} and {name} are the same weight, one is allowed")
+            raise _twice(file_name, sources[canonical], name)
         else:
             sources[canonical] = name
     if unknown:
         raise ModelFileError(f"{file_name}: {_several(unknown, 'is', 'are')} unknown to this model family")
     return sources
+
+
+def _twice(file_name: str, first: str, second: str) -> ModelFileError:
+    return ModelFileError(f"{file_name}: {first} and {second} are the same weight, one is allowed")
 
 
 def _check_tied(head: Tensor, embedding: Tensor | None, file_name: str) -> None:
@@ -97,10 +134,15 @@ def _several(names: Iterable[str], singular: str, plural: str) -> str:
 
 
 def _maker(
-    tensors: Mapping[str, Tensor], source: str, name: str, spec: ModelSpec, conventions: Conventions
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    name: str,
+    shape: Shape,
+    spec: ModelSpec,
+    conventions: Conventions,
 ) -> Callable[[], Tensor]:
-    transform = conventions.transforms.get(leaf(name))
-    if transform is None:
-        return lambda: tensors[source]
+    transform = conventions.transforms.get(leaf(name), TRANSPOSE)
+    if transform == TRANSPOSE:
+        return lambda: source.read(tensors, shape)
     apply = TRANSFORMS[transform]
-    return lambda: apply(tensors[source], spec, name)
+    return lambda: apply(source.read(tensors, shape), spec, name)

@@ -14,13 +14,13 @@ SOURCE = Path(__file__).parents[3] / "csrc" / "bindings_spec.cpp"
 
 # Refused by models.features unless neutral (tests/models, test_batches.py), or of no consequence for a step.
 NOT_READ = {
-    AttentionSpec: {"sinks", "causal", "relative_bias"},
+    AttentionSpec: {"sinks", "causal", "relative_bias", "query_scaling"},
     MlpSpec: set(),
-    LayerSpec: {"parallel", "cross_attention"},
+    LayerSpec: {"parallel", "parallel_norms", "cross_attention"},
     RopeSpec: {"theta", "scaling"},  # native_model.py
     ModelSpec: {
         *("family", "max_position"),  # for people; BackendOptions.max_model_len bounds positions
-        *("position", "position_offset", "embedding_size", "embedding_norm", "encoder", "kind"),
+        *("position", "position_offset", "alibi_scale", "embedding_size", "embedding_norm", "encoder", "kind"),
     },
 }
 

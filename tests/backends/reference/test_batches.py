@@ -29,7 +29,7 @@ GEMMA = {
 def parts(model_type: str, **config: Any) -> tuple[ModelSpec, dict[str, Tensor]]:
     model = tiny_models.build(model_type, **config)
     spec = tiny_models.spec_of(model)
-    return spec, tiny_models.canonical(model, for_hf(model_type), is_tied=spec.tie_word_embeddings)
+    return spec, tiny_models.canonical(model, for_hf(model_type), spec)
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,26 @@ ROW_TILE = 16  # rows whose logits exist at one time
 SUPPORTED = frozenset(
     (
         *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
-        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=full", "rope=None", "sinks"),
-        *("sliding_window", "attention.logit_softcap", "norms=post", "norms=sandwich", "norms=output", "parallel"),
-        *("residual_scale", "norm=layer", "norm_bias", "final_norm=False", "embedding_norm", "embedding_scale"),
-        *("embedding_size", "logit_scale", "logit_softcap", "lm_head_bias"),
+        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=each_head", "qk_norm=full"),
+        *(
+            "rope=None",
+            "sinks",
+            "sliding_window",
+            "attention.logit_softcap",
+            "norms=post",
+            "norms=sandwich",
+            "norms=output",
+        ),
+        *(
+            "parallel",
+            "residual_scale",
+            "norm=layer",
+            "norm_bias",
+            "final_norm=False",
+            "embedding_norm",
+            "embedding_scale",
+        ),
+        *("embedding_size", "logit_scale", "logit_softcap", "lm_head_bias", "parallel_norms=2", "query_scaling"),
         *("position=learned", "position=alibi", "position=none"),
     )
 )

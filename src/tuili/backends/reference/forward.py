@@ -12,13 +12,14 @@ from tuili.backend import Batch, Float32, Int32
 from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.layers import (
     ACTIVATIONS,
-    alibi_slopes,
     attend,
     normalize,
+    query_factors,
     rotate,
     rotation,
     softcap,
 )
+from tuili.models.alibi import alibi_slopes
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, RopeSpec
 
 Rotations = Mapping[RopeSpec, tuple[Float32, Float32]]
@@ -90,7 +91,8 @@ class Forward:
         scale = np.float32(layer.residual_scale)
         if layer.parallel:
             h = norm("attn_norm", x)
-            return x + scale * (self._attention(i, h, step, cache) + self._mlp(i, layer.mlp, h))
+            mlp_input = norm("mlp_norm", x) if layer.parallel_norms == 2 else h
+            return x + scale * (self._attention(i, h, step, cache) + self._mlp(i, layer.mlp, mlp_input))
         is_input_normed, is_output_normed = layer.norms in ("pre", "sandwich"), layer.norms in ("sandwich", "output")
         h = self._attention(i, norm("attn_norm", x) if is_input_normed else x, step, cache)
         x = x + scale * (norm("attn_post_norm", h) if is_output_normed else h)
@@ -102,10 +104,12 @@ class Forward:
     def _attention(self, i: int, x: Float32, step: Step, cache: PagedCache) -> Float32:
         a, group = self._mixers[i], cache.group_of(i)
         queries = self._heads(i, "q", x, a.num_heads, step)
+        if a.query_scaling is not None:
+            queries = queries * query_factors(a.query_scaling, step.batch.positions)
         keys = self._heads(i, "k", x, a.num_kv_heads, step)
         values = self._linear(f"layers.{i}.v_proj", x).reshape(len(x), a.num_kv_heads, a.head_dim)
         cache.write(i, step.batch.slot_mapping[group], keys, values)
-        slopes = alibi_slopes(a.num_heads) if self._spec.position == "alibi" else None
+        slopes = self._alibi_slopes(a)
         sinks = self._weights[f"layers.{i}.sinks.weight"] if a.sinks else None
         out = np.empty((len(x), a.num_heads * a.head_dim), np.float32)
         bounds = step.batch.query_start.tolist()
@@ -119,6 +123,11 @@ class Forward:
             )
         return self._linear(f"layers.{i}.o_proj", out)
 
+    def _alibi_slopes(self, a: AttentionSpec) -> Float32 | None:
+        if self._spec.position != "alibi":
+            return None
+        return np.array(alibi_slopes(a.num_heads, self._spec.alibi_scale), np.float32)
+
     def _heads(self, i: int, which: str, x: Float32, num_heads: int, step: Step) -> Float32:
         """Normed and rotated queries or keys [T, num_heads, head_dim]."""
         a, norm = self._mixers[i], f"layers.{i}.{which}_norm"
@@ -126,7 +135,7 @@ class Forward:
         if a.qk_norm == "full":
             heads = self._norm(norm, heads)
         heads = heads.reshape(len(x), num_heads, a.head_dim)
-        if a.qk_norm == "head":
+        if a.qk_norm in ("head", "each_head"):  # gains are [head_dim] or [num_heads, head_dim]
             heads = self._norm(norm, heads)
         return heads if a.rope is None else rotate(heads, *step.rotations[a.rope])
 

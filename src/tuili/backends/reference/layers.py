@@ -9,7 +9,7 @@ import numpy as np
 
 from tuili.backend import Float32, Int32
 from tuili.models.rope import attention_factor, inverse_frequencies
-from tuili.models.spec import Activation, AttentionSpec, NormKind, RopeSpec
+from tuili.models.spec import Activation, AttentionSpec, NormKind, QueryScaling, RopeSpec
 
 QUERY_TILE = 128  # bounds the score matrix; rows are independent, so results do not depend on it
 
@@ -78,12 +78,10 @@ def rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:
     return np.concatenate((first * cos - second * sin, second * cos + first * sin, rest), axis=-1)
 
 
-def alibi_slopes(num_heads: int) -> Float32:
-    """One slope per head (Press et al., 2108.12409): a geometric series for powers of two, interleaved otherwise."""
-    power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
-    return np.array(slopes, np.float32)
+def query_factors(scaling: QueryScaling, positions: Int32) -> Float32:
+    """[T, 1, 1]"""
+    turns = positions // scaling.original_max_position
+    return (1 + scaling.beta * np.log1p(turns)).astype(np.float32)[:, None, None]
 
 
 def attend(

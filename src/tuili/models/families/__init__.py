@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from tuili import registry
 from tuili.errors import ModelFileError, UnsupportedModelError
-from tuili.models.names import NameTable
+from tuili.models.names import Names
 from tuili.models.reader import ConfigReader
 from tuili.models.spec import ModelSpec
 
@@ -24,8 +24,8 @@ class Family(Protocol):
 
     HF_TYPES: tuple[str, ...]
     GGUF_ARCHS: tuple[str, ...]
-    HF_NAMES: NameTable
-    GGUF_NAMES: NameTable
+    HF_NAMES: Names
+    GGUF_NAMES: Names
     HF_TRANSFORMS: Mapping[str, str]
     GGUF_TRANSFORMS: Mapping[str, str]
     HF_IGNORED: tuple[str, ...]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tuili.models.families import llama
 from tuili.models.names import GGUF, GGUF_DERIVED, HF, HF_DERIVED, HF_SANDWICH
 from tuili.models.reader import ConfigReader
-from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from tuili.models.spec import Activation, AttentionSpec, LayerSpec, ModelSpec
 
 HF_TYPES, GGUF_ARCHS = ("gemma3_text",), ("gemma3",)
 HF_NAMES, GGUF_NAMES = HF | HF_SANDWICH, GGUF
@@ -25,8 +25,7 @@ _LAYERS_OF_27B = 62  # GGUF omits query_pre_attn_scalar; only this size does not
 
 def spec(c: ConfigReader) -> ModelSpec:
     full, local = _attention(c)
-    activation = c.activation("hidden_activation", c.activation("hidden_act", "gelu_tanh"))
-    mlp = MlpSpec(intermediate_size=c.integer("intermediate_size"), activation=activation)
+    mlp = llama.mlp(c, activation=activation(c))
     layer = {
         "full_attention": LayerSpec(mixer=full, mlp=mlp, norms="sandwich"),
         "sliding_attention": LayerSpec(mixer=local, mlp=mlp, norms="sandwich"),
@@ -34,7 +33,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     return llama.decoder(
         c,
         "gemma3",
-        tuple(layer[kind] for kind in _layer_kinds(c)),
+        tuple(layer[kind] for kind in layer_kinds(c, period=6)),
         embedding_scale=c.integer("hidden_size") ** 0.5,
         logit_softcap=c.optional_number("final_logit_softcapping"),
         tie_word_embeddings=c.flag("tie_word_embeddings", True),
@@ -43,9 +42,7 @@ def spec(c: ConfigReader) -> ModelSpec:
 
 def _attention(c: ConfigReader) -> tuple[AttentionSpec, AttentionSpec]:
     bias = c.flag("attention_bias", False)
-    base = llama.attention(
-        c, default_head_dim=256, qk_norm="head", q_bias=bias, k_bias=bias, v_bias=bias, out_bias=bias
-    )
+    base = llama.attention(c, default_head_dim=256, qk_norm="head", **llama.biases(bias))
     is_27b = llama.num_layers(c) == _LAYERS_OF_27B
     default_scalar = c.integer("hidden_size") / base.num_heads if is_27b else float(base.head_dim)
     full = replace(
@@ -58,7 +55,11 @@ def _attention(c: ConfigReader) -> tuple[AttentionSpec, AttentionSpec]:
     return full, replace(full, sliding_window=c.integer("sliding_window", 4096), rope=local_rope)
 
 
-def _layer_kinds(c: ConfigReader) -> tuple[str, ...]:
-    period = c.integer("sliding_window_pattern", 6)
-    count = llama.num_layers(c)
+def activation(c: ConfigReader) -> Activation:
+    return c.activation("hidden_activation", c.activation("hidden_act", "gelu_tanh"))
+
+
+def layer_kinds(c: ConfigReader, *, period: int) -> tuple[str, ...]:
+    """Sliding layers but for the last of each `period`, unless stated."""
+    period, count = c.integer("sliding_window_pattern", period), llama.num_layers(c)
     return c.layer_types(tuple("sliding_attention" if (i + 1) % period else "full_attention" for i in range(count)))

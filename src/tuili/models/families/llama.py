@@ -19,7 +19,7 @@ HF_IGNORED, GGUF_IGNORED = HF_DERIVED, GGUF_DERIVED
 def spec(c: ConfigReader) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     layer = LayerSpec(
-        mixer=attention(c, q_bias=bias, k_bias=bias, v_bias=bias, out_bias=bias),
+        mixer=attention(c, **biases(bias)),
         mlp=mlp(c, bias=c.flag("mlp_bias", False)),
     )
     return decoder(c, "llama", (layer,) * num_layers(c))
@@ -29,7 +29,9 @@ def num_layers(c: ConfigReader) -> int:
     return c.integer("num_hidden_layers", high=MAX_LAYERS)
 
 
-def attention(c: ConfigReader, default_head_dim: int | None = None, **changes: Any) -> AttentionSpec:
+def attention(
+    c: ConfigReader, default_head_dim: int | None = None, default_theta: float = 10_000.0, **changes: Any
+) -> AttentionSpec:
     """Grouped-query attention with rotary positions; `changes` are AttentionSpec fields that differ."""
     heads, hidden = c.integer("num_attention_heads"), c.integer("hidden_size")
     kv_heads = c.integer("num_key_value_heads", heads)
@@ -41,24 +43,34 @@ def attention(c: ConfigReader, default_head_dim: int | None = None, **changes: A
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
         "scale": head_dim**-0.5,
-        "rope": c.rope(head_dim),
+        "rope": c.rope(head_dim, default_theta),
     }
     return AttentionSpec(**fields | changes)
 
 
-def mlp(c: ConfigReader, bias: bool = False) -> MlpSpec:
-    return MlpSpec(
-        intermediate_size=c.integer("intermediate_size"), activation=c.activation("hidden_act", "silu"), bias=bias
-    )
+def biases(has_bias: bool, *, out: bool = True) -> dict[str, bool]:
+    """AttentionSpec fields: biases of all projections or of none, the output's apart."""
+    return {"q_bias": has_bias, "k_bias": has_bias, "v_bias": has_bias, "out_bias": has_bias and out}
 
 
-def decoder(c: ConfigReader, family: str, layers: tuple[LayerSpec, ...], **changes: Any) -> ModelSpec:
+def mlp(c: ConfigReader, **changes: Any) -> MlpSpec:
+    """A gated MLP; `changes` are MlpSpec fields that differ."""
+    if "intermediate_size" not in changes:
+        changes["intermediate_size"] = c.integer("intermediate_size")
+    if "activation" not in changes:
+        changes["activation"] = c.activation("hidden_act", "silu")
+    return MlpSpec(**changes)
+
+
+def decoder(
+    c: ConfigReader, family: str, layers: tuple[LayerSpec, ...], default_max_position: int | None = None, **changes: Any
+) -> ModelSpec:
     """A decoder of `layers`; `changes` are ModelSpec fields that differ."""
     fields: dict[str, Any] = {
         "family": family,
         "vocab_size": c.integer("vocab_size"),
         "hidden_size": c.integer("hidden_size"),
-        "max_position": c.integer("max_position_embeddings"),
+        "max_position": c.integer("max_position_embeddings", default_max_position),
         "layers": layers,
         "norm_eps": c.number("rms_norm_eps", 1e-6),
         "tie_word_embeddings": c.flag("tie_word_embeddings", False),

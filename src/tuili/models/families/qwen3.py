@@ -16,7 +16,5 @@ HF_IGNORED, GGUF_IGNORED = HF_DERIVED, GGUF_DERIVED
 
 def spec(c: ConfigReader) -> ModelSpec:
     bias = c.flag("attention_bias", False)
-    attention = llama.attention(
-        c, default_head_dim=128, qk_norm="head", q_bias=bias, k_bias=bias, v_bias=bias, out_bias=bias
-    )
+    attention = llama.attention(c, default_head_dim=128, qk_norm="head", **llama.biases(bias))
     return llama.decoder(c, "qwen3", qwen2.layers(c, attention))
