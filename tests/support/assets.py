@@ -62,6 +62,14 @@ def llama_cpp_models() -> Path:
     return folder
 
 
+def llama_cpp_source(member: str) -> str:
+    """The text of one file of the llama-cpp-python sources. Raises AssetUnavailableError."""
+    with filelock.FileLock(cache_dir() / "llama_cpp.lock"), tarfile.open(_source_archive()) as tar:
+        source = tar.extractfile(f"{LLAMA_CPP_FILE.removesuffix('.tar.gz')}/{member}")
+        assert source is not None
+        return source.read().decode("utf-8")
+
+
 def _source_archive() -> Path:
     archive = cache_dir() / LLAMA_CPP_FILE
     if archive.is_file():

@@ -1,0 +1,1 @@
+"""Other programs' Python interfaces over this library's engine, one module each."""

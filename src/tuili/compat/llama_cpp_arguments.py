@@ -1,0 +1,150 @@
+"""llama-cpp-python's arguments in this library's terms: which mean something, are without effect, are refused.
+
+Data, and how to read it. docs/coming_from.md lists the same names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from tuili.errors import InvalidRequestError
+from tuili.runtime.loading import LoadOptions
+from tuili.types import SamplingParams
+
+_log = logging.getLogger(__name__)
+
+IGNORED = frozenset(
+    {
+        "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch",
+        "n_threads_batch", "offload_kqv", "flash_attn", "op_offload", "swa_full", "no_perf", "numa",
+        "logits_all", "last_n_tokens_size", "verbose", "lora_scale",
+    }
+)  # fmt: skip
+SILENT = IGNORED & {"verbose", "logits_all", "use_mmap", "no_perf", "flash_attn", "n_ubatch", "swa_full", "lora_scale"}
+REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    # name: (values that ask for nothing, why others are refused)
+    "vocab_only": ((False,), "use tuili.AutoTokenizer"),
+    "kv_overrides": ((None, {}), "the model's own configuration counts"),
+    "rope_scaling_type": ((-1,), "the model's own positions count"),
+    "rope_freq_base": ((0.0,), "the model's own positions count"),
+    "rope_freq_scale": ((0.0,), "the model's own positions count"),
+    "yarn_ext_factor": ((-1.0,), "the model's own positions count"),
+    "yarn_attn_factor": ((1.0,), "the model's own positions count"),
+    "yarn_beta_fast": ((32.0,), "the model's own positions count"),
+    "yarn_beta_slow": ((1.0,), "the model's own positions count"),
+    "yarn_orig_ctx": ((0,), "the model's own positions count"),
+    "embedding": ((False,), "models generate text only"),
+    "pooling_type": ((-1,), "models generate text only"),
+    "attention_type": ((-1,), "models generate text only"),
+    "lora_base": ((None,), "adapters are not loaded yet"),
+    "lora_path": ((None,), "adapters are not loaded yet"),
+    "chat_handler": ((None,), "models read text only"),
+    "draft_model": ((None,), "drafts by prompt lookup are made without being asked"),
+    "tokenizer": ((None,), "the model's own tokenizer counts"),
+    "spm_infill": ((False,), "the text after a prompt is not looked at"),
+}
+_REFUSED_SAMPLING: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "grammar": ((None,), "structured output does not exist yet"),
+    "stopping_criteria": ((None,), "give stop strings, or leave the stream"),
+    "tfs_z": ((1.0,), "llama.cpp has dropped this sampler too"),
+}
+_RENAMED = {
+    "repeat_penalty": "repetition_penalty",
+    "mirostat_mode": "mirostat",
+    "logits_processor": "logits_processors",
+}
+_NEUTRAL: Mapping[str, object] = {
+    "typical_p": 1.0,
+    "mirostat_mode": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "logits_processor": None,
+    "logit_bias": None,
+}
+_KV_TYPES = {None: "auto", 1: "auto", 30: "auto", 8: "int8"}  # GGML's F16, BF16 and Q8_0
+_CHAT_FORMATS = {
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+}
+
+
+def llm_options(
+    n_ctx: int,
+    n_batch: int,
+    n_threads: int | None,
+    chat_format: str | None,
+    kv_types: tuple[int | None, int | None],
+    others: Mapping[str, Any],
+) -> LoadOptions:
+    """How to load for one caller at a time. Raises InvalidRequestError naming an argument."""
+    _check_others(others)
+    if kv_types[0] not in _KV_TYPES or kv_types[0] != kv_types[1]:
+        raise InvalidRequestError(
+            f"type_k and type_v must both be 1 (F16), 30 (BF16) or 8 (Q8_0), got {kv_types[0]} and {kv_types[1]}",
+            param="type_k",
+        )
+    if chat_format is not None and chat_format not in _CHAT_FORMATS:
+        raise InvalidRequestError(
+            f"chat_format must be None, for the model's own template, or one of {sorted(_CHAT_FORMATS)}, "
+            f"got {chat_format!r}",
+            param="chat_format",
+        )
+    return LoadOptions(
+        max_model_len=n_ctx or None,
+        num_threads=n_threads or 0,
+        max_num_seqs=1,
+        max_num_batched_tokens=n_batch,
+        kv_cache_dtype=_KV_TYPES[kv_types[0]],
+        chat_template=None if chat_format is None else _CHAT_FORMATS[chat_format],
+    )
+
+
+def sampling_params(given: Mapping[str, Any], default_seed: int, ours: Mapping[str, Any]) -> SamplingParams:
+    """llama.cpp's sampling arguments under our names. Raises InvalidRequestError naming a bad one."""
+    values = {name: value for name, value in given.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
+    for name, (nothing, why) in _REFUSED_SAMPLING.items():
+        if values.pop(name, nothing[0]) not in nothing:
+            raise InvalidRequestError(f"{name} is not implemented: {why}", param=name)
+    values.pop("penalize_nl", None)  # llama.cpp ignores it as well
+    max_tokens, seed = values.pop("max_tokens"), values.pop("seed")
+    if values.get("logit_bias"):
+        values["logit_bias"] = {int(i): float(bias) for i, bias in values["logit_bias"].items()}
+    values["top_k"] = max(values["top_k"], 0)
+    renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
+    known = {field.name for field in fields(SamplingParams)}
+    for name in values:
+        if _RENAMED.get(name, name) not in known:
+            raise InvalidRequestError(f"{name} is not implemented", param=name)
+    return SamplingParams(
+        max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
+        seed=default_seed if seed is None else seed,
+        **renamed,
+        **ours,
+    )
+
+
+def refuse_given(arguments: Mapping[str, object], why: str) -> None:
+    """Raises InvalidRequestError for the first argument that is not None."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise InvalidRequestError(f"{name} is not implemented: {why}", param=name)
+
+
+def _check_others(others: Mapping[str, Any]) -> None:
+    notes = []
+    for name, value in others.items():
+        if name in REFUSED:
+            nothing, why = REFUSED[name]
+            if value not in nothing:
+                raise InvalidRequestError(f"{name}={value!r:.200} is not implemented: {why}", param=name)
+        elif name not in IGNORED:
+            raise InvalidRequestError(f"unknown argument {name!r}", param=name)
+        elif name not in SILENT:
+            notes.append(name)
+    if notes:
+        _log.warning("without effect here: %s", ", ".join(notes))

@@ -1,0 +1,255 @@
+"""`tuili.compat.llama_cpp`: llama-cpp-python's signatures, shapes and manners over a real model."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import assets
+from tuili.compat.llama_cpp import _NOT_HERE, Llama
+from tuili.compat.llama_cpp_arguments import _NEUTRAL, _REFUSED_SAMPLING, IGNORED, REFUSED
+from tuili.errors import ContextLengthError, InvalidRequestError
+
+PROMPT = "The capital of France is"
+MESSAGES = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.fixture(scope="module")
+def llama(smollm2_gguf: Path) -> Iterator[Llama]:
+    model = Llama(str(smollm2_gguf), n_ctx=256, verbose=False)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, ast.FunctionDef]:
+    """The methods of llama-cpp-python's Llama, as its sources declare them."""
+    try:
+        tree = ast.parse(assets.llama_cpp_source("llama_cpp/llama.py"))
+    except assets.AssetUnavailableError as error:
+        pytest.skip(str(error))
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Llama")
+    return {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, set[str]]:
+    """The keys of llama-cpp-python's answer types."""
+    try:
+        tree = ast.parse(assets.llama_cpp_source("llama_cpp/llama_types.py"))
+    except assets.AssetUnavailableError as error:
+        pytest.skip(str(error))
+    return {
+        node.name: {item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and _is_name(item.target)}  # type: ignore[union-attr]
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _is_name(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def _parameters(function: ast.FunctionDef) -> dict[str, ast.expr | None]:
+    """Names with their defaults, self left out."""
+    positional = function.args.args[1:]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(function.args.defaults))
+    defaults += function.args.defaults
+    keywords = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return {a.arg: d for a, d in [*zip(positional, defaults, strict=True), *keywords]}
+
+
+METHODS = ["__init__", "create_completion", "create_chat_completion", "generate", "tokenize", "detokenize"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "from_pretrained", "set_seed", "set_cache", "reset"])
+def test_parameters_have_the_same_names_order_and_defaults(theirs: dict[str, ast.FunctionDef], method: str) -> None:
+    ours = inspect.signature(getattr(Llama, method)).parameters
+    elsewhere = {*IGNORED, *REFUSED, *_NEUTRAL, *_REFUSED_SAMPLING, "penalize_nl", "self"}
+    parameters = _parameters(theirs[method])
+    for name, default in parameters.items():
+        if name not in ours:
+            assert name in elsewhere, f"{method}: {name} is not known"
+        elif isinstance(default, ast.Constant):
+            assert ours[name].default == default.value, f"{method}: {name}"
+    shared = [name for name in parameters if name in ours and ours[name].kind is ours[name].POSITIONAL_OR_KEYWORD]
+    assert shared == [name for name in ours if name in shared]
+
+
+def test_every_public_method_is_here_or_refused_with_a_reason(theirs: dict[str, ast.FunctionDef]) -> None:
+    internal = {"longest_token_prefix", "logits_to_logprobs", "pooling_type", "tokenizer", "eval_tokens"}
+    for name in theirs:
+        if not name.startswith("_") and name not in internal:
+            assert hasattr(Llama, name) or name in _NOT_HERE, name
+
+
+def test_a_completion_has_the_shape_of_theirs(llama: Llama, shapes: dict[str, set[str]]) -> None:
+    answer = llama(PROMPT, max_tokens=6, temperature=0, logprobs=2)
+    assert answer.keys() == shapes["CreateCompletionResponse"]
+    (choice,) = answer["choices"]
+    assert choice.keys() == shapes["CompletionChoice"]
+    assert choice["logprobs"].keys() == shapes["CompletionLogprobs"]
+    assert answer["usage"].keys() == shapes["CompletionUsage"]
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert (answer["object"], choice["finish_reason"]) == ("text_completion", "length")
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_logprobs_tell_tokens_offsets_and_alternatives(llama: Llama) -> None:
+    answer = llama(PROMPT, max_tokens=5, temperature=0, logprobs=2, echo=True)
+    text, found = answer["choices"][0]["text"], answer["choices"][0]["logprobs"]
+    assert text.startswith(PROMPT)
+    assert "".join(found["tokens"]) == text
+    assert all(text[o:].startswith(t) for o, t in zip(found["text_offset"], found["tokens"], strict=True))
+    assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+    for value, best in zip(found["token_logprobs"][1:], found["top_logprobs"][1:], strict=True):
+        assert value in best.values()
+        assert 2 <= len(best) <= 3
+        assert sum(map(math.exp, best.values())) <= 1.001
+    alone = llama(PROMPT, max_tokens=5, temperature=0, logprobs=2)["choices"][0]["logprobs"]
+    assert alone["text_offset"] == found["text_offset"][5:]
+
+
+def test_streamed_text_is_the_whole_text(llama: Llama) -> None:
+    whole = llama(PROMPT, max_tokens=12, temperature=0, echo=True)["choices"][0]
+    chunks = list(llama(PROMPT, max_tokens=12, temperature=0, echo=True, stream=True, logprobs=1))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    assert [choice["finish_reason"] for choice in choices[-2:]] == [None, "length"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert choices[1]["logprobs"]["text_offset"] == [len(PROMPT)]
+
+
+def test_stops_and_seeds(llama: Llama) -> None:
+    text = llama(PROMPT, max_tokens=12, temperature=0)["choices"][0]["text"]
+    cut = llama(PROMPT, max_tokens=12, temperature=0, stop=[text[5:8]])["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (text[:5], "stop")
+    twice = [llama(PROMPT, max_tokens=8, temperature=1.0)["choices"][0]["text"] for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert llama(PROMPT, max_tokens=8, temperature=1.0, seed=9)["choices"][0]["text"] != twice[0]
+    llama.set_seed(9)
+    assert llama(PROMPT, max_tokens=8, temperature=1.0)["choices"][0]["text"] != twice[0]
+
+
+def test_a_chat_answer_and_its_chunks_have_the_shape_of_theirs(llama: Llama, shapes: dict[str, set[str]]) -> None:
+    arguments: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    answer = llama.create_chat_completion(MESSAGES, **arguments)
+    assert isinstance(answer, dict)
+    assert answer.keys() == shapes["CreateChatCompletionResponse"]
+    (choice,) = answer["choices"]
+    assert choice.keys() == shapes["ChatCompletionResponseChoice"]
+    assert choice["message"]["role"] == "assistant"
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == choice["message"]["content"]
+    assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
+    chunks = list(llama.create_chat_completion(MESSAGES, stream=True, **arguments))
+    for chunk in chunks:
+        assert chunk.keys() == shapes["CreateChatCompletionStreamResponse"]
+        assert chunk["choices"][0].keys() == shapes["ChatCompletionStreamResponseChoice"]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant"}
+    assert deltas[-1] == {}
+    assert "".join(delta.get("content", "") for delta in deltas) == choice["message"]["content"]
+
+
+def test_special_tokens_count_in_a_prompt_as_they_do_in_llama_cpp(llama: Llama) -> None:
+    by_hand = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert llama.tokenize(b"<|im_end|>", special=True) == [llama.token_eos()]
+    assert len(llama.tokenize(b"<|im_end|>")) > 1
+    answer = llama(by_hand, max_tokens=16, temperature=0)
+    assert answer["usage"]["prompt_tokens"] == len(llama.tokenize(by_hand.encode(), special=True))
+    assert llama.tokenize("é, 推理".encode()) == llama.tokenize("é, 推理".encode(), add_bos=False)
+
+
+def test_tokens_come_back_as_bytes(llama: Llama) -> None:
+    text = "Byte pairs: é, 推理, 🙂".encode()
+    ids = llama.tokenize(text)
+    assert llama.detokenize(ids) == text
+    assert b"".join(llama.detokenize([i]) for i in ids) == text
+    assert llama.detokenize([llama.token_eos()]) == b""
+    assert llama.detokenize([llama.token_eos()], special=True) == b"<|im_end|>"
+    assert llama.detokenize([llama.token_nl()]) == b"\n"
+    assert (llama.n_ctx(), llama.n_vocab(), llama.n_embd()) == (256, 49152, 576)
+
+
+def test_generate_yields_ids_until_the_caller_leaves(llama: Llama) -> None:
+    ids = llama.tokenize(PROMPT.encode())
+    found = []
+    for token_id in llama.generate(ids, temp=0.0, top_k=1):
+        found.append(token_id)
+        if len(found) == 6:
+            break
+    assert llama.detokenize(found).decode() == llama(PROMPT, max_tokens=6, temperature=0)["choices"][0]["text"]
+
+
+def test_a_chat_format_by_name(smollm2_gguf: Path) -> None:
+    llama = Llama(str(smollm2_gguf), n_ctx=128, chat_format="chatml", type_k=8, type_v=8, n_gpu_layers=-1)
+    answer = llama.create_chat_completion(MESSAGES, max_tokens=1)
+    assert isinstance(answer, dict)
+    prompt = "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n"
+    assert answer["usage"]["prompt_tokens"] == len(llama.tokenize(prompt.encode(), special=True))
+    llama.reset()
+    llama.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lora_path": "x"}, "lora_path='x' is not implemented: adapters"),
+        ({"draft_model": object()}, "draft_model"),
+        ({"chat_format": "alpaca"}, r"one of \['chatml'\], got 'alpaca'"),
+        ({"type_k": 8}, "type_k and type_v must both be"),
+        ({"n_context": 8}, "unknown argument 'n_context'"),
+        ({"rope_freq_base": 5.0}, "rope_freq_base=5.0 is not implemented"),
+    ],
+)
+def test_a_refused_load_argument_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        Llama("never-looked-for", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m("x", suffix="y"), "suffix is not implemented"),
+        (lambda m: m("x", grammar=object()), "grammar is not implemented: structured output"),
+        (lambda m: m("x", temperature=-1.0), "temperature must be"),
+        (lambda m: m("x", no_such=1), "no_such"),
+        (lambda m: m.create_chat_completion(MESSAGES, response_format={"type": "json_object"}), "response_format"),
+        (lambda m: m.create_chat_completion(MESSAGES, functions=[]), "functions is not implemented: give tools"),
+        (lambda m: m.create_chat_completion(MESSAGES, tools=[], tool_choice="none"), "tool_choice"),
+    ],
+)
+def test_a_refused_argument_is_named(llama: Llama, call: Callable[[Llama], object], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        call(llama)
+
+
+def test_what_does_not_fit_is_refused(llama: Llama) -> None:
+    with pytest.raises(ContextLengthError, match=r"300.*256"):
+        llama.create_completion([5] * 300)
+
+
+@pytest.mark.parametrize("name", sorted(_NOT_HERE))
+def test_what_is_not_implemented_says_so(llama: Llama, name: str) -> None:
+    with pytest.raises(AttributeError, match=f"Llama.{name} is not implemented: "):
+        getattr(llama, name)
+
+
+def test_a_file_name_chooses_the_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(Llama, "__init__", lambda self, model_path, **_: names.append(model_path))
+    for filename in ("*Q4_K_M.gguf", "*q8_0*", "smollm2-135m-instruct-q8_0.gguf", "*.gguf", None):
+        Llama.from_pretrained("org/name", filename)
+    file = "org/name:smollm2-135m-instruct-q8_0"
+    assert names == ["org/name:Q4_K_M", "org/name:q8_0", file, "org/name", "org/name"]
+    with pytest.raises(InvalidRequestError, match="filename must be a name, or a pattern"):
+        Llama.from_pretrained("org/name", "*q4*k.gguf")
+    with pytest.raises(InvalidRequestError, match="local_dir is not implemented: TUILI_HOME"):
+        Llama.from_pretrained("org/name", local_dir="/tmp")
