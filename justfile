@@ -9,6 +9,10 @@ install:
 test *args:
     pytest {{ args }}
 
+# Every test on two processes, and which lines of Python no test ran.
+coverage:
+    pytest -n 2 --dist worksteal --cov=tuili --cov-report=term-missing:skip-covered --cov-fail-under=90
+
 lint:
     ruff check src tests benchmarks scripts examples
     ruff format --check src tests benchmarks scripts examples
