@@ -49,3 +49,9 @@ def test_importing_tuili_loads_no_heavy_module() -> None:
     code = "import sys, tuili; print(sorted({'numpy', 'torch', 'tokenizers', 'httpx', 'jinja2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_one_spelling_of_license() -> None:
+    """As the formats, registries and files spell it: keys of JSON and names of fields are looked up by it."""
+    texts = [*SOURCES, *(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    assert [path.name for path in texts if "licence" in path.read_text(encoding="utf-8")] == []

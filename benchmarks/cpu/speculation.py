@@ -172,7 +172,7 @@ def _open(options: argparse.Namespace, drafts: bool) -> Pipeline:
             num_threads=options.threads,
             max_model_len=2048,
             max_num_seqs=max(options.batch, 1),
-            kv_cache_bytes=512 << 20,
+            kv_cache_memory_bytes=512 << 20,
             enable_prefix_caching=False,
             speculative=SpeculativeConfig() if drafts else None,
         ),

@@ -68,7 +68,7 @@ class SpeculativeConfig:
 class EngineConfig:
     """Limits of one engine, named as vLLM names them.
 
-    max_num_batched_tokens is the token budget of a step. kv_cache_bytes None lets the runtime size
+    max_num_batched_tokens is the token budget of a step. kv_cache_memory_bytes None lets the runtime size
     the cache. block_size is the unit of allocation and of prefix reuse. kv_cache_dtype is what the backend was
     loaded with. speculative None drafts nothing.
     max_slowdown is how many times longer a step may take because it also computes prompts of others (measured as it
@@ -80,15 +80,15 @@ class EngineConfig:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     block_size: int = 64
-    kv_cache_bytes: int | None = None
+    kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
     kv_cache_dtype: KvCacheDtype = "bfloat16"
     speculative: SpeculativeConfig | None = None
     max_slowdown: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_bytes"):
-            self._check_count(name, is_optional=name == "kv_cache_bytes")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+            self._check_count(name, is_optional=name == "kv_cache_memory_bytes")
         if self.block_size not in BLOCK_SIZES:
             raise InvalidRequestError(
                 f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size"

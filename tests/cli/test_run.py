@@ -132,19 +132,19 @@ def test_ctrl_c_stops_a_single_answer_with_130(
     assert (pipeline.num_aborted, pipeline.is_closed) == (1, True)
 
 
-def test_a_known_model_that_is_missing_is_pulled_with_its_licence(
+def test_a_known_model_that_is_missing_is_pulled_with_its_license(
     cli: Cli, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pulled = []
 
     def pull(_: Store, name: str, progress: object) -> ModelFiles:
         pulled.append(name)
-        return ModelFiles(name=name, path=Path("x"), source="pypi", num_bytes=1 << 20, created=0, licence="Apache-2.0")
+        return ModelFiles(name=name, path=Path("x"), source="pypi", num_bytes=1 << 20, created=0, license="Apache-2.0")
 
     monkeypatch.setattr(Store, "pull", pull)
     outcome = cli("run", "Why is the sky blue?", is_terminal=True)
     assert (outcome.code, pulled) == (0, ["smollm2:135m"])
-    assert outcome.err == "note: smollm2:135m (1.0 MiB, pypi) is stored; licence: Apache-2.0\n"
+    assert outcome.err == "note: smollm2:135m (1.0 MiB, pypi) is stored; license: Apache-2.0\n"
     cli("run", "org/name", "hi")
     assert pulled[1:] == ["org/name"]
 

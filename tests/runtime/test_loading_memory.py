@@ -23,7 +23,8 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 from tuili.runtime.loading import LoadOptions, open_model
-with open_model(sys.argv[1], LoadOptions(max_num_seqs=1, max_model_len=2048, kv_cache_bytes=int(sys.argv[2]))) as model:
+options = LoadOptions(max_num_seqs=1, max_model_len=2048, kv_cache_memory_bytes=int(sys.argv[2]))
+with open_model(sys.argv[1], options) as model:
     is_done.set()
     watcher.join()
     maps = open("/proc/self/maps").read()

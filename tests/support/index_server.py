@@ -43,7 +43,7 @@ def tiny_model(*parts: bytes, name: str = "tiny:1") -> tuple[CatalogueEntry, dic
         sha256=hashlib.sha256(b"".join(parts)).hexdigest(),
         parts=tuple(members),
         quantization="Q4_1",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         summary="for tests",
     )
     return entry, wheels

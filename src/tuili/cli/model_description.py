@@ -28,7 +28,7 @@ def describe(files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "name": files.name,
         "source": files.source,
-        "licence": files.licence or checkpoint.license,
+        "license": files.license or checkpoint.license,
         "size": files.num_bytes,
         "num_parameters": sum(entry["num_parameters"] for entry in formats.values()),
         "formats": formats,
@@ -45,7 +45,7 @@ def render_description(description: Mapping[str, Any]) -> str:
     facts = [
         ("name", description["name"]),
         ("source", description["source"]),
-        ("licence", description["licence"] or "not stated"),
+        ("license", description["license"] or "not stated"),
         ("size", format_bytes(description["size"])),
         ("parameters", format_count(description["num_parameters"])),
         *((f"  {name}", _format_line(entry)) for name, entry in description["formats"].items()),

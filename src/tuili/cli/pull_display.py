@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def pull_visibly(store: Store, name: str) -> ModelFiles:
-    """Pulls a model, showing progress and, in the end, its licence."""
+    """Pulls a model, showing progress and, in the end, its license."""
     with showing_progress() as progress:
         files = store.pull(name, progress)
-    licence = files.licence or "not stated by its source"
-    note(f"{files.name} ({format_bytes(files.num_bytes)}, {files.source}) is stored; licence: {licence}")
+    license = files.license or "not stated by its source"
+    note(f"{files.name} ({format_bytes(files.num_bytes)}, {files.source}) is stored; license: {license}")
     return files
 
 

@@ -9,13 +9,13 @@ from tuili.config import EngineConfig
 from tuili.engine.block_manager import num_spanned
 from tuili.errors import InsufficientMemoryError, UnsupportedModelError
 
-DEFAULT_CACHE_BYTES = 1 << 30  # at most, when kv_cache_bytes is None
+DEFAULT_CACHE_BYTES = 1 << 30  # at most, when kv_cache_memory_bytes is None
 
 
 def plan_cache(groups: ListLike[CacheGroup], config: EngineConfig) -> list[int]:
     """Blocks per group: equally many, but no window group gets more than all its sequences can hold at once.
 
-    Without kv_cache_bytes that is enough for max_num_seqs contexts of max_model_len, within
+    Without kv_cache_memory_bytes that is enough for max_num_seqs contexts of max_model_len, within
     DEFAULT_CACHE_BYTES. Raises UnsupportedModelError for a kind of group the engine does not run,
     InsufficientMemoryError when the budget does not buy one block of each.
     """
@@ -26,23 +26,23 @@ def plan_cache(groups: ListLike[CacheGroup], config: EngineConfig) -> list[int]:
             )
         assert group.block_size == config.block_size
     limits = [_most_useful(group, config) for group in groups]
-    budget = DEFAULT_CACHE_BYTES if config.kv_cache_bytes is None else config.kv_cache_bytes
+    budget = DEFAULT_CACHE_BYTES if config.kv_cache_memory_bytes is None else config.kv_cache_memory_bytes
     low, high = 0, budget // min(group.block_bytes for group in groups)
-    if config.kv_cache_bytes is None:
+    if config.kv_cache_memory_bytes is None:
         high = min(high, config.max_num_seqs * -(-config.max_model_len // config.block_size))
     while low < high:
         count = (low + high + 1) // 2
         low, high = (count, high) if _bytes(groups, _counts(limits, count)) <= budget else (low, count - 1)
     if low == 0:
         raise InsufficientMemoryError(
-            f"kv_cache_bytes: {budget} bytes were given, one block of {config.block_size} tokens "
+            f"kv_cache_memory_bytes: {budget} bytes were given, one block of {config.block_size} tokens "
             f"needs {_bytes(groups, [1] * len(groups))}"
         )
     return _counts(limits, low)
 
 
 def needed_bytes(groups: ListLike[CacheGroup], config: EngineConfig, num_sequences: int) -> int:
-    """The kv_cache_bytes with which plan_cache holds so many sequences of max_model_len."""
+    """The kv_cache_memory_bytes with which plan_cache holds so many sequences of max_model_len."""
     count = num_sequences * -(-config.max_model_len // config.block_size)
     return _bytes(groups, _counts([_most_useful(group, config) for group in groups], count))
 

@@ -1,4 +1,4 @@
-"""Finds a model's files by name, fetching what is missing: with progress bars, and its licence in the end."""
+"""Finds a model's files by name, fetching what is missing: with progress bars, and its license in the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_model(name: str, store: Store | None = None) -> Path:
                 files = store.pull(name, progress)
         except (InvalidRequestError, ModelNotFoundError):
             raise missing from None
-    sys.stderr.write(f"{files.name} is stored; licence: {files.licence or 'not stated'}\n")
+    sys.stderr.write(f"{files.name} is stored; license: {files.license or 'not stated'}\n")
     return files.path
 
 

@@ -46,7 +46,7 @@ class LoadOptions:
     max_num_seqs: int = 32
     max_num_batched_tokens: int | None = None
     block_size: int = 64
-    kv_cache_bytes: int | None = None
+    kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
@@ -146,13 +146,13 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
         block_size=options.block_size,
-        kv_cache_bytes=options.kv_cache_bytes,
+        kv_cache_memory_bytes=options.kv_cache_memory_bytes,
         kv_cache_dtype=_kv_cache_dtype(options),
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
         speculative=options.speculative,
     )
-    if config.kv_cache_bytes is not None:
+    if config.kv_cache_memory_bytes is not None:
         return config
     groups = backend.cache_groups(options.block_size)
     return size_cache(groups, config, free_bytes, may_shorten=options.max_model_len is None)

@@ -16,7 +16,7 @@ CACHE_SHARE = 0.4  # of the memory that is free before the weights are packed
 def size_cache(
     groups: Sequence[CacheGroup], config: EngineConfig, free_bytes: int, *, may_shorten: bool
 ) -> EngineConfig:
-    """`config` with kv_cache_bytes for all its sequences at full length, but at most a share of what is free.
+    """`config` with kv_cache_memory_bytes for all its sequences at full length, but at most a share of what is free.
 
     With may_shorten, max_model_len comes down to what one sequence can have. Raises
     InsufficientMemoryError, with the numbers, when not even one sequence fits.
@@ -31,7 +31,7 @@ def size_cache(
             f"{limit / 2**20:.1f} MiB are available for it: {advice}"
         )
     config = replace(config, max_model_len=fitting)
-    return replace(config, kv_cache_bytes=min(needed_bytes(groups, config, config.max_num_seqs), limit))
+    return replace(config, kv_cache_memory_bytes=min(needed_bytes(groups, config, config.max_num_seqs), limit))
 
 
 def _fitting_len(groups: Sequence[CacheGroup], config: EngineConfig, limit: int) -> int:

@@ -8,24 +8,31 @@ from typing import Any
 from tuili.errors import InvalidRequestError
 from tuili.types import Message
 
+ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+
+def plain_messages(messages: Sequence[Message], template: str = "") -> list[dict[str, Any]]:
     """Messages whose content is one string: text parts are joined by newlines, and None is the empty string.
 
+    A role is one of ROLES or one that `template`, the source of a chat template, names in quotes: most templates
+    write any other one as it is, and the model has never seen it.
     Raises InvalidRequestError naming the message, the part, and what is missing or not supported.
     """
     if not messages:
         raise InvalidRequestError("messages is empty: give at least one message", param="messages")
-    return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_plain(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 
-def _plain(message: Message, where: str) -> dict[str, Any]:
+def _plain(message: Message, where: str, template: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InvalidRequestError(
             f"{where} must be a mapping with role and content, got {message!r:.80}", param="messages"
         )
-    if not isinstance(message.get("role"), str):
-        raise InvalidRequestError(f"{where}.role must be a string, got {message.get('role')!r:.80}", param="messages")
+    role = message.get("role")
+    is_named = isinstance(role, str) and role and (f"'{role}'" in template or f'"{role}"' in template)
+    if not is_named and role not in ROLES:
+        allowed = f"one of {', '.join(ROLES)}, or one the chat template names"
+        raise InvalidRequestError(f"{where}.role must be {allowed}, got {role!r:.80}", param="messages")
     return {**message, "content": _text(message.get("content"), f"{where}.content")}
 
 

@@ -162,7 +162,7 @@ class Pipeline:
         if template is None:
             raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
         return template.render(
-            plain_messages(request.messages or ()),
+            plain_messages(request.messages or (), template.source),
             tools=request.tools,
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
             continue_final_message=request.continue_final_message,

@@ -35,7 +35,7 @@ class CatalogueEntry:
     sha256: str
     parts: tuple[WheelMember, ...]
     quantization: str
-    licence: str
+    license: str
     summary: str
     sampling: tuple[tuple[str, float], ...] = ()
 
@@ -70,7 +70,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
             ),
         ),
         quantization="Q4_1",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         summary="SmolLM2 135M Instruct, the default model",
         sampling=(("temperature", 0.2), ("top_p", 0.9)),
     ),
@@ -85,7 +85,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
             _gemma3_part(4, 61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
         ),
         quantization="Q4_K_M",
-        licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        license="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
         summary="Gemma 3 270M base: no chat template",
     ),
 )

@@ -1,4 +1,4 @@
-"""The record of one stored model: which files, from where, under which licence. Knows its JSON form.
+"""The record of one stored model: which files, from where, under which license. Knows its JSON form.
 
 A manifest is written last, so a model is visible exactly when all its files are complete.
 """
@@ -40,7 +40,7 @@ class Manifest:
     created: int
     folder: str | None = None
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
     quantization: str | None = None
 
     @property
@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _checked(fields: dict[str, Any]) -> Manifest:
-    optional = {name: _field(fields, name, str, None) for name in ("folder", "revision", "licence", "quantization")}
+    optional = {name: _field(fields, name, str, None) for name in ("folder", "revision", "license", "quantization")}
     files = fields.get("files")
     if not isinstance(files, list) or not files or not all(isinstance(file, dict) for file in files):
         raise ModelFileError(f"manifest field files must be a list of objects, found {files!r:.100}")

@@ -30,7 +30,7 @@ class ModelFiles:
     source: str
     num_bytes: int
     created: int
-    licence: str | None = None
+    license: str | None = None
     quantization: str | None = None
 
 
@@ -124,7 +124,7 @@ class Records:
             source=manifest.source,
             num_bytes=manifest.num_bytes,
             created=manifest.created,
-            licence=manifest.licence,
+            license=manifest.license,
             quantization=manifest.quantization,
         )
 

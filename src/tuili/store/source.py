@@ -22,7 +22,7 @@ class Fetched:
     part: Path | None = None
     folder: Path | None = None
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
     quantization: str | None = None
 
 

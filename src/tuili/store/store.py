@@ -217,7 +217,7 @@ def _manifest(model: ModelName, source: Source, fetched: Fetched) -> Manifest:
         created=int(time.time()),
         folder=None if fetched.folder is None else str(fetched.folder),
         revision=fetched.revision,
-        licence=fetched.licence,
+        license=fetched.license,
         quantization=fetched.quantization,
     )
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whichever way it was packed: spec, canonical weights, end ids, licence.
+"""What a checkpoint holds, whichever way it was packed: spec, canonical weights, end ids, license.
 
 Knows neither GGUF nor Hugging Face folders.
 """

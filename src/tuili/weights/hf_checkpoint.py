@@ -85,7 +85,7 @@ def _token_ids(key: str, generation: Mapping[str, Any], raw: Mapping[str, Any], 
 
 
 def _license(directory: ModelDirectory) -> str | None:
-    """The licence in the front matter of README.md."""
+    """The license in the front matter of README.md."""
     readme = _prose(directory, "README.md") or ""
     front_matter = readme[4:].split("\n---", 1)[0] if readme.startswith("---\n") else ""
     found = _LICENSE_LINE.search(front_matter)

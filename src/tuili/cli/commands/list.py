@@ -29,7 +29,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
                         "size": model.num_bytes,
                         "quantization": model.quantization,
                         "source": model.source,
-                        "licence": model.licence,
+                        "license": model.license,
                         "modified": datetime.fromtimestamp(model.created, UTC).isoformat(),
                     }
                     for model in models

@@ -28,7 +28,7 @@ def command(
     tokens: Annotated[str | None, typer.Option(metavar="TEXT", help="Show the tokens of a text.")] = None,
     path: Annotated[bool, typer.Option("--path", help="Show where the weights are.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Show the chat template.")] = False,
-    license_text: Annotated[bool, typer.Option("--license", help="Show the licence's text.")] = False,
+    license_text: Annotated[bool, typer.Option("--license", help="Show the license's text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a stored model, a .gguf file or a model directory."""
@@ -53,8 +53,8 @@ def command(
         source = _wanted(chat_template_source(checkpoint), files.name, "chat template")
         _show(source, {"chat_template": source}, as_json)
     elif license_text:
-        text = _wanted(checkpoint.license_text or files.licence or checkpoint.license, files.name, "licence")
-        _show(text, {"licence": text}, as_json)
+        text = _wanted(checkpoint.license_text or files.license or checkpoint.license, files.name, "license")
+        _show(text, {"license": text}, as_json)
     else:
         description = describe(files, checkpoint)
         _show(render_description(description).removesuffix("\n"), description, as_json)

