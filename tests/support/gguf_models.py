@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from support import gguf_bytes as g
 from support.random_models import random_weights
 from tuili.models import families
+from tuili.models.gguf_config import gguf_config
 from tuili.models.names import GGUF
-from tuili.models.reader import gguf_config
 from tuili.quant import BY_NAME
 
 ALIGNMENT = 32
