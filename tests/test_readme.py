@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +53,22 @@ def test_every_command_named_exists(command: str) -> None:
         [sys.executable, "-m", "tuili.cli.main", command, "--help"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_the_batch_job_commands_run(smollm2_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.csv").write_text("question\nHow many legs has a cat?\nWhat is 2 + 2?\n")
+    body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
+    environment = {**os.environ, "TUILI_HOME": str(assets.store_dir())}
+    commands = [line for block in _blocks(ENGLISH, "sh") for line in block.splitlines() if "tuili generate" in line]
+    for command in commands:
+        arguments = [sys.executable, "-m", "tuili.cli.main", *shlex.split(command)[1:]]
+        subprocess.run(arguments, cwd=tmp_path, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert sorted(path.name for path in (tmp_path / "answers").glob("*.txt")) == [f"seed_{i}.txt" for i in range(4)]
+    assert [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["0", "1"]
+    answer = json.loads((tmp_path / "results.jsonl").read_text())
+    assert (answer["custom_id"], answer["response"]["status_code"]) == ("a", 200)
 
 
 def test_the_python_example_runs(

@@ -29,19 +29,18 @@ def is_storage_error(error: OSError) -> bool:
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turns the operating system's refusals to write into InsufficientStorageError."""
+def storage_errors(
+    what: str = "the model store", remedy: str = "or name another folder with TUILI_HOME"
+) -> Iterator[None]:
+    """Turns the operating system's refusals to write into InsufficientStorageError. `what` is being written to."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise InsufficientStorageError(
-                "the disk of the model store is full: free some space, or name another folder with TUILI_HOME"
-            ) from error
+            raise InsufficientStorageError(f"the disk of {what} is full: free some space, {remedy}") from error
         if error.errno in _REFUSED:
             raise InsufficientStorageError(
-                f"the model store cannot be used ({os.strerror(error.errno)}): see to its folder, "
-                "or name another with TUILI_HOME"
+                f"{what} cannot be used ({os.strerror(error.errno)}): see to its folder, {remedy}"
             ) from error
         raise
 

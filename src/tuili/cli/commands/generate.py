@@ -1,0 +1,80 @@
+"""`tuili generate`: answer every row of a file, or the same prompt many times, and survive being killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tuili.cli.commands import run
+from tuili.cli.model_argument import complete_model
+from tuili.cli.sampling_options import SAMPLING_NAMES, given_only
+from tuili.cli.shared_options import taking_options
+from tuili.store.catalogue import DEFAULT_MODEL
+
+_INPUT, _OUTPUT = "Input", "Output"
+_LOADING_NAMES = ("max_model_len", "num_threads", "kv_cache_dtype", "backend", "speculative_config")
+
+
+@taking_options(("think", *SAMPLING_NAMES, *_LOADING_NAMES), run.command)
+def command(
+    model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input", "-i", metavar="FILE", help="Rows to answer; - is standard input.", rich_help_panel=_INPUT
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="As many rows, without a file.", rich_help_panel=_INPUT)] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="txt, jsonl, csv, tsv or parquet, if the ending does not tell.", rich_help_panel=_INPUT),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="What to ask: {column}, {num:5-40} draws a number, {{ is a brace.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System text, filled in likewise.", rich_help_panel=_INPUT)] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Complete prompts as they are, without a template.", rich_help_panel=_INPUT)
+    ] = False,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column with the rows' ids; else id, else their numbers.", rich_help_panel=_INPUT)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="JSONL file; else standard output, without a journal.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for a file each.", rich_help_panel=_OUTPUT)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What those are called: 'seed_{i}.txt'.", rich_help_panel=_OUTPUT)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed rows again.", rich_help_panel=_OUTPUT)
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, dropping what there is.", rich_help_panel=_OUTPUT)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)] = False,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers at a time.", rich_help_panel="Loading")] = 32,
+    **shared: Any,
+) -> None:
+    """Answer every row of a text, JSONL, CSV, Parquet or OpenAI batch file, or one prompt many times.
+
+    Killed at any moment, the same command goes on where it was: every row is answered exactly once.
+    Exit codes: 0 all answered, 3 some rows failed, 2 wrong usage or input, 130 interrupted, 1 anything else.
+    """
+    options = {**locals(), **shared}
+    from tuili.cli.generate_session import GenerateSettings, generate
+
+    settings = GenerateSettings(**{name: options[name] for name in GenerateSettings.option_names()})
+    if code := generate(model, settings, given_only(options)):
+        raise typer.Exit(code)

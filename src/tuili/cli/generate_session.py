@@ -1,0 +1,202 @@
+"""What `tuili generate` does: check the rows, find the job's journal, load the model if rows are left, answer them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuili.cli.generate_display import showing, summary
+from tuili.cli.run_session import fetch_if_missing
+from tuili.cli.sampling_options import sampling_params
+from tuili.cli.speculative_option import parse_speculative
+from tuili.cli.terminal import note
+from tuili.config import store_dir
+from tuili.errors import InvalidRequestError
+from tuili.runtime.jobs.durable_job import DurableJob, Target, open_durable
+from tuili.runtime.jobs.job import Job, JobSettings, open_job
+from tuili.runtime.jobs.outputs import OrderedStream
+from tuili.runtime.jobs.rows import CountedRows, FileRows, Row, RowSource
+from tuili.runtime.jobs.runner import JobProgress, Keep, RowRunner
+from tuili.runtime.jobs.task import Result
+from tuili.store.store import Store
+
+if TYPE_CHECKING:
+    from tuili.runtime.pipeline import Pipeline
+
+SOME_FAILED = 3
+_STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateSettings:
+    """The flags of `generate` other than model and sampling."""
+
+    input: str | None = None
+    count: int | None = None
+    format: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool = False
+    think: bool | None = None
+    id_column: str | None = None
+    output: Path | None = None
+    output_dir: Path | None = None
+    name: str | None = None
+    restart: bool = False
+    retry_failed: bool = False
+    quiet: bool = False
+    max_num_seqs: int = 32
+    max_model_len: int | None = None
+    num_threads: int = 0
+    kv_cache_dtype: str = "auto"
+    backend: str | None = None
+    speculative_config: str | None = None
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    def target(self) -> Target | None:
+        """Where answers go; None is standard output."""
+        if self.output_dir is not None:
+            return Target(path=self.output_dir, is_folder=True)
+        return None if self.output is None else Target(path=self.output, is_folder=False)
+
+
+def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> int:
+    """Everything `tuili generate` does; gives the exit code. Rows and flags are checked before a model is fetched."""
+    _check(settings, sampling)
+    sampling = dict(sampling)
+    seed = sampling.pop("seed", None)
+    with _source(settings) as source:
+        job = open_job(source, _job_settings(model, settings, sampling))
+        store = Store(store_dir())
+        fetch_if_missing(store, model)
+        job = replace(job, settings=replace(job.settings, model_bytes=store.resolve(model).num_bytes))
+        if (target := settings.target()) is None:
+            return _stream(job, settings, seed)
+        with open_durable(job, target, seed, restart=settings.restart, retries_failed=settings.retry_failed) as durable:
+            return _finish(job, durable, target, settings)
+
+
+def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
+    sampling_params({}, sampling)
+    parse_speculative(settings.speculative_config)
+    if (settings.input is None) == (settings.count is None):
+        raise InvalidRequestError("give either --input FILE or --count N", param="input")
+    if settings.output is not None and settings.output_dir is not None:
+        raise InvalidRequestError("give either --output or --output-dir", param="output")
+    output = settings.output
+    if output is not None and not output.is_file() and (output.exists() or not output.name):
+        raise InvalidRequestError(f"output must be a file, and {str(output)!r} is none", param="output")
+    if (settings.output_dir is None) != (settings.name is None):
+        raise InvalidRequestError("--output-dir and --name 'seed_{i}.txt' go together", param="name")
+    if settings.target() is None and (settings.restart or settings.retry_failed):
+        raise InvalidRequestError("--restart and --retry-failed need --output or --output-dir", param="restart")
+    if settings.raw and settings.system is not None:
+        raise InvalidRequestError("system has no place in a raw prompt: put it into the prompt", param="system")
+
+
+@contextmanager
+def _source(settings: GenerateSettings) -> Iterator[RowSource]:
+    """The rows. Standard input is kept in a file meanwhile, as rows are read more than once."""
+    if settings.count is not None:
+        if settings.count < 1:
+            raise InvalidRequestError(f"count must be >= 1, got {settings.count}", param="count")
+        if settings.format is not None or settings.id_column is not None:
+            raise InvalidRequestError("--count has no columns: format and id_column need --input", param="count")
+        yield CountedRows(settings.count)
+        return
+    assert settings.input is not None
+    if settings.input != _STDIN:
+        yield FileRows(Path(settings.input), settings.format)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield FileRows(Path(file.name), settings.format or "txt", "standard input")
+
+
+def _job_settings(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> JobSettings:
+    shared = {f.name for f in fields(JobSettings)} & set(GenerateSettings.option_names())
+    given = {name: getattr(settings, name) for name in shared}
+    return JobSettings(model=model, model_bytes=0, sampling=sampling, **given)
+
+
+def _stream(job: Job, settings: GenerateSettings, seed: int | None) -> int:
+    """Answers to standard output, without a journal."""
+    from secrets import randbits
+
+    job_seed = randbits(63) if seed is None else seed
+    stream = OrderedStream(sys.stdout)
+
+    def keep(row: Row, result: Result, _: bool) -> None:
+        stream.write(row.index, job.task.line(row, job_seed, result))
+
+    progress = JobProgress(job.num_rows)
+    is_quiet = settings.quiet or sys.stdout.isatty()  # a bar would run through the answers
+    _run(job, job.rows(), job_seed, settings, keep, progress, is_quiet=is_quiet)
+    note(f"{summary(progress)}; --seed {job_seed} repeats them")
+    return SOME_FAILED if progress.num_failed else 0
+
+
+def _finish(job: Job, durable: DurableJob, target: Target, settings: GenerateSettings) -> int:
+    """Answers what is left and writes the output."""
+    progress = JobProgress(job.num_rows, num_kept=durable.num_kept)
+    if durable.num_kept:
+        note(f"{durable.num_kept} of {job.num_rows} rows are answered already (in {target.job_folder})")
+    if durable.num_kept < job.num_rows:
+        try:
+            _run(job, durable.pending(), durable.seed, settings, durable.keep, progress, is_quiet=settings.quiet)
+        except KeyboardInterrupt:
+            durable.sync()
+            note(
+                f"stopped: {durable.num_answered} of {job.num_rows} rows are kept; the same command goes on from there"
+            )
+            raise
+        note(f"{summary(progress)}; seed {durable.seed}")
+    durable.publish()
+    note(f"{job.num_rows} rows are in {target.path}" + _failures(durable.num_failed))
+    return SOME_FAILED if durable.num_failed else 0
+
+
+def _failures(num_failed: int) -> str:
+    return f", {num_failed} of them failed: --retry-failed tries them again" if num_failed else ""
+
+
+def _run(
+    job: Job,
+    rows: Iterator[Row],
+    seed: int,
+    settings: GenerateSettings,
+    keep: Keep,
+    progress: JobProgress,
+    *,
+    is_quiet: bool,
+) -> None:
+    with _loaded(job, settings) as pipeline:
+        progress.start()
+        with showing(progress, is_quiet=is_quiet) as show:
+            RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)
+
+
+@contextmanager
+def _loaded(job: Job, settings: GenerateSettings) -> Iterator[Pipeline]:
+    from tuili.runtime.loading import LoadOptions, open_model
+
+    options = LoadOptions(
+        backend=settings.backend,
+        num_threads=settings.num_threads,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        speculative=parse_speculative(settings.speculative_config),
+    )
+    with closing(open_model(job.settings.model, options)) as pipeline:
+        yield pipeline

@@ -1,0 +1,152 @@
+"""A job with a journal: every row is answered exactly once, however often the process dies on the way."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuili.errors import InvalidRequestError
+from tuili.runtime.jobs.job import Job
+from tuili.runtime.jobs.journal import Journal, discard, has_journal, locked, require_same
+from tuili.runtime.jobs.outputs import AnswerFolder, answer_texts, publish_lines
+from tuili.runtime.jobs.rows import Row
+from tuili.runtime.jobs.task import Result
+from tuili.store.durable import storage_errors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Where the answers of a job go: a file of lines, or a folder when the job names files."""
+
+    path: Path
+    is_folder: bool
+
+    @property
+    def job_folder(self) -> Path:
+        """Where the journal is."""
+        return self.path / ".job" if self.is_folder else self.path.with_name(f"{self.path.name}.job")
+
+
+class DurableJob:
+    """An opened job. `pending` gives what is left, `keep` takes answers, `publish` writes the output.
+
+    Whatever the disk refuses becomes InsufficientStorageError; what was kept before stays kept.
+    """
+
+    def __init__(self, job: Job, target: Target, journal: Journal, *, retries_failed: bool) -> None:
+        self.seed: int = journal.header["seed"]
+        self._job = job
+        self._target = target
+        self._journal = journal
+        self._answers = AnswerFolder(target.path) if target.is_folder else None
+        self._settled = {
+            row_id for row_id, entry in journal.entries.items() if not (retries_failed and entry.is_failure)
+        }
+        self.num_kept = len(self._settled)
+
+    @property
+    def num_failed(self) -> int:
+        """Rows whose latest result is a failure."""
+        return sum(entry.is_failure for entry in self._journal.entries.values())
+
+    @property
+    def num_answered(self) -> int:
+        return len(self._journal.entries)
+
+    def pending(self) -> Iterator[Row]:
+        """Rows to answer, in the order of the input."""
+        return (row for row in self._job.rows() if self._job.task.row_id(row) not in self._settled)
+
+    def keep(self, row: Row, result: Result, is_failure: bool) -> None:
+        with self._storage_errors():
+            self._journal.append(self._job.task.row_id(row), result, is_failure=is_failure)
+            if self._answers is not None:
+                self._write_files(self._answers, row, result)
+
+    def sync(self) -> None:
+        """Makes what was kept survive a power cut."""
+        with self._storage_errors():
+            self._journal.sync()
+
+    def publish(self) -> None:
+        """Writes the output in the order of the input. Call it when every row is kept."""
+        with self._storage_errors():
+            self._journal.sync()
+            if self._answers is None:
+                publish_lines(self._target.path, (line for line, _ in self._lines()))
+                return
+            for row in self._job.rows():
+                self._write_files(self._answers, row, self._result(row))
+            self._answers.write_failures(line for line, is_failure in self._lines() if is_failure)
+            self._answers.sync()
+
+    def _lines(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
+        for row in self._job.rows():
+            is_failure = self._journal.entries[self._job.task.row_id(row)].is_failure
+            yield self._job.task.line(row, self.seed, self._result(row)), is_failure
+
+    def _result(self, row: Row) -> Result:
+        return self._journal.read(self._job.task.row_id(row))
+
+    def _write_files(self, folder: AnswerFolder, row: Row, result: Result) -> None:
+        if (texts := answer_texts(result)) is not None:
+            for name, text in zip(self._job.file_names(row, len(texts)), texts, strict=True):
+                folder.write(name, text)
+
+    def _storage_errors(self) -> Any:
+        kept = f"{self.num_answered} of {self._job.num_rows} rows are kept, the same command goes on from there"
+        return storage_errors(repr(str(self._target.path)), f"and start again: {kept}")
+
+
+@contextmanager
+def open_durable(
+    job: Job, target: Target, seed: int | None, *, restart: bool = False, retries_failed: bool = False
+) -> Iterator[DurableJob]:
+    """Begins a job or goes on with it, holding its lock. Without a seed a new job draws one, an old one keeps its own.
+
+    Raises ConflictError when another process works on it, InvalidRequestError when it was begun otherwise or when its
+    output would replace something else, ModelFileError for a damaged journal, InsufficientStorageError.
+    """
+    folder = target.job_folder
+    with ExitStack() as stack:
+        with storage_errors(repr(str(target.path)), "and start again"):
+            stack.enter_context(locked(folder))
+            if restart:
+                discard(folder)
+            if not has_journal(folder):
+                if not restart:
+                    _refuse_to_replace(job, target)
+                Journal.create(folder, job.header(secrets.randbits(63) if seed is None else seed))
+            journal = stack.enter_context(Journal(folder))
+        expected = job.header(journal.header["seed"] if seed is None else seed)
+        require_same(journal.header, expected, folder, len(journal.entries))
+        durable = DurableJob(job, target, journal, retries_failed=retries_failed)
+        yield durable
+        durable.sync()
+
+
+def _refuse_to_replace(job: Job, target: Target) -> None:
+    if target.is_folder:
+        _refuse_names(job, lambda name: (target.path / name).exists())
+    elif target.path.exists():
+        raise InvalidRequestError(
+            f"{str(target.path)!r} is there already, and no job of ours wrote it: name another, or replace it "
+            "with --restart",
+            param="output",
+        )
+
+
+def _refuse_names(job: Job, is_taken: Callable[[str], bool]) -> None:
+    for row in job.rows():
+        num_answers = job.settings.sampling.get("n") or 1
+        for name in job.file_names(row, num_answers):
+            if is_taken(name):
+                raise InvalidRequestError(
+                    f"the file {name!r} is there already, and no job of ours wrote it: name another folder, or replace "
+                    "what is there with --restart",
+                    param="output_dir",
+                )
