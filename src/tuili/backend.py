@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuili.checks import check_choice, check_count, check_optional_text
 from tuili.config import KvCacheDtype
 
 Int32 = NDArray[np.int32]
@@ -22,6 +23,7 @@ UInt32 = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
+MAX_MODEL_LEN = 2**31 - 1  # positions are int32
 CacheKind = Literal["full", "window", "state", "cross"]
 
 
@@ -36,6 +38,13 @@ class BackendOptions:
     num_threads: int = 0
     kv_cache_dtype: KvCacheDtype = "bfloat16"
     isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError naming the field."""
+        check_count("max_model_len", self.max_model_len, 1, MAX_MODEL_LEN)
+        check_count("num_threads", self.num_threads, 0)
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
+        check_optional_text("isa", self.isa)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

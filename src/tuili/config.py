@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,6 +10,15 @@ from typing import Literal, get_args
 
 import platformdirs
 
+from tuili.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional_count,
+    check_optional_factor,
+    refusal,
+    shown,
+)
 from tuili.errors import InvalidRequestError
 
 KvCacheDtype = Literal["bfloat16", "int8"]
@@ -41,7 +49,7 @@ class SpeculativeConfig:
         for name in values:
             if name not in known:
                 raise InvalidRequestError(
-                    f"speculative_config: {name!r} is not implemented; known are {', '.join(known)}",
+                    f"speculative_config: {shown(name)} is not implemented; known are {', '.join(known)}",
                     param="speculative_config",
                 )
         return cls(**values)  # type: ignore[arg-type]
@@ -49,7 +57,7 @@ class SpeculativeConfig:
     def __post_init__(self) -> None:
         if self.method != "ngram":
             raise InvalidRequestError(
-                f"speculative_config: method must be 'ngram', got {self.method!r}", param="speculative_config"
+                f"speculative_config: method must be 'ngram', got {shown(self.method)}", param="speculative_config"
             )
         self._check_range("num_speculative_tokens", 1, MAX_SPECULATIVE_TOKENS)
         self._check_range("prompt_lookup_max", 1, MAX_PROMPT_LOOKUP)
@@ -59,7 +67,7 @@ class SpeculativeConfig:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidRequestError(
-                f"speculative_config: {name} must be an integer in [{low}, {high}], got {value!r}",
+                f"speculative_config: {name} must be an integer in [{low}, {high}], got {shown(value)}",
                 param="speculative_config",
             )
 
@@ -87,37 +95,22 @@ class EngineConfig:
     max_slowdown: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
-            self._check_count(name, is_optional=name == "kv_cache_memory_bytes")
-        if self.block_size not in BLOCK_SIZES:
-            raise InvalidRequestError(
-                f"block_size must be one of {BLOCK_SIZES}, got {self.block_size}", param="block_size"
-            )
-        if self.kv_cache_dtype not in get_args(KvCacheDtype):
-            allowed = ", ".join(get_args(KvCacheDtype))
-            raise InvalidRequestError(
-                f"kv_cache_dtype must be one of {allowed}, got {self.kv_cache_dtype!r}", param="kv_cache_dtype"
-            )
+        check_count("max_model_len", self.max_model_len)
+        check_count("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
+        check_count("max_num_batched_tokens", self.max_num_batched_tokens)
+        check_choice("block_size", self.block_size, BLOCK_SIZES)
+        check_optional_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
+        check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        check_optional_factor("max_slowdown", self.max_slowdown)
+        if not isinstance(self.speculative, SpeculativeConfig | None):
+            raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidRequestError(
                 f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, "
                 f"got {self.max_num_batched_tokens}",
                 param="max_num_batched_tokens",
             )
-        slowdown = self.max_slowdown
-        if slowdown is not None and not (isinstance(slowdown, int | float) and 1 < slowdown < math.inf):
-            raise InvalidRequestError(
-                f"max_slowdown must be a finite number > 1, got {slowdown!r}", param="max_slowdown"
-            )
-
-    def _check_count(self, name: str, *, is_optional: bool) -> None:
-        value = getattr(self, name)
-        if value is None and is_optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidRequestError(f"{name} must be an integer >= 1, got {value!r}", param=name)
-        if name == "max_num_seqs" and value > MAX_NUM_SEQS:
-            raise InvalidRequestError(f"{name} must be in [1, {MAX_NUM_SEQS}], got {value}", param=name)
 
 
 def store_dir() -> Path:

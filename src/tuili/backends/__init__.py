@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 
 from tuili.backend import Backend, BackendOptions
-from tuili.errors import InvalidRequestError
+from tuili.checks import refusal
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 
@@ -19,6 +19,6 @@ def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], opti
     Raises InvalidRequestError for a name that is not in BACKENDS, UnsupportedModelError for what the backend lacks.
     """
     if name not in BACKENDS:
-        raise InvalidRequestError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}", param="backend")
+        raise refusal("backend", name, f"one of {', '.join(BACKENDS)}")
     backend: Backend = importlib.import_module(f"{__name__}.{name}").load(spec, weights, options)
     return backend

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping, shown
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError, UnsupportedModelError
-from tuili.runtime.loading import KV_CACHE_DTYPES, LoadOptions
+from tuili.runtime.loading import LoadOptions
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.vllm_arguments import split_arguments
+from tuili.types import SamplingParams
 
 _log = logging.getLogger(__name__)
-_BACKENDS = (None, "cpu", "reference")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,31 +66,20 @@ class LLMArguments:
         return parsed
 
     def _check(self) -> None:
-        _check_choice("backend", self.backend, _BACKENDS)
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
-        _check_choice("generation_config", self.generation_config, ("auto", "vllm"))
-        _check_count("num_threads", self.num_threads, 0)
-        for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"):
-            if (value := getattr(self, name)) is not None:
-                _check_count(name, value, 1)
-        for name in ("max_num_seqs", "block_size", "tensor_parallel_size", "pipeline_parallel_size"):
-            _check_count(name, getattr(self, name), 1)
-        if self.seed is not None:
-            _check_count("seed", self.seed, 0)
+        check_choice("generation_config", self.generation_config, ("auto", "vllm"))
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            check_count(name, getattr(self, name))
             if getattr(self, name) > 1:
                 raise InvalidRequestError(f"{name} must be 1 on a CPU, got {getattr(self, name)}", param=name)
-        if not isinstance(self.speculative_config, Mapping | None):
-            raise InvalidRequestError(
-                f"speculative_config must be a mapping or None, got {self.speculative_config!r:.200}",
-                param="speculative_config",
-            )
-        if self.speculative_config is not None:
-            SpeculativeConfig.parse(self.speculative_config)
+        check_optional_count("seed", self.seed, 0)
+        check_optional_mapping("speculative_config", self.speculative_config)
+        check_optional_mapping("override_generation_config", self.override_generation_config)
         if self.quantization is not None:
             raise UnsupportedModelError(
-                f"quantization={self.quantization!r} is not implemented: weights run in their file's own format"
+                f"quantization={shown(self.quantization)} is not implemented: weights run in their file's own format"
             )
+        SamplingParams(**sampling_defaults(self.override_generation_config or {}))
+        self.load_options()
 
     def default_sampling(self, of_the_model: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling parameters that requests without their own start from."""
@@ -113,13 +103,3 @@ class LLMArguments:
             chat_template=self.chat_template,
             tokenizer=self.tokenizer,
         )
-
-
-def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise InvalidRequestError(f"{name} must be one of {allowed}, got {value!r}", param=name)
-
-
-def _check_count(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InvalidRequestError(f"{name} must be an integer >= {low}, got {value!r}", param=name)

@@ -32,7 +32,7 @@ class AsyncLLM:
     def __init__(self, model: str, **arguments: Any) -> None:
         parsed = LLMArguments.parse({"max_slowdown": DEFAULT_MAX_SLOWDOWN, **arguments})
         self._seeds = random.Random(parsed.seed)
-        self._pipeline: Pipeline = open_model(str(model), parsed.load_options())
+        self._pipeline: Pipeline = open_model(model, parsed.load_options())
         self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
         self._client = InProcess(self._pipeline.loop)
 

@@ -34,7 +34,7 @@ class LLMEngine:
     def __init__(self, model: str, **arguments: Any) -> None:
         parsed = LLMArguments.parse(arguments)
         self._seeds = random.Random(parsed.seed)
-        self._pipeline = open_model(str(model), parsed.load_options())
+        self._pipeline = open_model(model, parsed.load_options())
         self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
         self._inbox = Inbox()
         self._pipeline.loop.add_listener(self._inbox.flush)

@@ -8,13 +8,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuili.backend import Backend, BackendOptions
-from tuili.backends import load_backend
-from tuili.config import EngineConfig, KvCacheDtype, SpeculativeConfig, store_dir
-from tuili.errors import InvalidRequestError
+from tuili.backends import BACKENDS, load_backend
+from tuili.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional_count,
+    check_optional_factor,
+    check_optional_text,
+    refusal,
+)
+from tuili.config import BLOCK_SIZES, MAX_NUM_SEQS, EngineConfig, KvCacheDtype, SpeculativeConfig, store_dir
+from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
@@ -54,14 +64,34 @@ class LoadOptions:
     chat_template: str | None = None
     tokenizer: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""
+        check_choice("backend", self.backend, (None, *BACKENDS))
+        check_count("num_threads", self.num_threads, 0)
+        check_optional_count("max_model_len", self.max_model_len)
+        check_count("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
+        check_optional_count("max_num_batched_tokens", self.max_num_batched_tokens)
+        check_choice("block_size", self.block_size, BLOCK_SIZES)
+        check_optional_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
+        check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        check_optional_factor("max_slowdown", self.max_slowdown)
+        if not isinstance(self.speculative, SpeculativeConfig | None):
+            raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
+        check_optional_text("chat_template", self.chat_template)
+        check_optional_text("tokenizer", self.tokenizer)
 
-def open_model(name: str, options: LoadOptions | None = None) -> Pipeline:
+
+def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -> Pipeline:
     """Loads a model by name or path and starts its engine.
 
     Raises what find_model raises, ModelFileError, UnsupportedModelError, InsufficientMemoryError, and
     InvalidRequestError for options the model cannot meet.
     """
     options = options or LoadOptions()
+    name = model if isinstance(model, str) else fspath(model) if isinstance(model, PathLike) else None
+    if not isinstance(name, str) or not name:
+        raise refusal("model", model, "a name or a path")
     path = find_model(name)
     start = time.monotonic()
     with _without_collection():
@@ -70,7 +100,7 @@ def open_model(name: str, options: LoadOptions | None = None) -> Pipeline:
 
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
     checkpoint = open_checkpoint(path)
-    tokenizer_source = checkpoint if options.tokenizer is None else open_checkpoint(find_model(options.tokenizer))
+    tokenizer_source = checkpoint if options.tokenizer is None else _open_tokenizer_source(options.tokenizer)
     free_bytes = available_memory()
     with ThreadPoolExecutor(1) as executor:
         packing = executor.submit(_load_backend, checkpoint, options)
@@ -107,6 +137,13 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
     )
 
 
+def _open_tokenizer_source(name: str) -> Checkpoint:
+    try:
+        return open_checkpoint(find_model(name))
+    except (InvalidRequestError, ModelNotFoundError, ModelFileError) as error:
+        raise InvalidRequestError(f"tokenizer: {error}", param="tokenizer") from None
+
+
 @contextmanager
 def _without_collection() -> Iterator[None]:
     """A vocabulary becomes half a million objects, none of them garbage: a fifth of the time went into looking."""
@@ -127,16 +164,9 @@ def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
             f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len"
         )
     backend_options = BackendOptions(
-        max_model_len=wanted, num_threads=options.num_threads, kv_cache_dtype=_kv_cache_dtype(options)
+        max_model_len=wanted, num_threads=options.num_threads, kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype]
     )
     return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
-
-
-def _kv_cache_dtype(options: LoadOptions) -> KvCacheDtype:
-    if options.kv_cache_dtype not in KV_CACHE_DTYPES:
-        allowed, found = ", ".join(KV_CACHE_DTYPES), options.kv_cache_dtype
-        raise InvalidRequestError(f"kv_cache_dtype must be one of {allowed}, got {found!r}", param="kv_cache_dtype")
-    return KV_CACHE_DTYPES[options.kv_cache_dtype]
 
 
 def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free_bytes: int) -> EngineConfig:
@@ -147,7 +177,7 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
         max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
-        kv_cache_dtype=_kv_cache_dtype(options),
+        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
         speculative=options.speculative,

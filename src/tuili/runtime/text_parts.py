@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tuili.checks import shown
 from tuili.errors import InvalidRequestError
-from tuili.text.chat_template import ChatTemplate
+from tuili.text.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate
 from tuili.text.directory_tokenizer import tokenizer_from_directory
 from tuili.text.gguf_tokenizer import tokenizer_from_gguf
 from tuili.text.pretrained import PretrainedTokenizer
@@ -49,7 +50,12 @@ def _template_source(override: str) -> str:
     if "{" in override:
         return override
     try:
-        return Path(override).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InvalidRequestError(f"chat_template file {override!r}: {reason}", param="chat_template") from None
+        path = Path(override)
+        # A device or a pipe would be read without end.
+        reason = None if path.is_file() or not path.exists() else "not a regular file"
+        if reason is None and path.stat().st_size <= MAX_TEMPLATE_BYTES:
+            return path.read_text(encoding="utf-8")
+        reason = reason or f"more than {MAX_TEMPLATE_BYTES} bytes"
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not UTF-8"
+    raise InvalidRequestError(f"chat_template file {shown(override)}: {reason}", param="chat_template")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuili.checks import check_choice, shown
 from tuili.errors import InvalidRequestError
 
 
@@ -107,7 +108,7 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         if name in REFUSED:
             nothing, why = REFUSED[name]
             if value not in nothing:
-                raise InvalidRequestError(f"{name}={value!r:.200} is not implemented: {why}", param=name)
+                raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
         elif name in IGNORED:
             _check(name, value, IGNORED[name])
             if IGNORED[name].why and value != IGNORED[name].default:
@@ -118,11 +119,12 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _check(name: str, value: object, known: Ignored) -> None:
-    if known.allowed is not None and value not in known.allowed:
-        raise InvalidRequestError(f"{name} must be one of {known.allowed}, got {value!r:.200}", param=name)
+    if known.allowed is not None:
+        check_choice(name, value, known.allowed)
     if known.low is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not known.low <= value <= known.high:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value != math.inf
+    if not is_number or not known.low <= value <= known.high:  # type: ignore[operator]
         low = "in (0" if 0 < known.low < 1 else f"in [{known.low:g}"
         allowed = f">= {known.low:g}" if known.high == math.inf else f"{low}, {known.high:g}]"
-        raise InvalidRequestError(f"{name} must be {allowed}, got {value!r:.200}", param=name)
+        raise InvalidRequestError(f"{name} must be {allowed}, got {shown(value)}", param=name)

@@ -19,6 +19,7 @@ from tuili.text.template_sandbox import ChatEnvironment
 from tuili.types import Message
 
 MAX_TEMPLATE_CHARS = 1 << 16
+MAX_TEMPLATE_BYTES = 4 * MAX_TEMPLATE_CHARS  # of a file
 MAX_NESTING = 64
 
 _RESERVED = frozenset(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuili.errors import ModelFileError
-from tuili.text.chat_template import MAX_TEMPLATE_CHARS
+from tuili.text.chat_template import MAX_TEMPLATE_BYTES
 from tuili.text.directory_tokenizer import read_json
 
 DEFAULT = "default"
@@ -50,8 +50,8 @@ def _named(value: Any, file: str) -> dict[str, str]:
 
 def _read(file: Path) -> str:
     size = file.stat().st_size
-    if size > 4 * MAX_TEMPLATE_CHARS:
-        raise ModelFileError(f"{file.name}: found {size} bytes, at most {4 * MAX_TEMPLATE_CHARS} are allowed")
+    if size > MAX_TEMPLATE_BYTES:
+        raise ModelFileError(f"{file.name}: found {size} bytes, at most {MAX_TEMPLATE_BYTES} are allowed")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import BackendOptions, Float32
 from tuili.backends.cpu import _native
-from tuili.config import KvCacheDtype
+from tuili.checks import check_choice, check_count, refusal
 from tuili.errors import (
     InsufficientMemoryError,
-    InvalidRequestError,
     ModelFileError,
     TuiliError,
     UnsupportedModelError,
@@ -102,17 +100,11 @@ def load_model(
 
 
 def _check_options(options: BackendOptions) -> None:
-    if options.isa is not None and options.isa not in ISAS:
-        raise InvalidRequestError(f"isa must be one of {', '.join(ISAS)}, got {options.isa!r}", param="isa")
-    if options.isa is not None and not _native.has_isa(options.isa):
-        raise InvalidRequestError(f"isa must be one this processor runs, got {options.isa!r}", param="isa")
-    if options.kv_cache_dtype not in get_args(KvCacheDtype):
-        allowed = ", ".join(get_args(KvCacheDtype))
-        found = options.kv_cache_dtype
-        raise InvalidRequestError(f"kv_cache_dtype must be one of {allowed}, got {found!r}", param="kv_cache_dtype")
-    if options.num_threads < 0 or options.num_threads > _native.MAX_THREADS:
-        allowed = f"in [0, {_native.MAX_THREADS}]"
-        raise InvalidRequestError(f"num_threads must be {allowed}, got {options.num_threads}", param="num_threads")
+    if options.isa is not None:
+        check_choice("isa", options.isa, ISAS)
+        if not _native.has_isa(options.isa):
+            raise refusal("isa", options.isa, "one this processor runs")
+    check_count("num_threads", options.num_threads, 0, _native.MAX_THREADS)
 
 
 def _rope(rope: RopeSpec, max_model_len: int) -> tuple[Float32, float]:

@@ -22,7 +22,8 @@ from tuili.backend import (
 from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.forward import Forward
 from tuili.backends.reference.sampling import choose, choose_row, score
-from tuili.errors import InvalidRequestError, ModelFileError, UnsupportedModelError
+from tuili.checks import refusal
+from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
@@ -64,7 +65,7 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
     Raises UnsupportedModelError naming what the reference lacks, ModelFileError for weights that are not the spec's.
     """
     if options.isa is not None:
-        raise InvalidRequestError(f"isa must be None for the reference backend, got {options.isa!r}", param="isa")
+        raise refusal("isa", options.isa, "None for the reference backend")
     if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the reference backend does not implement {', '.join(missing)}")
     return ReferenceBackend(spec, _dequantized(weights, tensor_shapes(spec)), options)
