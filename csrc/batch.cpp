@@ -100,6 +100,10 @@ void check_sampling(const SamplingInput& s, int num_rows, int vocab_size) {
     check_range("history_ids", s.history_ids, s.num_history, 0, vocab_size);
     check_starts("bias_start", s.bias_start, num_rows, s.num_bias);
     check_range("bias_ids", s.bias_ids, s.num_bias, 0, vocab_size);
+    check_starts("chain_start", s.chain_start, num_rows, s.num_chain);
+    check_range("chain_kinds", s.chain_kinds, s.num_chain, 0, static_cast<int64_t>(SamplerKind::kCount));
+    check_starts("dry_start", s.dry_start, num_rows, s.num_dry);
+    check_range("dry_ids", s.dry_ids, s.num_dry, 0, vocab_size);
     for (int r = 0; r < num_rows; r++) {
         if (!(s.temperature[r] >= 0.0f)) throw std::invalid_argument("temperature must be >= 0");
         if (!(s.repetition_penalty[r] > 0.0f)) throw std::invalid_argument("repetition_penalty must be > 0");

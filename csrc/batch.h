@@ -9,6 +9,22 @@
 
 namespace tuili {
 
+// backend.py's SamplerKind.
+enum class SamplerKind : int32_t {
+    kPenalties,
+    kDry,
+    kTopNSigma,
+    kTopK,
+    kTypicalP,
+    kTopP,
+    kMinP,
+    kXtc,
+    kTemperature,
+    kMirostat1,
+    kMirostat2,
+    kCount,
+};
+
 // R rows; sparse parts are CSR. Shapes are the binding's concern, values check_sampling's.
 struct SamplingInput {
     const float* temperature;
@@ -29,6 +45,15 @@ struct SamplingInput {
     const int32_t* bias_ids;
     const float* bias_values;
     int num_bias;
+    const int32_t* chain_start;
+    const int32_t* chain_kinds;
+    const float* chain_values;  // [num_chain][3]
+    int num_chain;
+    const int32_t* dry_start;
+    const int32_t* dry_ids;
+    const float* dry_values;
+    int num_dry;
+    const float* mirostat_mu;
     const uint32_t* allow_mask;  // [R][ceil(vocab / 32)], or null
 };
 
@@ -50,8 +75,14 @@ struct BatchInput {
     const int32_t* sample_rows;
     const int32_t* targets;
     const int32_t* num_logprobs;
+    const bool* want_logits;  // [R], or null
     SamplingInput sampling;
 };
+
+// Whether a row's raw logits are to be handed out.
+inline bool wants_logits(const BatchInput& batch, int row) {
+    return batch.want_logits != nullptr && batch.want_logits[row];
+}
 
 struct StepOutput {
     int32_t* token_ids;
@@ -60,7 +91,8 @@ struct StepOutput {
     int max_logprobs;     // K
     int32_t* top_ids;     // [R][K]
     float* top_logprobs;  // [R][K]
-    float* logits;        // [R][vocab], or null
+    float* mirostat_mu;   // [R]
+    float* logits;        // [R][vocab] of rows that want them, or null
     float* hidden;        // [R][hidden], or null
 };
 

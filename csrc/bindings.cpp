@@ -34,6 +34,8 @@ SamplingInput read_sampling(ArrayReader& read, nb::handle s, int num_rows, nb::h
     const int64_t rows = num_rows, mask_words = (int64_t{vocab_size} + 31) / 32;
     const auto history = read.array<int32_t>(s, "history_ids", {kAny});
     const auto bias = read.array<int32_t>(s, "bias_ids", {kAny});
+    const auto chain = read.array<int32_t>(s, "chain_kinds", {kAny});
+    const auto dry = read.array<int32_t>(s, "dry_ids", {kAny});
     return SamplingInput{
         .temperature = read.array<float>(s, "temperature", {rows}).data,
         .top_k = read.array<int32_t>(s, "top_k", {rows}).data,
@@ -53,6 +55,15 @@ SamplingInput read_sampling(ArrayReader& read, nb::handle s, int num_rows, nb::h
         .bias_ids = bias.data,
         .bias_values = read.array<float>(s, "bias_values", {bias.size(0)}).data,
         .num_bias = static_cast<int>(bias.size(0)),
+        .chain_start = read.array<int32_t>(s, "chain_start", {rows + 1}).data,
+        .chain_kinds = chain.data,
+        .chain_values = read.array<float>(s, "chain_values", {chain.size(0), 3}).data,
+        .num_chain = static_cast<int>(chain.size(0)),
+        .dry_start = read.array<int32_t>(s, "dry_start", {rows + 1}).data,
+        .dry_ids = dry.data,
+        .dry_values = read.array<float>(s, "dry_values", {dry.size(0)}).data,
+        .num_dry = static_cast<int>(dry.size(0)),
+        .mirostat_mu = read.array<float>(s, "mirostat_mu", {rows}).data,
         .allow_mask =
             allow_mask.is_none() ? nullptr : read.value<uint32_t>(allow_mask, "allow_mask", {rows, mask_words}).data,
     };
@@ -68,6 +79,7 @@ BatchInput read_batch(ArrayReader& read, nb::handle batch, const ModelSpec& spec
     const auto copies = read.array<int32_t>(batch, "block_copies", {kAny, 3});
     if (tokens == 0 || sequences == 0) throw std::invalid_argument("a batch must hold at least one token");
     const nb::object sampling = batch.attr("sampling"), allow_mask = batch.attr("allow_mask");
+    const nb::object want_logits = batch.attr("want_logits");
     return BatchInput{
         .num_tokens = static_cast<int>(tokens),
         .num_sequences = static_cast<int>(sequences),
@@ -86,6 +98,7 @@ BatchInput read_batch(ArrayReader& read, nb::handle batch, const ModelSpec& spec
         .sample_rows = sample_rows.data,
         .targets = read.array<int32_t>(batch, "targets", {rows}).data,
         .num_logprobs = read.array<int32_t>(batch, "num_logprobs", {rows}).data,
+        .want_logits = want_logits.is_none() ? nullptr : read.value<bool>(want_logits, "want_logits", {rows}).data,
         .sampling = read_sampling(read, sampling, static_cast<int>(rows), allow_mask, spec.vocab_size),
     };
 }
@@ -101,11 +114,12 @@ class Step {
   public:
     Step(nb::object model, nb::handle batch, const Output<int32_t>& token_ids, const Output<float>& logprobs,
          const Output<int32_t>& ranks, const Output<int32_t>& top_ids, const Output<float>& top_logprobs,
-         const std::optional<Output<float>>& logits, const std::optional<Output<float>>& hidden)
+         const Output<float>& mirostat_mu, const std::optional<Output<float>>& logits,
+         const std::optional<Output<float>>& hidden)
         : owner_(std::move(model)),
           model_(nb::cast<Model&>(owner_)),
           input_(read_batch(read_, batch, model_.spec())),
-          kept_(token_ids, logprobs, ranks, top_ids, top_logprobs, logits, hidden) {
+          kept_(token_ids, logprobs, ranks, top_ids, top_logprobs, mirostat_mu, logits, hidden) {
         const int64_t rows = input_.num_rows, k = top_ids.ndim() == 2 ? top_ids.shape(1) : 0;
         const int64_t vocab_size = model_.spec().vocab_size, hidden_size = model_.spec().hidden_size;
         result_ = StepOutput{
@@ -115,6 +129,7 @@ class Step {
             .max_logprobs = static_cast<int>(k),
             .top_ids = output(top_ids, "top_ids", {rows, k}),
             .top_logprobs = output(top_logprobs, "top_logprobs", {rows, k}),
+            .mirostat_mu = output(mirostat_mu, "mirostat_mu", {rows}),
             .logits = logits ? output(*logits, "logits", {rows, vocab_size}) : nullptr,
             .hidden = hidden ? output(*hidden, "hidden", {rows, hidden_size}) : nullptr,
         };
@@ -134,20 +149,22 @@ class Step {
     ArrayReader read_;
     BatchInput input_;
     StepOutput result_{};
-    std::tuple<Output<int32_t>, Output<float>, Output<int32_t>, Output<int32_t>, Output<float>,
+    std::tuple<Output<int32_t>, Output<float>, Output<int32_t>, Output<int32_t>, Output<float>, Output<float>,
                std::optional<Output<float>>, std::optional<Output<float>>>
         kept_;
 };
 
-void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle allow_mask, const Output<int32_t>& ids) {
+void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle allow_mask, const Output<int32_t>& ids,
+            const Output<float>& mirostat_mu) {
     ArrayReader read;
     const int vocab_size = model.spec().vocab_size;
     const auto rows = read.value<float>(logits, "logits", {kAny, vocab_size});
     const auto num_rows = static_cast<int>(rows.size(0));
     const SamplingInput input = read_sampling(read, sampling, num_rows, allow_mask, vocab_size);
     int32_t* out = output(ids, "ids", {num_rows});
+    float* mu = output(mirostat_mu, "mirostat_mu", {num_rows});
     nb::gil_scoped_release release;
-    model.sample(rows.data, num_rows, input, out);
+    model.sample(rows.data, num_rows, input, out, mu);
 }
 
 void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
@@ -194,7 +211,7 @@ NB_MODULE(_native, module) {
         .def("cache_block_bytes", block_bytes, nb::arg("format"), nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", allocate_cache, nb::arg("format"), nb::arg("block_size"), nb::arg("num_blocks"))
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
-             nb::arg("ids").noconvert())
+             nb::arg("ids").noconvert(), nb::arg("mirostat_mu").noconvert())
         .def_prop_ro("isa", &Model::isa)
         .def_prop_ro("num_threads", &Model::num_threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes);
@@ -202,10 +219,11 @@ NB_MODULE(_native, module) {
     using Floats = Output<float>;
     nb::class_<Step>(module, "Step")
         .def(nb::init<nb::object, nb::handle, const Ints&, const Floats&, const Ints&, const Ints&, const Floats&,
-                      const std::optional<Floats>&, const std::optional<Floats>&>(),
+                      const Floats&, const std::optional<Floats>&, const std::optional<Floats>&>(),
              nb::arg("model"), nb::arg("batch"), nb::arg("token_ids").noconvert(), nb::arg("logprobs").noconvert(),
              nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
-             nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
+             nb::arg("mirostat_mu").noconvert(), nb::arg("logits").noconvert().none(),
+             nb::arg("hidden").noconvert().none())
         .def("run", &Step::run)
         .def_prop_ro("is_view", &Step::is_view);
     module.def("cpu_name", &cpu_name);

@@ -25,13 +25,13 @@ void Model::allocate_cache(CacheFormat format, int block_size, const std::vector
 void Model::execute(const BatchInput& batch, const StepOutput& output) {
     const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, cache_);
-    prepare(batch, output);
+    prepare(batch);
     Step step(spec_, weights_, kernels_, batch, output, cache_, workspace_);
     pool_.run([&](Worker& worker) { step.run(worker); });
     remember_choices(batch, output);
 }
 
-void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids) {
+void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids, float* mirostat_mu) {
     const std::lock_guard lock(mutex_);
     check_sampling(sampling, num_rows, spec_.vocab_size);
     workspace_.needs_logits.assign(num_rows, 1);
@@ -42,12 +42,15 @@ void Model::sample(const float* logits, int num_rows, const SamplingInput& sampl
             const size_t vocab_size = spec_.vocab_size;
             std::memcpy(scratch.adjusted.data(), logits + row * vocab_size, vocab_size * sizeof(float));
             const RowSampling params = row_sampling(sampling, row, spec_.vocab_size);
-            ids[row] = scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), nullptr, spec_.vocab_size);
+            const Choice choice =
+                scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), nullptr, spec_.vocab_size);
+            ids[row] = choice.id;
+            mirostat_mu[row] = choice.mirostat_mu;
         });
     });
 }
 
-void Model::prepare(const BatchInput& batch, const StepOutput& output) {
+void Model::prepare(const BatchInput& batch) {
     resolve_input_ids(batch);
     weights_.extend_ropes(1 + *std::max_element(batch.positions, batch.positions + batch.num_tokens), pool_);
     workspace_.reserve_tokens(batch.num_tokens);
@@ -55,7 +58,7 @@ void Model::prepare(const BatchInput& batch, const StepOutput& output) {
     workspace_.needs_logits.resize(batch.num_rows);
     workspace_.masks.resize(batch.num_rows);
     for (int row = 0; row < batch.num_rows; row++) {
-        const bool is_bare = batch.targets[row] < 0 && batch.num_logprobs[row] < 0 && output.logits == nullptr;
+        const bool is_bare = batch.targets[row] < 0 && batch.num_logprobs[row] < 0 && !wants_logits(batch, row);
         const RowSampling sampling = row_sampling(batch.sampling, row, spec_.vocab_size);
         workspace_.needs_logits[row] = !(is_bare && sampling.is_plain_greedy());
         workspace_.masks[row] = is_bare ? sampling.allow_mask : nullptr;

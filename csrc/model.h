@@ -28,8 +28,8 @@ class Model {
     // Runs one step. Throws std::invalid_argument when a value of the batch is out of range.
     void execute(const BatchInput& batch, const StepOutput& output);
 
-    // Chooses ids [num_rows] from given logits [num_rows][vocab].
-    void sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids);
+    // Chooses ids [num_rows] from given logits [num_rows][vocab]; mirostat_mu [num_rows] as in StepOutput.
+    void sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids, float* mirostat_mu);
 
     const ModelSpec& spec() const { return spec_; }
     const char* isa() const { return kernels_.isa; }
@@ -37,7 +37,7 @@ class Model {
     size_t weight_bytes() const { return weights_.num_bytes(); }
 
   private:
-    void prepare(const BatchInput& batch, const StepOutput& output);
+    void prepare(const BatchInput& batch);
     void resolve_input_ids(const BatchInput& batch);
     void remember_choices(const BatchInput& batch, const StepOutput& output);
 

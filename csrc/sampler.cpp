@@ -35,71 +35,36 @@ void mask_logits(uint32_t word, float* logits, int n) {
     }
 }
 
-double uniform(uint64_t seed, uint32_t position, uint32_t sample_index, uint32_t purpose) {
-    uint32_t x[4] = {position, sample_index, purpose, 0};
-    uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-    for (int round = 0; round < 10; round++) {
-        const uint64_t a = uint64_t{0xD2511F53u} * x[0];
-        const uint64_t b = uint64_t{0xCD9E8D57u} * x[2];
-        const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ x[1] ^ key[0], static_cast<uint32_t>(b),
-                                  static_cast<uint32_t>(a >> 32) ^ x[3] ^ key[1], static_cast<uint32_t>(a)};
-        std::copy(next, next + 4, x);
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
-    const uint64_t bits = (static_cast<uint64_t>(x[0]) << 21) ^ (x[1] >> 11);
-    return static_cast<double>(bits) * 0x1p-53;
-}
-
-RowSampling row_sampling(const SamplingInput& in, int r, int vocab_size) {
-    const int history = in.history_start[r], bias = in.bias_start[r];
-    const size_t mask_words = (static_cast<size_t>(vocab_size) + 31) / 32;
-    return RowSampling{
-        .temperature = in.temperature[r],
-        .top_k = in.top_k[r],
-        .top_p = in.top_p[r],
-        .min_p = in.min_p[r],
-        .repetition_penalty = in.repetition_penalty[r],
-        .presence_penalty = in.presence_penalty[r],
-        .frequency_penalty = in.frequency_penalty[r],
-        .seed = in.seed[r],
-        .sample_index = static_cast<uint32_t>(in.sample_index[r]),
-        .position = static_cast<uint32_t>(in.position[r]),
-        .history_ids = in.history_ids + history,
-        .history_counts = in.history_counts + history,
-        .num_history = in.history_start[r + 1] - history,
-        .bias_ids = in.bias_ids + bias,
-        .bias_values = in.bias_values + bias,
-        .num_bias = in.bias_start[r + 1] - bias,
-        .allow_mask = in.allow_mask == nullptr ? nullptr : in.allow_mask + r * mask_words,
-    };
-}
-
 double log_sum_exp(const Kernels& kernels, const float* logits, int n) {
     const float largest = kernels.max_value(logits, n);
     return static_cast<double>(largest) + std::log(kernels.sum_exp(logits, largest, n));
 }
 
-int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max, int n) {
+Choice Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max, int n) {
     const int num_blocks = (n + kLogitBlock - 1) / kLogitBlock;
     for (int i = 0; i < row.num_bias; i++) logits[row.bias_ids[i]] += row.bias_values[i];
     for (int i = 0; row.allow_mask != nullptr && i < num_blocks; i++) {
         mask_logits(row.allow_mask[i], logits + i * kLogitBlock, n - i * kLogitBlock);
     }
-    apply_penalties(row, logits);
+    if (row.num_chain == 0) apply_penalties(row, logits);
     if (block_max == nullptr || row.changes_logits()) {
         block_max_.resize(num_blocks);
         kernels.block_max(logits, n, block_max_.data());
         block_max = block_max_.data();
     }
     const Logits all{logits, block_max, n, kernels.max_value(block_max, num_blocks)};
-    if (row.temperature == 0.0f || !std::isfinite(all.largest)) return first_largest(kernels, logits, block_max, n);
+    if (!std::isfinite(all.largest)) return {first_largest(kernels, logits, block_max, n)};
+    if (row.num_chain > 0) return chain_.choose(kernels, row, logits, n);
+    return {choose_by_default(kernels, row, all)};
+}
 
+int Sampler::choose_by_default(const Kernels& kernels, const RowSampling& row, const Logits& logits) {
+    if (row.temperature == 0.0f) return first_largest(kernels, logits.values, logits.block_max, logits.size);
     const double u = uniform(row.seed, row.position, row.sample_index, 0);
-    const bool limits_count = row.top_k > 0 && row.top_k < n;
-    if (!limits_count && row.top_p >= 1.0f && row.min_p <= 0.0f) return draw(kernels, row, all, u);
+    const bool limits_count = row.top_k > 0 && row.top_k < logits.size;
+    if (!limits_count && row.top_p >= 1.0f && row.min_p <= 0.0f) return draw(kernels, row, logits, u);
     const bool limits_weight = limits_count || row.min_p > 0.0f;
-    double total = limits_weight ? collect(kernels, row, all) : collect_nucleus(kernels, row, all);
+    double total = limits_weight ? collect(kernels, row, logits) : collect_nucleus(kernels, row, logits);
     total = keep_nucleus(row.top_p, total);
     std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
     double sum = 0.0;
@@ -107,7 +72,8 @@ int Sampler::choose(const Kernels& kernels, const RowSampling& row, float* logit
         sum += static_cast<double>(c.weight);
         if (sum > u * total) return c.id;
     }
-    return candidates_.empty() ? first_largest(kernels, logits, block_max, n) : candidates_.back().id;
+    if (!candidates_.empty()) return candidates_.back().id;
+    return first_largest(kernels, logits.values, logits.block_max, logits.size);
 }
 
 // Fills block_sums_ with the weight of every 256 ids and returns the total.

@@ -4,40 +4,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "batch.h"
 #include "kernels.h"
+#include "row_sampling.h"
+#include "sampler_chain.h"
 
 namespace tuili {
-
-// One row of a SamplingInput.
-struct RowSampling {
-    float temperature;
-    int top_k;
-    float top_p;
-    float min_p;
-    float repetition_penalty;
-    float presence_penalty;
-    float frequency_penalty;
-    uint64_t seed;
-    uint32_t sample_index;
-    uint32_t position;
-    const int32_t* history_ids;
-    const int32_t* history_counts;
-    int num_history;
-    const int32_t* bias_ids;
-    const float* bias_values;
-    int num_bias;
-    const uint32_t* allow_mask;  // of this row, or null
-
-    bool changes_logits() const { return num_history > 0 || num_bias > 0 || allow_mask != nullptr; }
-    // The largest raw logit, of those allowed, is the choice.
-    bool is_plain_greedy() const { return temperature == 0.0f && num_history == 0 && num_bias == 0; }
-};
-
-RowSampling row_sampling(const SamplingInput& input, int row, int vocab_size);
-
-// In [0, 1): Philox4x32-10 keyed by seed, counted by (position, sample_index, purpose, 0).
-double uniform(uint64_t seed, uint32_t position, uint32_t sample_index, uint32_t purpose);
 
 constexpr int kLogitBlock = 32;  // ids whose largest logit decides whether they are looked at
 
@@ -57,7 +28,8 @@ class Sampler {
 
     // Applies bias, mask and penalties to `logits` [vocab_size] in place and chooses.
     // block_max [ceil(vocab_size / 32)]: the largest logit of each 32 ids, or null where nobody knows it.
-    int choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max, int vocab_size);
+    Choice choose(const Kernels& kernels, const RowSampling& row, float* logits, const float* block_max,
+                  int vocab_size);
 
     // The k best ids by logit, equals by lowest id.
     void best(const Kernels& kernels, const float* logits, int vocab_size, int k, int32_t* ids);
@@ -79,6 +51,7 @@ class Sampler {
         return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
     }
 
+    int choose_by_default(const Kernels& kernels, const RowSampling& row, const Logits& logits);
     int draw(const Kernels& kernels, const RowSampling& row, const Logits& logits, double u);
     double sum_blocks(const Kernels& kernels, const RowSampling& row, const Logits& logits);
     double collect(const Kernels& kernels, const RowSampling& row, const Logits& logits);
@@ -90,6 +63,7 @@ class Sampler {
     std::vector<float> weights_, block_max_;
     std::vector<double> block_sums_;
     std::vector<Candidate> candidates_;
+    SamplerChain chain_;
 };
 
 // Log of the sum of exp over a row.

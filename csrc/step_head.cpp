@@ -73,7 +73,7 @@ int Step::greedy_choice(int index) const {
 void Step::finish_row(WorkerScratch& scratch, int row, int index) {
     const auto vocab_size = static_cast<size_t>(spec_.vocab_size);
     float* logits = work_.logits.data() + static_cast<size_t>(index) * work_.logit_stride;
-    if (output_.logits != nullptr) {
+    if (wants_logits(batch_, row)) {
         std::memcpy(output_.logits + row * vocab_size, logits, vocab_size * sizeof(float));
     }
     const float largest = kernels_.max_value(panel_best(index), weights_.head().weight.num_panels());
@@ -97,7 +97,9 @@ int Step::choose(WorkerScratch& scratch, int row, int index, float* logits) {
         std::memcpy(scratch.adjusted.data(), logits, spec_.vocab_size * sizeof(float));
         logits = scratch.adjusted.data();
     }
-    return scratch.sampler.choose(kernels_, sampling, logits, panel_best(index), spec_.vocab_size);
+    const Choice choice = scratch.sampler.choose(kernels_, sampling, logits, panel_best(index), spec_.vocab_size);
+    output_.mirostat_mu[row] = choice.mirostat_mu;
+    return choice.id;
 }
 
 void Step::report_logprobs(WorkerScratch& scratch, int row, const float* logits, int id) {

@@ -103,7 +103,7 @@ def second_half_logits(backend: Backend, ids: Sequence[int]) -> Float32:
         targets=np.array(ids, np.int32)[rows + 1],
         num_logprobs=np.full(len(rows), -1, np.int32),
         sampling=_greedy(len(rows)),
-        want_logits=True,
+        want_logits=np.ones(len(rows), np.bool_),
     )
     logits = backend.execute(batch).result().logits
     assert logits is not None
@@ -115,11 +115,16 @@ def _greedy(num_rows: int) -> SamplingArrays:
     penalties = {name: np.zeros(num_rows, np.float32) for name in ("presence_penalty", "frequency_penalty")}
     ones = {name: np.ones(num_rows, np.float32) for name in ("top_p", "repetition_penalty")}
     ints = {name: np.zeros(num_rows, np.int32) for name in ("top_k", "sample_index", "position")}
-    starts = {name: np.zeros(num_rows + 1, np.int32) for name in ("history_start", "bias_start")}
-    empty = {name: np.zeros(0, np.int32) for name in ("history_ids", "history_counts", "bias_ids")}
+    parts = ("history", "bias", "chain", "dry")
+    starts = {f"{name}_start": np.zeros(num_rows + 1, np.int32) for name in parts}
+    names = ("history_ids", "history_counts", "bias_ids", "chain_kinds", "dry_ids")
+    empty = {name: np.zeros(0, np.int32) for name in names}
     return SamplingArrays(
         seed=np.zeros(num_rows, np.uint64),
         bias_values=np.zeros(0, np.float32),
+        chain_values=np.zeros((0, 3), np.float32),
+        dry_values=np.zeros(0, np.float32),
+        mirostat_mu=np.full(num_rows, np.nan, np.float32),
         **floats,
         **penalties,
         **ones,

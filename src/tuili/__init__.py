@@ -15,6 +15,8 @@ _EXPORTS = {
     "EngineArgs": "tuili.runtime.engine_arguments",
     "AsyncEngineArgs": "tuili.runtime.engine_arguments",
     "SamplingParams": "tuili.types",
+    "BeamSearchParams": "tuili.types",
+    "RepetitionDetectionParams": "tuili.types",
     "RequestOutputKind": "tuili.types",
     "Logprob": "tuili.types",
     "TextPrompt": "tuili.runtime.prompts",

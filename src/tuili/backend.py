@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from enum import IntEnum
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +62,28 @@ class CacheGroup:
     window: int | None = None
 
 
+class SamplerKind(IntEnum):
+    """One step of a row's chain, and what its three values are; see docs/sampling.md for the definition."""
+
+    PENALTIES = 0
+    DRY = 1
+    TOP_N_SIGMA = 2  # n
+    TOP_K = 3  # k
+    TYPICAL_P = 4  # mass, min_keep
+    TOP_P = 5  # mass, min_keep
+    MIN_P = 6  # share, min_keep
+    XTC = 7  # probability, threshold, min_keep
+    TEMPERATURE = 8  # temperature, range, exponent
+    MIROSTAT_1 = 9  # tau, eta; only as the last step
+    MIROSTAT_2 = 10  # tau, eta; only as the last step
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingArrays:
     """How to choose a token for each sampled row r in [0, R). See docs/sampling.md for the definition.
 
-    Sparse parts are CSR: row r owns entries start[r]:start[r + 1].
+    Sparse parts are CSR: row r owns entries start[r]:start[r + 1]. A row without a chain follows the default order,
+    with temperature, top_k, top_p and min_p; a row with one follows that instead, and draws unless temperature is 0.
     """
 
     temperature: Float32  # [R] 0 is greedy
@@ -84,6 +102,13 @@ class SamplingArrays:
     bias_start: Int32  # [R + 1]
     bias_ids: Int32  # [M]
     bias_values: Float32  # [M] added to logits; -inf bans
+    chain_start: Int32  # [R + 1]
+    chain_kinds: Int32  # [C] of SamplerKind
+    chain_values: Float32  # [C, 3]
+    dry_start: Int32  # [R + 1]
+    dry_ids: Int32  # [D] distinct in a row
+    dry_values: Float32  # [D] subtracted from logits where the chain says so
+    mirostat_mu: Float32  # [R] of rows whose chain ends in mirostat: twice tau at first, then what StepResult said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +134,7 @@ class Batch:
     allow_mask: UInt32 | None = None  # [R, ceil(vocab / 32)] bit set: allowed
     adapter_ids: Int32 | None = None  # [S]
     input_embeds: Float32 | None = None  # [T, hidden]
-    want_logits: bool = False  # raw logits of the R rows
+    want_logits: Bool | None = None  # [R] rows whose raw logits are wanted
     want_hidden: bool = False  # final-norm hidden states of the R rows
 
 
@@ -122,8 +147,16 @@ class StepResult:
     ranks: Int32  # [R] 1 + the number of ids with a larger logit; 0 where not wanted
     top_ids: Int32  # [R, K] K = max(num_logprobs), best first, -1 beyond a row's own k
     top_logprobs: Float32  # [R, K]
-    logits: Float32 | None = None  # [R, vocab]
+    mirostat_mu: Float32  # [R] for the row's next token; NaN where the chain does not end in mirostat
+    logits: Float32 | None = None  # [R, vocab], undefined where not wanted
     hidden: Float32 | None = None  # [R, hidden]
+
+
+class Choices(NamedTuple):
+    """What was chosen from given logits."""
+
+    token_ids: Int32  # [R]
+    mirostat_mu: Float32  # [R] as in StepResult
 
 
 class StepHandle(Protocol):
@@ -151,8 +184,8 @@ class Backend(Protocol):
     def execute(self, batch: Batch) -> StepHandle:
         """Runs one step. Refuses by name any field it does not implement (UnsupportedModelError)."""
 
-    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
-        """The same sampler on given logits [R, vocab] -> ids [R]."""
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+        """The same sampler on given logits [R, vocab]."""
 
     def close(self) -> None: ...
 

@@ -22,15 +22,20 @@ NEUTRAL: Mapping[str, tuple[type[np.generic], float]] = {
     "seed": (np.uint64, 0),
     "sample_index": (np.int32, 0),
     "position": (np.int32, 0),
+    "mirostat_mu": (np.float32, np.nan),
 }
 
 
 def sampling_arrays(rows: Sequence[Mapping[str, Any]]) -> SamplingArrays:
-    """One mapping per row; beside the fields' own names: history {id: output count} and bias {id: value}."""
+    """One mapping per row; beside the fields' own names: history {id: output count}, bias {id: value}, dry
+    {id: value} and chain [(kind, *values)].
+    """
     columns = {
         name: np.array([row.get(name, value) for row in rows], dtype) for name, (dtype, value) in NEUTRAL.items()
     }
-    histories, biases = [row.get("history", {}) for row in rows], [row.get("bias", {}) for row in rows]
+    histories, biases, dries = ([row.get(name, {}) for row in rows] for name in ("history", "bias", "dry"))
+    chains = [row.get("chain", []) for row in rows]
+    steps = [(*step, 0, 0, 0)[:4] for chain in chains for step in chain]
     return SamplingArrays(
         **columns,
         history_start=np.cumsum([0, *map(len, histories)], dtype=np.int32),
@@ -39,6 +44,12 @@ def sampling_arrays(rows: Sequence[Mapping[str, Any]]) -> SamplingArrays:
         bias_start=np.cumsum([0, *map(len, biases)], dtype=np.int32),
         bias_ids=np.array([i for b in biases for i in b], np.int32),
         bias_values=np.array([v for b in biases for v in b.values()], np.float32),
+        chain_start=np.cumsum([0, *map(len, chains)], dtype=np.int32),
+        chain_kinds=np.array([step[0] for step in steps], np.int32),
+        chain_values=np.array([step[1:] for step in steps], np.float32).reshape(-1, 3),
+        dry_start=np.cumsum([0, *map(len, dries)], dtype=np.int32),
+        dry_ids=np.array([i for d in dries for i in d], np.int32),
+        dry_values=np.array([v for d in dries for v in d.values()], np.float32),
     )
 
 
@@ -114,7 +125,10 @@ class Driver:
             "sampling": greedy(len(rows)),
             "want_logits": True,
         }
-        return Batch(**fields | changes)
+        fields |= changes
+        if isinstance(fields["want_logits"], bool):
+            fields["want_logits"] = np.ones(len(rows), np.bool_) if fields["want_logits"] else None
+        return Batch(**fields)
 
     def step(self, works: Sequence[Work], **changes: Any) -> StepResult:
         return self.backend.execute(self.batch(works, **changes)).result()

@@ -50,11 +50,28 @@ def _check_values(request: TokenRequest, vocab_size: int) -> None:
     _check_ids("prompt_token_ids", request.prompt_token_ids, vocab_size)
     _check_ids("stop_token_ids", s.stop_token_ids or (), vocab_size)
     _check_ids("logit_bias", s.logit_bias or (), vocab_size)
+    _check_allowed(request, vocab_size)
     if not 0 <= request.seed < 2**64:
         raise InvalidRequestError(f"seed must be an integer in [0, 2**64), got {request.seed}", param="seed")
     for name, count in (("logprobs", s.logprobs), ("prompt_logprobs", s.prompt_logprobs)):
         if count is not None and count > vocab_size:
             raise InvalidRequestError(f"{name} must be at most the vocabulary's {vocab_size}, got {count}", param=name)
+
+
+def _check_allowed(request: TokenRequest, vocab_size: int) -> None:
+    """Something must be left to choose."""
+    s = request.sampling
+    if s.allowed_token_ids is None:
+        return
+    _check_ids("allowed_token_ids", s.allowed_token_ids, vocab_size)
+    left = set(s.allowed_token_ids) - {word[0] for word in request.bad_words if len(word) == 1}
+    if not left:
+        raise InvalidRequestError("allowed_token_ids must hold an id that bad_words does not ban", param="bad_words")
+    ends = {*(s.stop_token_ids or ()), *(() if s.ignore_eos else request.eos_token_ids)}
+    if s.min_tokens and not left - ends:
+        raise InvalidRequestError(
+            "allowed_token_ids must hold an id that does not end the answer, as min_tokens asks for", param="min_tokens"
+        )
 
 
 def _check_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from tuili.backend import Batch, Int32
 from tuili.engine.block_manager import BlockManager
-from tuili.engine.sampling import SampleRow, sampling_arrays
+from tuili.engine.rows import raw_row, sample_row
+from tuili.engine.sampling import SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
 
 SPARE_BLOCKS = 4  # table entries beyond the longest context, so that a kept batch need not grow with it
@@ -72,7 +73,7 @@ def _is_steady(chunk: Chunk) -> bool:
     """Whether the sequence goes on token by token, with the same sampling arrays but for the position."""
     sequence = chunk.sequence
     is_decode = chunk.num_tokens == 1 and len(chunk.samples) == 1 and not chunk.scored
-    return is_decode and sequence.history is None and sequence.bias(0) is sequence.sampling.bias
+    return is_decode and sequence.sampling.is_steady and sequence.bias(0) is sequence.sampling.bias
 
 
 def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_copies: Int32) -> Batch:
@@ -94,7 +95,7 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
         input_ids += chunk.draft
     positions = np.arange(len(input_ids), dtype=np.int32) + np.repeat(starts - query_start[:-1], lengths)
     blocks = tables[:, np.repeat(slots, lengths), positions // block_size]
-    sample_rows, targets, counts, rows = _rows(chunks, query_start.tolist())
+    sample_rows, targets, counts, rows, are_raw = _rows(chunks, query_start.tolist())
     return Batch(
         input_ids=np.array(input_ids, dtype=np.int32),
         positions=positions,
@@ -109,15 +110,20 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
         targets=np.array(targets, dtype=np.int32),
         num_logprobs=np.array(counts, dtype=np.int32),
         sampling=sampling_arrays(rows),
+        allow_mask=allow_mask(rows),
+        want_logits=np.array(are_raw, dtype=np.bool_) if any(are_raw) else None,
     )
 
 
-def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], list[int], list[int], list[SampleRow]]:
-    """Token index, target, number of logprobs and sampling of every row."""
+def _rows(
+    chunks: ListLike[Chunk], query_start: list[int]
+) -> tuple[list[int], list[int], list[int], list[SampleRow], list[bool]]:
+    """Token index, target, number of logprobs and sampling of every row, and whether its raw logits are wanted."""
     tokens: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
     rows: list[SampleRow] = []
+    are_raw: list[bool] = []
     for chunk, first in zip(chunks, query_start, strict=False):
         sequence = chunk.sequence
         for position in chunk.scored:
@@ -125,6 +131,7 @@ def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], l
             targets.append(sequence.token_ids[position])
             counts.append(sequence.num_prompt_logprobs)
             rows.append(SampleRow(sequence.sampling, 0, position))
+            are_raw.append(False)
         last = first + chunk.end - chunk.start - 1
         for index in chunk.samples:
             history = None if sequence.history is None else sequence.history.seen_along(chunk.draft)
@@ -132,6 +139,7 @@ def _rows(chunks: ListLike[Chunk], query_start: list[int]) -> tuple[list[int], l
                 tokens.append(last + i)
                 targets.append(-1)
                 counts.append(sequence.num_logprobs)
-                seen = None if history is None else history[i]
-                rows.append(SampleRow(sequence.sampling, index, chunk.end + i, seen, sequence.bias(i)))
-    return tokens, targets, counts, rows
+                seen, place = None if history is None else history[i], (index, chunk.end + i)
+                are_raw.append(bool(sequence.sampling.processors))
+                rows.append(raw_row(*place) if are_raw[-1] else sample_row(sequence, *place, chunk.draft[:i], seen))
+    return tokens, targets, counts, rows, are_raw

@@ -22,6 +22,7 @@ from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.logprobs import token_logprobs
 from tuili.engine.prefix_cache import HashChain, chain_root
+from tuili.engine.processors import choose_processed
 from tuili.engine.prompt_lookup import PromptLookup
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink
@@ -150,6 +151,7 @@ class Engine:
         if chunks:
             try:
                 result = self._backend.execute(self._batches.build(chunks)).result()
+                result = choose_processed(chunks, result, self._backend)
             except Exception as error:
                 self._fail(chunks, error)
                 self._deliver()
@@ -235,6 +237,7 @@ class Engine:
             if token_id < 0:
                 break
             taken.append(token_id)
+            sequence.mirostat_mu = float(result.mirostat_mu[row])
             reason = sequence.append(token_id)
             if reason is not None or token_id != foreseen:
                 break
@@ -243,9 +246,8 @@ class Engine:
         if taken:
             self._tell(sequence, tuple(taken), reason, result, row)
         if token_id < 0:
-            self._end_all(
-                sequence, TuiliError("the model computed logits that are not finite: its file may be damaged")
-            )
+            damage = TuiliError("the model computed logits that are not finite: its file may be damaged")
+            self._end_all(sequence, sequence.failure or damage)
 
     def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         self._scheduler.accept(sequence, max(len(taken) - 1, 0))
@@ -266,7 +268,8 @@ class Engine:
             index=sequence.indexes[0],
             token_ids=taken,
             finish_reason=reason,
-            stop_token_id=taken[-1] if reason == "stop" else None,
+            stop_token_id=taken[-1] if reason == "stop" and sequence.stop_reason is None else None,
+            stop_reason=sequence.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens or 0,

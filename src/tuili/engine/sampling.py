@@ -5,6 +5,7 @@ What a request's rows have in common is worked out once, when it arrives; a step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -12,11 +13,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.backend import Float32, Int32, SamplingArrays
+from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
 from tuili.engine.history import SeenTokens
+from tuili.engine.sampler_order import ChainStep, chain_steps, plain_values
+from tuili.engine.token_rules import Dry, Penalized
+from tuili.sampling_params import LogitsProcessor, SamplingParams
 from tuili.types import TokenRequest
 
 Number = TypeVar("Number", np.int32, np.float32)
+_MIROSTAT = (SamplerKind.MIROSTAT_1, SamplerKind.MIROSTAT_2)
 
 _PARAMS = np.dtype(
     [
@@ -32,50 +37,103 @@ _PARAMS = np.dtype(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bias:
+class Bias(NamedTuple):
     """What is added to some logits of a row."""
 
     ids: Int32
     values: Float32
 
 
-@dataclass(frozen=True, slots=True)
+class Chain(NamedTuple):
+    """A row's own order of samplers."""
+
+    kinds: Int32  # [C]
+    values: Float32  # [C, 3]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowSampling:
     """What every sampled row of a request has in common."""
 
     params: bytes  # one _PARAMS record
-    uses_history: bool
-    bias: Bias | None
-    bias_below_min_tokens: Bias | None  # the same, with everything that would end the answer banned
+    uses_history: bool = False
+    bias: Bias | None = None
+    bias_below_min_tokens: Bias | None = None  # the same, with everything that would end the answer banned
+    chain: Chain | None = None
+    dry: Dry | None = None
+    words: tuple[tuple[int, ...], ...] = ()  # bad words of several tokens
+    allowed: UInt32 | None = None  # [ceil(vocab / 32)] bits of the ids that may be chosen
+    processors: tuple[LogitsProcessor, ...] = ()
+    mirostat_mu: float = math.nan  # at first
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the rows of successive tokens differ in their position alone."""
+        return not (self.uses_history or self.dry or self.words or self.processors or self.uses_mirostat)
+
+    @property
+    def uses_mirostat(self) -> bool:
+        return not math.isnan(self.mirostat_mu)
+
+    @property
+    def allows_drafts(self) -> bool:
+        """Whether a token's row can be worked out before the one ahead of it is chosen."""
+        return not (self.processors or self.uses_mirostat)
 
 
 class SampleRow(NamedTuple):
-    """One row that chooses a token (history and bias given) or only scores one (neither)."""
+    """One row that chooses a token, or only scores one (the first three fields alone)."""
 
     sampling: RowSampling
     sample_index: int
     position: int
     history: SeenTokens | None = None
     bias: Bias | None = None
+    dry: Penalized | None = None
+    mirostat_mu: float = math.nan
+    allowed: UInt32 | None = None
 
 
 def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: int) -> RowSampling:
     """Works out what the rows of `request` share; stop_ids are banned while it is below min_tokens."""
     s = request.sampling
-    penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
-    params = np.array((s.temperature, s.top_k, s.top_p, s.min_p, *penalties, request.seed), dtype=_PARAMS)
+    steps = chain_steps(s)
+    kinds = [step.kind for step in steps]
+    plain = plain_values(s, steps)
     biases = dict(s.logit_bias or {})
-    banned = {token_id: -np.inf for token_id in stop_ids if token_id < vocab_size}
-    return RowSampling(params.tobytes(), penalties != (1.0, 0.0, 0.0), _bias(biases), _bias(biases | banned))
+    biases |= {word[0]: -math.inf for word in request.bad_words if len(word) == 1}
+    banned = {token_id: -math.inf for token_id in stop_ids if token_id < vocab_size}
+    penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+    values = (s.temperature, 0, 1.0, 0.0) if plain is None else plain
+    return RowSampling(
+        params=np.array((*values, *penalties, request.seed), dtype=_PARAMS).tobytes(),
+        uses_history=SamplerKind.PENALTIES in kinds,
+        bias=_bias(biases),
+        bias_below_min_tokens=_bias(biases | banned),
+        chain=_chain(steps) if plain is None else None,
+        dry=_dry(request, vocab_size) if SamplerKind.DRY in kinds else None,
+        words=tuple(word for word in request.bad_words if len(word) > 1),
+        allowed=None if s.allowed_token_ids is None else _bits(s.allowed_token_ids, vocab_size),
+        processors=tuple(s.logits_processors or ()),
+        mirostat_mu=2.0 * s.mirostat_tau if kinds and kinds[-1] in _MIROSTAT else math.nan,
+    )
+
+
+GREEDY = row_sampling(  # for rows whose choice is made elsewhere
+    TokenRequest(request_id="", prompt_token_ids=(), sampling=SamplingParams(temperature=0.0), seed=0), frozenset(), 0
+)
 
 
 def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
     """Stacks R rows."""
-    samplings, sample_indexes, positions, histories, biases = zip(*rows, strict=True) if rows else ((),) * 5
+    samplings, sample_indexes, positions, histories, biases, dries, mus, _ = (
+        zip(*rows, strict=True) if rows else ((),) * 8
+    )
     params = np.frombuffer(b"".join([sampling.params for sampling in samplings]), dtype=_PARAMS)
     history_start, history_ids, history_counts = _joined(list(histories), np.int32)
-    bias_start, bias_ids, bias_values = _joined([b and (b.ids, b.values) for b in biases], np.float32)
+    bias_start, bias_ids, bias_values = _joined(list(biases), np.float32)
+    dry_start, dry_ids, dry_values = _joined(list(dries), np.float32)
+    chain_start, chain_kinds, chain_values = _joined([sampling.chain for sampling in samplings], np.float32)
     return SamplingArrays(
         **{name: np.ascontiguousarray(params[name]) for name in _PARAMS.names or ()},
         sample_index=np.array(sample_indexes, dtype=np.int32),
@@ -86,7 +144,33 @@ def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
         bias_start=bias_start,
         bias_ids=bias_ids,
         bias_values=bias_values,
+        chain_start=chain_start,
+        chain_kinds=chain_kinds,
+        chain_values=chain_values.reshape(-1, 3),
+        dry_start=dry_start,
+        dry_ids=dry_ids,
+        dry_values=dry_values,
+        mirostat_mu=np.array(mus, dtype=np.float32),
     )
+
+
+def allow_mask(rows: ListLike[SampleRow]) -> UInt32 | None:
+    """[R, words], or None where no row is limited."""
+    limited = [(r, row.allowed) for r, row in enumerate(rows) if row.allowed is not None]
+    if not limited:
+        return None
+    mask = np.full((len(rows), len(limited[0][1])), 0xFFFFFFFF, dtype=np.uint32)
+    for r, allowed in limited:
+        mask[r] = allowed
+    return mask
+
+
+def with_bans(bias: Bias | None, banned: ListLike[int]) -> Bias:
+    """The bias, and some ids banned."""
+    ids, values = np.array(banned, dtype=np.int32), np.full(len(banned), -np.inf, dtype=np.float32)
+    if bias is None:
+        return Bias(ids, values)
+    return Bias(np.concatenate((bias.ids, ids)), np.concatenate((bias.values, values)))
 
 
 def _bias(values: dict[int, float]) -> Bias | None:
@@ -96,8 +180,26 @@ def _bias(values: dict[int, float]) -> Bias | None:
     return Bias(np.array(ids, dtype=np.int32), np.array([values[i] for i in ids], dtype=np.float32))
 
 
+def _chain(steps: ListLike[ChainStep]) -> Chain:
+    values = [step.values for step in steps]
+    return Chain(np.array([step.kind for step in steps], np.int32), np.array(values, np.float32).reshape(-1, 3))
+
+
+def _dry(request: TokenRequest, vocab_size: int) -> Dry:
+    s, is_head = request.sampling, np.zeros(vocab_size, np.bool_)
+    is_head[list(request.dry_breakers)] = True
+    lengths = (s.dry_allowed_length, s.dry_penalty_last_n)
+    return Dry(s.dry_multiplier, s.dry_base, *lengths, request.dry_breakers, is_head)
+
+
+def _bits(ids: ListLike[int], vocab_size: int) -> UInt32:
+    is_allowed = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    is_allowed[list(ids)] = True
+    return np.packbits(is_allowed, bitorder="little").view(np.uint32)
+
+
 def _joined(
-    rows: list[tuple[Int32, NDArray[Number]] | None], dtype: type[Number]
+    rows: ListLike[tuple[Int32, NDArray[Number]] | None], dtype: type[Number]
 ) -> tuple[Int32, Int32, NDArray[Number]]:
     """CSR: starts [R + 1], ids and values of all rows one after another; None is an empty row."""
     starts = np.zeros(len(rows) + 1, dtype=np.int32)

@@ -12,10 +12,14 @@ from typing import NamedTuple
 from tuili.engine.history import TokenHistory
 from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
+from tuili.engine.token_rules import goes_in_circles
+from tuili.errors import TuiliError
+from tuili.sampling_params import RepetitionDetectionParams
 from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
 
 Sink = Callable[[TokenDelta], None]
 NO_POSITIONS = range(0)
+REPETITION = "repetition_detected"  # stop_reason of an answer that goes in circles
 
 
 class Status(Enum):
@@ -37,9 +41,11 @@ class Sequence:
     __slots__ = (
         "__weakref__",
         "block_hashes",
+        "failure",
         "history",
         "indexes",
         "max_len",
+        "mirostat_mu",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_logprobs",
@@ -54,6 +60,7 @@ class Sequence:
         "slot",
         "status",
         "stop_ids",
+        "stop_reason",
         "token_ids",
     )
 
@@ -83,6 +90,9 @@ class Sequence:
         self.num_logprobs = _num_logprobs(s.logprobs, vocab_size)
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
+        self.mirostat_mu = self.sampling.mirostat_mu
+        self.failure: TuiliError | None = None  # why its next token could not be chosen
+        self.stop_reason: str | None = None  # what ended it, if not a token
         self.history = TokenHistory(self.token_ids) if self.sampling.uses_history else None
         self.block_hashes = block_hashes
         self.status = Status.WAITING
@@ -123,7 +133,17 @@ class Sequence:
             self.history.add(token_id)
         if token_id in self.stop_ids:
             return "stop"
-        return "length" if len(self.token_ids) >= self.max_len else None
+        if len(self.token_ids) >= self.max_len:
+            return "length"
+        rule = self.request.sampling.repetition
+        if rule is not None and self.num_output_tokens >= self.request.sampling.min_tokens and self._circles(rule):
+            self.stop_reason = REPETITION
+            return "stop"
+        return None
+
+    def _circles(self, rule: RepetitionDetectionParams) -> bool:
+        longest = rule.max_pattern_size * rule.min_count
+        return goes_in_circles(self.token_ids[max(self.num_prompt_tokens, self.num_tokens - longest) :], rule)
 
     def fork(self, index: int) -> Sequence:
         """Splits off answer `index`: the same tokens so far, but no slot yet."""

@@ -59,6 +59,8 @@ class Speculation:
 
     def _limit(self, sequence: Sequence) -> int:
         """Draft tokens that could be taken: the last of an answer need not be computed."""
+        if not sequence.sampling.allows_drafts:
+            return 0
         limit = min(self._max_draft, sequence.max_len - sequence.num_tokens - 1)
         if sequence.num_logprobs > 0:
             limit = min(limit, MAX_LOGPROB_ENTRIES // sequence.num_logprobs)

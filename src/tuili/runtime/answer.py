@@ -93,7 +93,8 @@ class Answer:
         events: list[Event] = []
         self._push_tokens(stream, delta, events)
         if delta.finish_reason is not None and not stream.is_finished:
-            self._finish(stream, delta.index, delta.finish_reason, delta.stop_token_id, events)
+            stop_reason = delta.stop_token_id if delta.stop_reason is None else delta.stop_reason
+            self._finish(stream, delta.index, delta.finish_reason, stop_reason, events)
         return events
 
     def _note_time(self, stream: _Stream, num_tokens: int) -> None:
@@ -141,7 +142,7 @@ class Answer:
         self, stream: _Stream, index: int, reason: FinishReason, stop_reason: str | int | None, events: list[Event]
     ) -> None:
         stream.is_finished = True
-        if stream.detokenizer is not None and not isinstance(stop_reason, str):
+        if stream.detokenizer is not None and (stream.stops is None or stream.stops.found is None):
             rest = stream.detokenizer.flush()
             if stream.stops is not None:
                 rest = stream.stops.push(rest)

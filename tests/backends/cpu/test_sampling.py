@@ -27,7 +27,9 @@ def backend() -> Backend:
 def check(backend: Backend, logits: np.ndarray, rows: list[dict[str, Any]], mask: np.ndarray | None = None) -> None:
     arrays = sampling_arrays(rows)
     before = logits.copy()
-    assert backend.sample(logits, arrays, mask).tolist() == twin.choose(logits, arrays, mask).tolist()
+    found, expected = backend.sample(logits, arrays, mask), twin.choose(logits, arrays, mask)
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    np.testing.assert_allclose(found.mirostat_mu, expected.mirostat_mu, rtol=1e-5)
     assert np.array_equal(logits, before)
 
 
@@ -92,7 +94,7 @@ def test_frequencies_follow_the_weights(backend: Backend) -> None:
     weights = np.array([0.5, 0.25, 0.15, 0.1])
     logits[:, [2, 500, 501, 1002]] = np.log(weights)
     rows = [{"temperature": 1.0, "seed": 5, "position": r} for r in range(len(logits))]
-    ids = backend.sample(logits, sampling_arrays(rows), None)
+    ids = backend.sample(logits, sampling_arrays(rows), None).token_ids
     counts = np.array([(ids == i).sum() for i in (2, 500, 501, 1002)])
     assert counts.sum() == len(logits)
     assert (np.abs(counts - weights * len(logits)) < 4 * np.sqrt(len(logits) * weights * (1 - weights))).all()
@@ -102,7 +104,7 @@ def test_rows_that_are_not_numbers_choose_something_valid(backend: Backend) -> N
     for value in (np.nan, np.inf, -np.inf):
         logits = np.full((4, VOCAB), value, np.float32)
         rows = [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "top_p": 0.5}]
-        ids = backend.sample(logits, sampling_arrays(rows), None)
+        ids = backend.sample(logits, sampling_arrays(rows), None).token_ids
         assert ((ids >= 0) & (ids < VOCAB)).all()
 
 
@@ -116,7 +118,7 @@ def test_logprobs_of_a_step(backend: Backend) -> None:
         [Work(driver.text(), tokens, 30)], sampling=sampling_arrays(rows), num_logprobs=counts, targets=targets
     )
     assert result.logits is not None
-    chosen = twin.choose(result.logits, sampling_arrays(rows), None)
+    chosen = twin.choose(result.logits, sampling_arrays(rows), None).token_ids
     assert result.token_ids.tolist() == np.where(targets >= 0, targets, chosen).tolist()
     for r, k in enumerate(counts.tolist()):
         if k < 0:
@@ -143,7 +145,7 @@ def test_masks_of_a_step(backend: Backend) -> None:
     ]
     raw = driver.step([Work(driver.text(), tokens, 30)]).logits
     assert raw is not None
-    expected = twin.choose(raw, sampling_arrays(rows), mask).tolist()
+    expected = twin.choose(raw, sampling_arrays(rows), mask).token_ids.tolist()
     for want_logits in (False, True):
         works = [Work(driver.text(), tokens, 30)]
         result = driver.step(works, sampling=sampling_arrays(rows), allow_mask=mask, want_logits=want_logits)

@@ -163,8 +163,8 @@ def test_allowed_ids_and_wanted_outputs(llama: Backend) -> None:
     result = driver.step([Work(driver.text(), TEXT[:4])])
     assert result.hidden is None
     assert result.logits is not None
-    assert llama.sample(result.logits, greedy(1), mask).tolist() == [95]
-    assert llama.sample(result.logits, greedy(1), None).tolist() == result.token_ids.tolist()
+    assert llama.sample(result.logits, greedy(1), mask).token_ids.tolist() == [95]
+    assert llama.sample(result.logits, greedy(1), None).token_ids.tolist() == result.token_ids.tolist()
 
 
 def test_a_step_without_rows(llama: Backend) -> None:

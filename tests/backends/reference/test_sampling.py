@@ -106,7 +106,7 @@ def test_choices_equal_the_plain_statement(
     logits = np.array([row[0] for row in rows], np.float32)
     bits = None if allowed is None else np.full((len(rows), 1), sum(1 << i for i in allowed), np.uint32)
     expected = [plainly(values, row, allowed) for values, row in rows]
-    assert choose(logits, sampling_arrays([row for _, row in rows]), bits).tolist() == expected
+    assert choose(logits, sampling_arrays([row for _, row in rows]), bits).token_ids.tolist() == expected
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -114,7 +114,7 @@ def test_draws_follow_the_distribution() -> None:
     logits = np.array([1.0, -0.5, 0.25, 2.0, 0.0, -1.0, 1.5], np.float32)
     num_draws = 20_000
     rows = [{"temperature": 1.0, "seed": 42, "position": i // 4, "sample_index": i % 4} for i in range(num_draws)]
-    drawn = choose(np.broadcast_to(logits, (num_draws, 7)), sampling_arrays(rows), None)
+    drawn = choose(np.broadcast_to(logits, (num_draws, 7)), sampling_arrays(rows), None).token_ids
     expected = np.exp(logits) / np.exp(logits).sum() * num_draws
     observed = np.bincount(drawn, minlength=7)
     assert ((observed - expected) ** 2 / expected).sum() < 22.46
@@ -122,16 +122,16 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_bans_and_ties() -> None:
     logits = np.array([[1.0, 3.0, 3.0, 0.0]], np.float32)
-    assert choose(logits, sampling_arrays([{}]), None).tolist() == [1]
-    assert choose(logits, sampling_arrays([{"bias": {1: -math.inf}}]), None).tolist() == [2]
+    assert choose(logits, sampling_arrays([{}]), None).token_ids.tolist() == [1]
+    assert choose(logits, sampling_arrays([{"bias": {1: -math.inf}}]), None).token_ids.tolist() == [2]
     nothing = np.zeros((1, 1), np.uint32)
-    assert choose(logits, sampling_arrays([{"temperature": 1.0}]), nothing).tolist() == [0]
+    assert choose(logits, sampling_arrays([{"temperature": 1.0}]), nothing).token_ids.tolist() == [0]
 
 
 def test_vanishing_weights_are_never_drawn() -> None:
     logits = np.array([[-1000.0, 0.0, -1000.0]], np.float32)
     rows = [{"temperature": 0.01, "seed": seed} for seed in range(200)]
-    assert set(choose(np.repeat(logits, 200, axis=0), sampling_arrays(rows), None).tolist()) == {1}
+    assert set(choose(np.repeat(logits, 200, axis=0), sampling_arrays(rows), None).token_ids.tolist()) == {1}
 
 
 def test_scores_order_equals_by_id() -> None:

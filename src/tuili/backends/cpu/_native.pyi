@@ -33,7 +33,14 @@ class Model:
     def weight_bytes(self) -> int: ...
     def cache_block_bytes(self, format: str, group: int, block_size: int) -> int: ...
     def allocate_cache(self, format: str, block_size: int, num_blocks: list[int]) -> None: ...
-    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None, ids: Int32) -> None: ...
+    def sample(
+        self,
+        logits: Float32,
+        sampling: SamplingArrays,
+        allow_mask: UInt32 | None,
+        ids: Int32,
+        mirostat_mu: Float32,
+    ) -> None: ...
 
 class Step:
     """A step over arrays that stay where they are; `run` reads what is in them then.
@@ -50,6 +57,7 @@ class Step:
         ranks: Int32,
         top_ids: Int32,
         top_logprobs: Float32,
+        mirostat_mu: Float32,
         logits: Float32 | None,
         hidden: Float32 | None,
     ) -> None: ...

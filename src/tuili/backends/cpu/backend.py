@@ -13,6 +13,7 @@ from tuili.backend import (
     BackendOptions,
     Batch,
     CacheGroup,
+    Choices,
     Float32,
     Int32,
     SamplingArrays,
@@ -135,21 +136,22 @@ class CpuBackend:
             ranks=np.zeros(num_rows, np.int32),
             top_ids=np.full((num_rows, k), -1, np.int32),
             top_logprobs=np.full((num_rows, k), np.nan, np.float32),
-            logits=np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None,
+            mirostat_mu=np.full(num_rows, np.nan, np.float32),
+            logits=None if batch.want_logits is None else np.empty((num_rows, self.vocab_size), np.float32),
             hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
         )
         step = _BoundStep(batch, result, _native.Step(model, batch, *_arrays(result)))
         self._kept = step if step.is_reusable else None
         return step
 
-    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         """Raises InvalidRequestError as execute does."""
-        ids = np.empty(len(logits), np.int32)
+        choices = Choices(np.empty(len(logits), np.int32), np.full(len(logits), np.nan, np.float32))
         try:
-            self._model.sample(logits, sampling, allow_mask, ids)
+            self._model.sample(logits, sampling, allow_mask, *choices)
         except ValueError as error:
             raise InvalidRequestError(f"sample: {error}") from error
-        return ids
+        return choices
 
     def close(self) -> None:
         """Gives memory and threads back; the backend is of no use afterwards."""
@@ -166,13 +168,16 @@ def _refuse_unread(batch: Batch) -> None:
         raise UnsupportedModelError(f"batch: the cpu backend does not implement {', '.join(names)}")
 
 
-def _arrays(result: StepResult) -> tuple[Int32, Float32, Int32, Int32, Float32, Float32 | None, Float32 | None]:
+def _arrays(
+    result: StepResult,
+) -> tuple[Int32, Float32, Int32, Int32, Float32, Float32, Float32 | None, Float32 | None]:
     return (
         result.token_ids,
         result.logprobs,
         result.ranks,
         result.top_ids,
         result.top_logprobs,
+        result.mirostat_mu,
         result.logits,
         result.hidden,
     )
@@ -188,7 +193,7 @@ class _BoundStep:
 
     @property
     def is_reusable(self) -> bool:
-        return self.native.is_view and not self.batch.want_logits and not self.batch.want_hidden
+        return self.native.is_view and self.batch.want_logits is None and not self.batch.want_hidden
 
     def taken(self) -> StepResult:
         """The result, which another run will not overwrite."""
@@ -201,6 +206,7 @@ class _BoundStep:
             ranks=r.ranks.copy(),
             top_ids=r.top_ids.copy(),
             top_logprobs=r.top_logprobs.copy(),
+            mirostat_mu=r.mirostat_mu.copy(),
         )
 
 

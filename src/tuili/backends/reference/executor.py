@@ -12,6 +12,7 @@ from tuili.backend import (
     BackendOptions,
     Batch,
     CacheGroup,
+    Choices,
     Float32,
     Int32,
     SamplingArrays,
@@ -118,7 +119,7 @@ class ReferenceBackend:
         self._remember(batch, result.token_ids)
         return _Finished(result)
 
-    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         return choose(logits, sampling, allow_mask)
 
     def close(self) -> None:
@@ -142,18 +143,17 @@ class ReferenceBackend:
         """Logits, choices and scores of the R rows, a few rows at a time."""
         num_rows, k = len(hidden), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
         token_ids = batch.targets.copy()
-        logprobs, ranks = np.full(num_rows, np.nan, np.float32), np.zeros(num_rows, np.int32)
+        logprobs, mirostat_mu = np.full((2, num_rows), np.nan, np.float32)
+        ranks = np.zeros(num_rows, np.int32)
         top_ids, top_logprobs = np.full((num_rows, k), -1, np.int32), np.full((num_rows, k), np.nan, np.float32)
-        kept_logits = np.empty((num_rows, self.vocab_size), np.float32) if batch.want_logits else None
+        kept_logits = None if batch.want_logits is None else np.empty((num_rows, self.vocab_size), np.float32)
         for start in range(0, num_rows, ROW_TILE):
             logits = self._forward.logits(hidden[start : start + ROW_TILE])
             if kept_logits is not None:
                 kept_logits[start : start + ROW_TILE] = logits
             for r, row in enumerate(logits, start):
-                if token_ids[r] < 0:
-                    token_ids[r] = (
-                        choose_row(row, batch.sampling, r, batch.allow_mask) if np.isfinite(row.max()) else -1
-                    )
+                if token_ids[r] < 0 and np.isfinite(row.max()):
+                    token_ids[r], mirostat_mu[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
                 if batch.num_logprobs[r] >= 0 and token_ids[r] >= 0:
                     scored = score(row, int(token_ids[r]), int(batch.num_logprobs[r]))
                     logprobs[r], ranks[r] = scored.logprob, scored.rank
@@ -165,6 +165,7 @@ class ReferenceBackend:
             ranks=ranks,
             top_ids=top_ids,
             top_logprobs=top_logprobs,
+            mirostat_mu=mirostat_mu,
             logits=kept_logits,
             hidden=hidden if batch.want_hidden else None,
         )

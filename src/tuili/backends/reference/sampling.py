@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.backend import Bool, Float32, Int32, Int64, SamplingArrays, UInt32
+from tuili.backend import Bool, Choices, Float32, Int64, SamplingArrays, UInt32
+from tuili.backends.reference.sampler_chain import Candidates, next_mu, run_chain, running_sums
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK32 = 0xFFFFFFFF
 
-PURPOSE_TOKEN = 0
+PURPOSE_TOKEN, PURPOSE_XTC = 0, 1
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -53,26 +57,65 @@ def score(logits: Float32, token_id: int, k: int) -> Score:
     return Score(float(logprobs[token_id]), rank, best, logprobs[best])
 
 
-def choose(logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
-    """Token ids [R] for logits [R, vocab]."""
-    return np.array([choose_row(row, sampling, r, allow_mask) for r, row in enumerate(logits)], np.int32)
+class Choice(NamedTuple):
+    """A row's token, and mirostat's mu for its next."""
+
+    token_id: int
+    mirostat_mu: float
 
 
-def choose_row(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UInt32 | None) -> int:
-    """The token id for logits [vocab] of row r of `sampling` and `allow_mask`."""
-    adjusted = _adjust(logits, sampling, r, None if allow_mask is None else allow_mask[r])
+def choose(logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+    """A token for each row of logits [R, vocab]."""
+    chosen = [choose_row(row, sampling, r, allow_mask) for r, row in enumerate(logits)]
+    return Choices(np.array([c.token_id for c in chosen], np.int32), np.array([c.mirostat_mu for c in chosen], "f4"))
+
+
+def choose_row(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UInt32 | None) -> Choice:
+    """The choice for logits [vocab] of row r of `sampling` and `allow_mask`."""
+    allowed = _bias_and_mask(logits, sampling, r, None if allow_mask is None else allow_mask[r])
+    chain = slice(int(sampling.chain_start[r]), int(sampling.chain_start[r + 1]))
+    if chain.start < chain.stop and allowed.max() > -np.inf:
+        return _choose_by_chain(allowed, sampling, r, chain)
+    adjusted = _penalize(np.arange(len(logits)), allowed, sampling, r)
     temperature, top = sampling.temperature[r], adjusted.max()
     if temperature == 0 or top == -np.inf:  # -inf: nothing is allowed, and every choice is as wrong
-        return int(adjusted.argmax())
+        return Choice(int(adjusted.argmax()), math.nan)
     scaled = adjusted / temperature
     weights = np.exp(scaled - scaled.max())
     kept = _kept(weights, float(sampling.min_p[r]), int(sampling.top_k[r]), float(sampling.top_p[r]))
     ids = np.flatnonzero(kept)
-    sums = np.cumsum(weights[ids], dtype=np.float64)
-    u = uniform(int(sampling.seed[r]), int(sampling.position[r]), int(sampling.sample_index[r]))
-    drawn = int(np.searchsorted(sums, u * sums[-1], side="right"))
-    last = int(np.searchsorted(sums, sums[-1]))  # u * total may round up to the total itself
-    return int(ids[min(drawn, last)])
+    return Choice(int(ids[_draw(weights[ids], sampling, r)]), math.nan)
+
+
+def _choose_by_chain(allowed: Float32, sampling: SamplingArrays, r: int, chain: slice) -> Choice:
+    ids = np.flatnonzero(allowed > -np.inf)
+    dry = slice(int(sampling.dry_start[r]), int(sampling.dry_start[r + 1]))
+    candidates = Candidates(
+        ids=ids,
+        logits=allowed[ids],
+        penalize=partial(_penalize, sampling=sampling, r=r),
+        dry=dict(zip(sampling.dry_ids[dry].tolist(), sampling.dry_values[dry], strict=True)),
+        chance=_uniform(sampling, r, PURPOSE_XTC),
+        mu=float(sampling.mirostat_mu[r]),
+        vocab_size=len(allowed),
+    )
+    kinds, values = sampling.chain_kinds[chain], sampling.chain_values[chain]
+    run_chain(candidates, kinds, values)
+    if sampling.temperature[r] == 0:
+        return Choice(int(candidates.ids[candidates.logits.argmax()]), math.nan)
+    drawn = _draw(candidates.weights, sampling, r)
+    return Choice(int(candidates.ids[drawn]), next_mu(candidates, drawn, int(kinds[-1]), values[-1]))
+
+
+def _draw(weights: Float32, sampling: SamplingArrays, r: int) -> int:
+    """The first index whose running sum exceeds u times the total."""
+    sums = running_sums(weights)
+    drawn = int(np.searchsorted(sums, _uniform(sampling, r, PURPOSE_TOKEN) * sums[-1], side="right"))
+    return min(drawn, int(np.searchsorted(sums, sums[-1])))  # u * total may round up to the total itself
+
+
+def _uniform(sampling: SamplingArrays, r: int, purpose: int) -> float:
+    return uniform(int(sampling.seed[r]), int(sampling.position[r]), int(sampling.sample_index[r]), purpose)
 
 
 def largest(values: NDArray[np.floating], k: int) -> Int64:
@@ -85,20 +128,28 @@ def largest(values: NDArray[np.floating], k: int) -> Int64:
     return candidates[np.argsort(-values[candidates], kind="stable")][:k]
 
 
-def _adjust(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UInt32 | None) -> Float32:
-    """Bias, mask and penalties, on a copy."""
+def _bias_and_mask(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UInt32 | None) -> Float32:
+    """On a copy."""
     adjusted = logits.copy()
     bias = slice(int(sampling.bias_start[r]), int(sampling.bias_start[r + 1]))
     np.add.at(adjusted, sampling.bias_ids[bias], sampling.bias_values[bias])
     if allow_mask is not None:
         bits = np.unpackbits(allow_mask.view(np.uint8), bitorder="little")[: len(logits)]
         adjusted[bits == 0] = -np.inf
+    return adjusted
+
+
+def _penalize(ids: Int64, logits: Float32, sampling: SamplingArrays, r: int) -> Float32:
+    """The row's penalties on the logits [C] of `ids` [C], which ascend."""
     history = slice(int(sampling.history_start[r]), int(sampling.history_start[r + 1]))
-    ids, counts = sampling.history_ids[history], sampling.history_counts[history]
-    seen, penalty = adjusted[ids], sampling.repetition_penalty[r]
+    at = np.searchsorted(ids, sampling.history_ids[history])
+    present = np.flatnonzero(np.take(ids, at, mode="clip") == sampling.history_ids[history])
+    at, counts = at[present], sampling.history_counts[history][present]
+    adjusted, penalty = logits.copy(), sampling.repetition_penalty[r]
+    seen = adjusted[at]
     seen = np.where(seen > 0, seen / penalty, seen * penalty)
     seen -= sampling.frequency_penalty[r] * counts.astype(np.float32)
-    adjusted[ids] = seen - sampling.presence_penalty[r] * (counts > 0)
+    adjusted[at] = seen - sampling.presence_penalty[r] * (counts > 0)
     return adjusted
 
 

@@ -1,0 +1,385 @@
+"""What a person may ask of sampling: SamplingParams, checked field by field.
+
+Names, defaults and ranges are vLLM's, and llama.cpp's for samplers that vLLM has not. Values only: knows no tokens'
+texts, no engine, no arrays. docs/sampling.md says what they mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, NamedTuple
+
+from tuili.errors import InvalidRequestError
+
+MAX_N = 128
+MAX_STOPS = 16
+MAX_STOP_LEN = 1024
+MAX_WORDS = 1024  # bad words, or sequence breakers
+MAX_SAMPLERS = 32
+_INT_MAX = 2**31 - 1
+
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+DEFAULT_SAMPLERS = ("penalties", "dry", "temperature", "top_n_sigma", "min_p", "top_k", "typ_p", "top_p", "xtc")
+SAMPLER_LETTERS: Mapping[str, str] = dict(zip("edskypmxt", SAMPLERS, strict=True))
+_SAMPLER_ALIASES: Mapping[str, str] = {
+    **{name: name for name in SAMPLERS},
+    **{name.replace("_", ""): name for name in SAMPLERS},
+    "typical_p": "typ_p",
+    "typical": "typ_p",
+    "typ": "typ_p",
+    "nucleus": "top_p",
+    "temp": "temperature",
+}
+
+LogitsProcessor = Callable[..., Any]
+
+
+class Bounds(NamedTuple):
+    """What a number may be."""
+
+    low: float
+    high: float
+    allowed: str
+    is_integer: bool = False
+    is_open: bool = False  # low itself is not allowed
+
+
+_BOUNDS: Mapping[str, Bounds] = {
+    "n": Bounds(1, MAX_N, f"an integer in [1, {MAX_N}]", True),
+    "temperature": Bounds(0, 2, "in [0, 2]"),
+    "top_p": Bounds(0, 1, "in (0, 1]", is_open=True),
+    "top_k": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "min_p": Bounds(0, 1, "in [0, 1]"),
+    "presence_penalty": Bounds(-2, 2, "in [-2, 2]"),
+    "frequency_penalty": Bounds(-2, 2, "in [-2, 2]"),
+    "repetition_penalty": Bounds(1e-6, 1e6, "finite and > 0"),
+    "max_tokens": Bounds(1, _INT_MAX, f"an integer in [1, {_INT_MAX}]", True),
+    "min_tokens": Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True),
+    "logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "prompt_logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "truncate_prompt_tokens": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}], not 0", True),
+    "min_keep": Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True),
+    "typical_p": Bounds(0, 1, "in (0, 1]", is_open=True),
+    "top_n_sigma": Bounds(-1, 1e6, "in [-1, 1000000]; 0 or less is none"),
+    "xtc_probability": Bounds(0, 1, "in [0, 1]"),
+    "xtc_threshold": Bounds(0, 1, "in [0, 1]"),
+    "dynatemp_range": Bounds(0, 2, "in [0, 2]"),
+    "dynatemp_exponent": Bounds(0, 100, "in [0, 100]"),
+    "dry_multiplier": Bounds(0, 1000, "in [0, 1000]"),
+    "dry_base": Bounds(1, 1000, "in [1, 1000]"),
+    "dry_allowed_length": Bounds(1, _INT_MAX, f"an integer in [1, {_INT_MAX}]", True),
+    "dry_penalty_last_n": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "mirostat": Bounds(0, 2, "0, 1 or 2", True),
+    "mirostat_tau": Bounds(0, 100, "in (0, 100]", is_open=True),
+    "mirostat_eta": Bounds(0, 1, "in [0, 1]"),
+}
+_BOOLEANS = (
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+_LISTS: Mapping[str, str] = {  # fields that hold several values, and what of
+    "stop": "a string or a list of strings",
+    "bad_words": "a list of strings",
+    "dry_sequence_breakers": "a list of strings",
+    "stop_token_ids": "a list of token ids",
+    "allowed_token_ids": "a list of token ids",
+    "logits_processors": "a list of callables",
+}
+_REFUSED: Mapping[str, str] = {  # vLLM's fields without a meaning here, and why
+    "structured_outputs": "structured output comes later",
+    "guided_decoding": "structured output comes later",
+    "logprob_token_ids": "ask for logprobs=-1 and pick the ids",
+    "thinking_token_budget": "budgets for thinking are not implemented: use max_tokens",
+    "watermarking": "watermarks are not implemented",
+    "stream_interval": "every step is streamed",
+    "flat_logprobs": "logprobs come as one dict per token",
+    "skip_reading_prefix_cache": "load the model with enable_prefix_caching=False",
+    "extra_args": "there is nothing that reads extra arguments",
+}
+
+
+def check_number(name: str, value: object, bounds: Bounds) -> None:
+    """Raises InvalidRequestError naming the field, what was found and what is allowed."""
+    types = int if bounds.is_integer else (int, float)
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    if (
+        not is_number
+        or (isinstance(value, float) and not math.isfinite(value))
+        or not bounds.low <= value <= bounds.high  # type: ignore[operator]
+        or (bounds.is_open and value == bounds.low)
+    ):
+        raise InvalidRequestError(f"{name} must be {bounds.allowed}, got {value!r:.200}", param=name)
+
+
+_TOKEN_ID = Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True)
+_FINITE = Bounds(-math.inf, math.inf, "a finite number")
+
+
+class RequestOutputKind(Enum):
+    """What each output of a stream holds: all so far, what is new, or everything once at the end."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepetitionDetectionParams:
+    """Ends an answer whose last tokens are one pattern of min_pattern_size to max_pattern_size tokens, min_count times.
+
+    min_pattern_size 0 is 1. Raises InvalidRequestError naming the field.
+    """
+
+    max_pattern_size: int
+    min_pattern_size: int = 0
+    min_count: int = 2
+
+    def __post_init__(self) -> None:
+        size = Bounds(1, 4096, "an integer in [1, 4096]", True)
+        check_number("repetition_detection.max_pattern_size", self.max_pattern_size, size)
+        least = Bounds(0, self.max_pattern_size, f"an integer in [0, max_pattern_size = {self.max_pattern_size}]", True)
+        check_number("repetition_detection.min_pattern_size", self.min_pattern_size, least)
+        count = Bounds(2, 4096, "an integer in [2, 4096]", True)
+        check_number("repetition_detection.min_count", self.min_count, count)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How to choose tokens and when to stop, under vLLM's and llama.cpp's names.
+
+    temperature 0 is greedy. top_k 0 or -1 means all. seed None draws one per request.
+    logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
+    the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
+    output_kind is what AsyncLLM.generate yields. samplers is the order of llama.cpp's chain, as names or letters (`edskypmxt`); what is not in it does nothing.
+    logits_processors are called as f(token_ids, logits) or f(prompt_ids, token_ids, logits) with the output so far and
+    raw float32 logits [vocab], which they may change and must return, in the engine's thread.
+    Raises InvalidRequestError (a ValueError) naming the field, what was found and what is allowed.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    min_keep: int = 0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: str | Sequence[str] | None = None
+    bad_words: Sequence[str] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    repetition_detection: RepetitionDetectionParams | Mapping[str, int] | None = None
+    logits_processors: Sequence[LogitsProcessor] | None = None
+    truncate_prompt_tokens: int | None = None
+    spaces_between_special_tokens: bool = True  # no tokenizer here writes any
+    output_kind: RequestOutputKind | int = RequestOutputKind.CUMULATIVE
+    best_of: int | None = None
+    structured_outputs: None = None
+    guided_decoding: None = None
+    logprob_token_ids: None = None
+    thinking_token_budget: None = None
+    watermarking: None = None
+    stream_interval: None = None
+    flat_logprobs: None = None
+    skip_reading_prefix_cache: None = None
+    extra_args: None = None
+    skip_clone: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_ranges()
+        self._canonicalize()
+        if self.n > 1 and self.temperature == 0:
+            raise InvalidRequestError("n must be 1 when temperature is 0: greedy answers are all alike", param="n")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens must be in [0, max_tokens = {self.max_tokens}], got {self.min_tokens}", param="min_tokens"
+            )
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop needs detokenize=True: stop strings are found in text", param="stop")
+
+    def _check_types(self) -> None:
+        for name, reason in _REFUSED.items():
+            if getattr(self, name) not in (None, False, -1, {}, [], ()):
+                raise InvalidRequestError(f"{name} is not supported: {reason}", param=name)
+        for name in _BOOLEANS:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", param=name)
+        for name, allowed in _LISTS.items():
+            value, types = getattr(self, name), (str, list, tuple) if name == "stop" else (list, tuple)
+            if value is not None and not isinstance(value, types):
+                raise InvalidRequestError(f"{name} must be {allowed}, got {value!r:.200}", param=name)
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            allowed, found = "a mapping of token ids to numbers", self.logit_bias
+            raise InvalidRequestError(f"logit_bias must be {allowed}, got {found!r:.200}", param="logit_bias")
+        for processor in self.logits_processors or ():
+            if not callable(processor):
+                raise InvalidRequestError(
+                    f"logits_processors must be callables, got {processor!r:.200}", param="logits_processors"
+                )
+
+    def _check_ranges(self) -> None:
+        for name, bounds in _BOUNDS.items():
+            value = getattr(self, name)
+            is_optional = name in ("max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
+            if (value is None and is_optional) or (value is True and name in ("logprobs", "prompt_logprobs")):
+                continue
+            check_number(name, value, bounds)
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens must be {_BOUNDS['truncate_prompt_tokens'].allowed}, got 0",
+                param="truncate_prompt_tokens",
+            )
+        if self.seed is not None and self.seed != -1:
+            check_number("seed", self.seed, Bounds(0, 2**64 - 1, f"an integer in [0, {2**64 - 1}]", True))
+        if self.best_of not in (None, self.n):
+            allowed = f"n = {self.n} or left out"
+            raise InvalidRequestError(f"best_of must be {allowed}, got {self.best_of!r:.200}", param="best_of")
+        for token_id, value in (self.logit_bias or {}).items():
+            check_number("logit_bias", token_id, _TOKEN_ID)
+            check_number("logit_bias", value, _FINITE)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            for token_id in getattr(self, name) or ():
+                check_number(name, token_id, _TOKEN_ID)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequestError("allowed_token_ids must hold at least one id", param="allowed_token_ids")
+
+    def _canonicalize(self) -> None:
+        """One form inside: tuples for lists, None for seed -1, 0 for top_k -1, 0 for a vanishing temperature."""
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        canonical: dict[str, object] = {
+            "stop": _strings("stop", stops, MAX_STOPS),
+            "bad_words": _strings("bad_words", self.bad_words, MAX_WORDS),
+            "dry_sequence_breakers": _strings("dry_sequence_breakers", self.dry_sequence_breakers, MAX_WORDS),
+            "stop_token_ids": tuple(dict.fromkeys(self.stop_token_ids or ())),
+            "allowed_token_ids": self.allowed_token_ids and tuple(sorted(set(self.allowed_token_ids))),
+            "seed": None if self.seed == -1 else self.seed,
+            "logit_bias": self.logit_bias and {i: min(max(v, -100.0), 100.0) for i, v in self.logit_bias.items()},
+            "top_k": max(self.top_k, 0),
+            "top_n_sigma": max(float(self.top_n_sigma), 0.0),
+            "temperature": 0.0 if self.temperature < 1e-5 else max(float(self.temperature), 0.01),
+            "logprobs": 1 if self.logprobs is True else self.logprobs,
+            "prompt_logprobs": 1 if self.prompt_logprobs is True else self.prompt_logprobs,
+            "samplers": None if self.samplers is None else parse_samplers(self.samplers),
+            "repetition_detection": _repetition_detection(self.repetition_detection),
+            "logits_processors": tuple(self.logits_processors or ()),
+            "output_kind": _output_kind(self.output_kind),
+        }
+        for name, value in canonical.items():
+            object.__setattr__(self, name, value)
+
+    def with_seed(self, seed: int) -> SamplingParams:
+        """The same parameters with a seed drawn for them."""
+        return replace(self, seed=seed)
+
+    def clone(self) -> SamplingParams:
+        """An equal object; as parameters never change, any will do."""
+        return replace(self)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from the library's defaults."""
+        neutral = SamplingParams()
+        names = [field.name for field in fields(self)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings in their canonical form."""
+        assert isinstance(self.stop, tuple)
+        return self.stop
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The samplers in the order they run."""
+        if self.samplers is None:
+            return DEFAULT_SAMPLERS
+        assert isinstance(self.samplers, tuple)
+        return self.samplers
+
+    @property
+    def repetition(self) -> RepetitionDetectionParams | None:
+        """repetition_detection in its canonical form."""
+        assert not isinstance(self.repetition_detection, Mapping)
+        return self.repetition_detection
+
+
+def parse_samplers(value: object) -> tuple[str, ...]:
+    """Canonical names from a list of names, from names between semicolons, or from llama.cpp's letters.
+
+    Raises InvalidRequestError naming what is no sampler.
+    """
+    if isinstance(value, str):
+        is_names = ";" in value or _sampler(value) is not None
+        value = [v for v in value.split(";") if v] if is_names else [SAMPLER_LETTERS.get(v, v) for v in value]
+    if not isinstance(value, list | tuple) or len(value) > MAX_SAMPLERS:
+        allowed = f"at most {MAX_SAMPLERS} names or letters"
+        raise InvalidRequestError(f"samplers must be {allowed}, got {value!r:.200}", param="samplers")
+    names = [_sampler(name) for name in value]
+    if None in names:
+        allowed = f"of {', '.join(SAMPLERS)}, or letters of {''.join(SAMPLER_LETTERS)}"
+        raise InvalidRequestError(f"samplers must be {allowed}, got {value[names.index(None)]!r:.80}", param="samplers")
+    return tuple(name for name in names if name is not None)
+
+
+def _sampler(name: object) -> str | None:
+    return _SAMPLER_ALIASES.get(name.strip().lower().replace("-", "_")) if isinstance(name, str) else None
+
+
+def _strings(name: str, values: Sequence[str] | None, limit: int) -> tuple[str, ...]:
+    strings = tuple(values or ())
+    if len(strings) > limit or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LEN for s in strings):
+        allowed = f"at most {limit} non-empty strings of at most {MAX_STOP_LEN} characters"
+        raise InvalidRequestError(f"{name} must be {allowed}, got {values!r:.200}", param=name)
+    return strings
+
+
+def _repetition_detection(value: object) -> RepetitionDetectionParams | None:
+    if value is None or isinstance(value, RepetitionDetectionParams):
+        return value
+    names = [field.name for field in fields(RepetitionDetectionParams)]
+    if not isinstance(value, Mapping) or "max_pattern_size" not in value or not set(value) <= set(names):
+        allowed = f"RepetitionDetectionParams or a mapping of {', '.join(names)}"
+        raise InvalidRequestError(
+            f"repetition_detection must be {allowed}, got {value!r:.200}", param="repetition_detection"
+        )
+    return RepetitionDetectionParams(**value)
+
+
+def _output_kind(value: object) -> RequestOutputKind:
+    found = getattr(value, "value", value)  # another library's enum of the same values
+    if isinstance(found, bool) or found not in (0, 1, 2):
+        allowed = "a RequestOutputKind: CUMULATIVE (0), DELTA (1) or FINAL_ONLY (2)"
+        raise InvalidRequestError(f"output_kind must be {allowed}, got {value!r:.200}", param="output_kind")
+    return RequestOutputKind(found)
