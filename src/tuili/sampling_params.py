@@ -156,7 +156,8 @@ class SamplingParams:
     temperature 0 is greedy. top_k 0 or -1 means all. seed None draws one per request.
     logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
     the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
-    output_kind is what AsyncLLM.generate yields. samplers is the order of llama.cpp's chain, as names or letters (`edskypmxt`); what is not in it does nothing.
+    output_kind is what AsyncLLM.generate yields. samplers is the order of the chain, as names or as llama.cpp's letters
+    (`edskypmxt`); what is not in it does nothing.
     logits_processors are called as f(token_ids, logits) or f(prompt_ids, token_ids, logits) with the output so far and
     raw float32 logits [vocab], which they may change and must return, in the engine's thread.
     Raises InvalidRequestError (a ValueError) naming the field, what was found and what is allowed.
@@ -204,7 +205,7 @@ class SamplingParams:
     logits_processors: Sequence[LogitsProcessor] | None = None
     truncate_prompt_tokens: int | None = None
     spaces_between_special_tokens: bool = True  # no tokenizer here writes any
-    output_kind: RequestOutputKind | int = RequestOutputKind.CUMULATIVE
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     best_of: int | None = None
     structured_outputs: None = None
     guided_decoding: None = None
@@ -380,6 +381,6 @@ def _repetition_detection(value: object) -> RepetitionDetectionParams | None:
 def _output_kind(value: object) -> RequestOutputKind:
     found = getattr(value, "value", value)  # another library's enum of the same values
     if isinstance(found, bool) or found not in (0, 1, 2):
-        allowed = "a RequestOutputKind: CUMULATIVE (0), DELTA (1) or FINAL_ONLY (2)"
+        allowed = "a RequestOutputKind"
         raise InvalidRequestError(f"output_kind must be {allowed}, got {value!r:.200}", param="output_kind")
     return RequestOutputKind(found)

@@ -27,7 +27,7 @@ def _assert_same(found: Any, expected: Any) -> None:
             assert np.array_equal(a[:, :, :width], b[:, :, :width])
             assert (a[:, :, width:] == -1).all()
         else:
-            assert np.array_equal(a, b), field.name
+            assert np.array_equal(a, b, equal_nan=getattr(a, "dtype", None) == np.float32), field.name
 
 
 @pytest.fixture

@@ -43,7 +43,22 @@ def sampling(draw: st.DrawFn) -> dict[str, object]:
         "logit_bias": draw(st.dictionaries(st.integers(0, VOCAB - 1), st.integers(-5, 5).map(float), max_size=2)),
         "logprobs": draw(st.sampled_from([None, None, 0, 3])),
         "prompt_logprobs": draw(st.sampled_from([None, None, None, 1])),
+        "dry_multiplier": draw(st.sampled_from([0.0, 0.0, 0.75])),
+        "dry_penalty_last_n": -1,
+        "mirostat": draw(st.sampled_from([0, 0, 1, 2])),
     }
+
+
+def limits() -> st.SearchStrategy[dict[str, object]]:
+    """Ids or runs of ids that may not be chosen."""
+    ids = st.integers(0, VOCAB - 1)
+    words = st.lists(st.lists(ids, min_size=1, max_size=2).map(tuple), min_size=20, max_size=40).map(tuple)
+    allowed = ids.map(lambda k: [i for i in range(VOCAB) if i % 5 != k % 5])
+    return (
+        st.just({})
+        | st.fixed_dictionaries({"bad_words": words})
+        | st.fixed_dictionaries({"allowed_token_ids": allowed})
+    )
 
 
 @st.composite
@@ -55,6 +70,7 @@ def requests(draw: st.DrawFn, name: str) -> TokenRequest:
         seed=draw(st.integers(0, 2**64 - 1)),
         eos=(draw(st.integers(0, VOCAB - 1)),),
         salt=draw(st.sampled_from(["", "", "s"])),
+        **draw(limits()),
         **draw(sampling()),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from support.fake_backend import FakeBackend, solo
@@ -44,6 +44,8 @@ def ask(
     seed: int = 1,
     eos: tuple[int, ...] = (),
     salt: str = "",
+    bad_words: tuple[tuple[int, ...], ...] = (),
+    dry_breakers: Mapping[int, tuple[tuple[int, ...], ...]] | None = None,
     **sampling: object,
 ) -> TokenRequest:
     """A request; greedy unless told otherwise."""
@@ -55,6 +57,8 @@ def ask(
         eos_token_ids=eos,
         priority=priority,
         cache_salt=salt,
+        bad_words=bad_words,
+        dry_breakers=dry_breakers or {},
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from tuili.backend import Batch, CacheGroup, Float32, Int32, SamplingArrays, StepResult, UInt32
+from tuili.backend import Batch, CacheGroup, Choices, Float32, Int32, SamplingArrays, StepResult, UInt32
 from tuili.types import TokenRequest
 
 VOCAB = 61
@@ -73,13 +73,21 @@ def solo(request: TokenRequest, index: int, max_model_len: int) -> tuple[list[in
     stops = set(s.stop_token_ids or ()) | (set() if s.ignore_eos else set(request.eos_token_ids))
     tokens, output, chain = list(request.prompt_token_ids), [], chain_of(request.prompt_token_ids)
     penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+    mu = 2 * s.mirostat_tau
     while True:
         history = {} if penalties == (1.0, 0.0, 0.0) else {t: output.count(t) for t in tokens}
         bias = dict(s.logit_bias or {})
+        bias |= {w[-1]: -np.inf for w in request.bad_words if list(w[:-1]) == output[len(output) - len(w) + 1 :]}
         if len(output) < s.min_tokens:
             bias |= dict.fromkeys(stops, -np.inf)
         logits = adjust(logits_of(chain), history, bias, penalties)
-        token = draw(logits, s.temperature, request.seed, index, len(tokens))
+        for token, length in repeats(tokens).items() if s.dry_multiplier else ():
+            if length >= s.dry_allowed_length:
+                logits[token] -= np.float32(s.dry_multiplier * s.dry_base ** (length - s.dry_allowed_length))
+        if s.allowed_token_ids is not None:
+            logits[[i for i in range(VOCAB) if i not in s.allowed_token_ids]] = -np.inf
+        token = draw(logits, s.temperature, request.seed + round(mu if s.mirostat else 0), index, len(tokens))
+        mu += token % 5
         chain = chain_step(chain, token, len(tokens))
         tokens.append(token)
         output.append(token)
@@ -87,6 +95,18 @@ def solo(request: TokenRequest, index: int, max_model_len: int) -> tuple[list[in
             return output, "stop"
         if len(output) == s.max_tokens or len(tokens) == max_model_len:
             return output, "length"
+
+
+def repeats(tokens: list[int]) -> dict[int, int]:
+    """For each id that followed an earlier occurrence of the text's end: how long the longest such end is."""
+    found: dict[int, int] = {}
+    for end in range(len(tokens) - 1):
+        length = 0
+        while length <= end and tokens[end - length] == tokens[-1 - length]:
+            length += 1
+        if length:
+            found[tokens[end + 1]] = max(found.get(tokens[end + 1], 0), length)
+    return found
 
 
 class ContractViolation(BaseException):
@@ -167,8 +187,9 @@ class FakeBackend:
         except AssertionError as error:
             raise ContractViolation(str(error)) from error
 
-    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Int32:
-        raise NotImplementedError
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+        chosen = [self._choose(row, sampling, r, allow_mask) for r, row in enumerate(logits)]
+        return Choices(np.array([i for i, _ in chosen], np.int32), np.array([mu for _, mu in chosen], np.float32))
 
     def close(self) -> None:
         self.closed = True
@@ -196,8 +217,17 @@ class FakeBackend:
                 array = getattr(source, f.name)
                 if isinstance(array, np.ndarray):
                     assert array.flags.c_contiguous, f.name
-                    wanted = {"seed": np.uint64, "carry": np.bool_}.get(f.name)
-                    floats = ("temperature", "top_p", "min_p", "bias_values")
+                    bits = {"seed": np.uint64, "allow_mask": np.uint32, "carry": np.bool_, "want_logits": np.bool_}
+                    wanted = bits.get(f.name)
+                    floats = (
+                        "temperature",
+                        "top_p",
+                        "min_p",
+                        "bias_values",
+                        "chain_values",
+                        "dry_values",
+                        "mirostat_mu",
+                    )
                     if f.name in floats or f.name.endswith("_penalty"):
                         wanted = np.float32
                     assert array.dtype == (wanted or np.int32), f.name
@@ -205,6 +235,8 @@ class FakeBackend:
         assert len(s.history_start) == len(s.bias_start) == R + 1
         assert s.history_start[-1] == len(s.history_ids) == len(s.history_counts)
         assert s.bias_start[-1] == len(s.bias_ids) == len(s.bias_values)
+        assert s.chain_start[-1] == len(s.chain_kinds) == len(s.chain_values)
+        assert s.dry_start[-1] == len(s.dry_ids) == len(s.dry_values)
 
     def _copy(self, copies: Int32) -> None:
         size = self.block_size
@@ -269,25 +301,17 @@ class FakeBackend:
             ranks=np.zeros(R, np.int32),
             top_ids=np.full((R, width), -1, np.int32),
             top_logprobs=np.full((R, width), np.nan, np.float32),
+            mirostat_mu=np.full(R, np.nan, np.float32),
+            logits=None if batch.want_logits is None else np.full((R, VOCAB), np.nan, np.float32),
         )
         for r, t in enumerate(batch.sample_rows.tolist()):
             logits = logits_of(int(chains[t]))
             token_id = int(batch.targets[r])
+            if result.logits is not None and batch.want_logits is not None and batch.want_logits[r]:
+                result.logits[r] = logits
             if token_id < 0:
-                history = slice(s.history_start[r], s.history_start[r + 1])
-                bias = slice(s.bias_start[r], s.bias_start[r + 1])
-                ids = s.history_ids[history].tolist()
-                assert len(set(ids)) == len(ids)
-                penalties = (s.repetition_penalty[r], s.presence_penalty[r], s.frequency_penalty[r])
-                adjusted = adjust(
-                    logits,
-                    dict(zip(ids, s.history_counts[history].tolist(), strict=True)),
-                    dict(zip(s.bias_ids[bias].tolist(), s.bias_values[bias].tolist(), strict=True)),
-                    penalties,
-                )
-                place = (int(s.seed[r]), int(s.sample_index[r]), int(s.position[r]))
-                assert place[2] == batch.positions[t] + 1
-                token_id = draw(adjusted, float(s.temperature[r]), *place)
+                assert int(s.position[r]) == batch.positions[t] + 1
+                token_id, result.mirostat_mu[r] = self._choose(logits, s, r, batch.allow_mask)
             result.token_ids[r] = token_id
             if (count := int(batch.num_logprobs[r])) >= 0:
                 logprobs = log_softmax(logits)
@@ -297,3 +321,24 @@ class FakeBackend:
                 result.top_ids[r, :count] = best
                 result.top_logprobs[r, :count] = logprobs[best]
         return result
+
+    def _choose(self, logits: Float32, s: SamplingArrays, r: int, allow_mask: UInt32 | None) -> tuple[int, float]:
+        """A token, and what mirostat's mu is said to become."""
+        history = slice(s.history_start[r], s.history_start[r + 1])
+        bias, dry = slice(s.bias_start[r], s.bias_start[r + 1]), slice(s.dry_start[r], s.dry_start[r + 1])
+        ids = s.history_ids[history].tolist()
+        assert len(set(ids)) == len(ids)
+        adjusted = adjust(
+            logits,
+            dict(zip(ids, s.history_counts[history].tolist(), strict=True)),
+            dict(zip(s.bias_ids[bias].tolist(), s.bias_values[bias].tolist(), strict=True)),
+            (s.repetition_penalty[r], s.presence_penalty[r], s.frequency_penalty[r]),
+        )
+        adjusted[s.dry_ids[dry]] -= s.dry_values[dry]
+        if allow_mask is not None:
+            adjusted[np.unpackbits(allow_mask[r].view(np.uint8), bitorder="little")[:VOCAB] == 0] = -np.inf
+        place = (int(s.seed[r]), int(s.sample_index[r]), int(s.position[r]))
+        if not np.isnan(s.mirostat_mu[r]):
+            place = (place[0] + round(float(s.mirostat_mu[r])), *place[1:])
+        token_id = draw(adjusted, float(s.temperature[r]), *place)
+        return token_id, float(s.mirostat_mu[r]) + token_id % 5

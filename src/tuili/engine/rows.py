@@ -7,14 +7,19 @@ from collections.abc import Sequence as ListLike
 import numpy as np
 
 from tuili.engine.history import SeenTokens
-from tuili.engine.sampling import GREEDY, Bias, SampleRow, with_bans
+from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
 from tuili.engine.sequence import Sequence
 from tuili.engine.token_rules import completed_words
+from tuili.types import SamplingParams, TokenRequest
+
+_GREEDY = row_sampling(
+    TokenRequest(request_id="", prompt_token_ids=(), sampling=SamplingParams(temperature=0.0), seed=0), frozenset(), 0
+)
 
 
 def raw_row(index: int, position: int) -> SampleRow:
     """A row whose choice is made from its raw logits, outside of the step."""
-    return SampleRow(GREEDY, index, position)
+    return SampleRow(_GREEDY, index, position)
 
 
 def sample_row(

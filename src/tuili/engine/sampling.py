@@ -17,7 +17,7 @@ from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
 from tuili.engine.history import SeenTokens
 from tuili.engine.sampler_order import ChainStep, chain_steps, plain_values
 from tuili.engine.token_rules import Dry, Penalized
-from tuili.sampling_params import LogitsProcessor, SamplingParams
+from tuili.sampling_params import LogitsProcessor
 from tuili.types import TokenRequest
 
 Number = TypeVar("Number", np.int32, np.float32)
@@ -117,11 +117,6 @@ def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: in
         processors=tuple(s.logits_processors or ()),
         mirostat_mu=2.0 * s.mirostat_tau if kinds and kinds[-1] in _MIROSTAT else math.nan,
     )
-
-
-GREEDY = row_sampling(  # for rows whose choice is made elsewhere
-    TokenRequest(request_id="", prompt_token_ids=(), sampling=SamplingParams(temperature=0.0), seed=0), frozenset(), 0
-)
 
 
 def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:

@@ -29,7 +29,7 @@ from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
 from tuili.runtime.memory import size_cache
-from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -118,10 +118,12 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
             f"tokenizer has {len(tokenizer)} tokens, the model knows {checkpoint.spec.vocab_size}", param="tokenizer"
         )
     config = _engine_config(checkpoint.spec, backend, options, free_bytes)
-    default_sampling = {
-        **Store(store_dir()).recommended_sampling(name),
-        **sampling_defaults(checkpoint.generation_config),
-    }
+    default_sampling = SamplingDefaults(
+        (
+            ("catalogue", Store(store_dir()).recommended_sampling(name)),
+            ("generation_config", sampling_defaults(checkpoint.generation_config)),
+        )
+    )
     return Pipeline(
         name=name,
         spec=checkpoint.spec,

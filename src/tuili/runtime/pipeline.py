@@ -21,6 +21,7 @@ from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import InFlight, abort_stopped
 from tuili.runtime.messages import plain_messages
 from tuili.runtime.metrics import Metric, RequestMeter
+from tuili.runtime.sampling_text import Breakers, bad_word_ids, breaker_ids
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
@@ -51,6 +52,7 @@ class Pipeline:
     default_sampling: Mapping[str, Any]
     load_s: float
     meter: RequestMeter = field(default_factory=RequestMeter)
+    known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # The engine's thread refers to loop and backend, never to the pipeline: dropping that ends the thread.
@@ -123,17 +125,30 @@ class Pipeline:
 
         Raises InvalidRequestError unless exactly one kind of prompt is given.
         """
-        prompt = self._prompt_tokens(request)
-        seed = request.sampling.seed
+        prompt, sampling = self._prompt_tokens(request), request.sampling
+        if sampling.truncate_prompt_tokens is not None:
+            prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
         return prompt, TokenRequest(
             request_id=request.request_id,
             prompt_token_ids=prompt.token_ids,
-            sampling=request.sampling,
-            seed=secrets.randbits(64) if seed is None else seed,
+            sampling=sampling,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
             eos_token_ids=self.eos_token_ids,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
+            dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
         )
+
+    def _breakers(self, breakers: tuple[str, ...]) -> Breakers:
+        """Found once, as that takes a look at the whole vocabulary."""
+        if breakers not in self.known_breakers:
+            self.known_breakers[breakers] = breaker_ids(self.tokenizer, breakers)
+        return self.known_breakers[breakers]
+
+    def _truncated(self, prompt: PromptTokens, count: int) -> PromptTokens:
+        """The prompt's last `count` tokens; -1: as many as leave room for one to answer."""
+        return PromptTokens(prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :], prompt.text)
 
     def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
         given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]

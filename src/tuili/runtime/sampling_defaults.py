@@ -1,18 +1,68 @@
-"""What a model's generation_config asks of sampling, under our names."""
+"""Where a sampling parameter's value comes from: the request, else the model's layers, else the library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
-_SHARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+from tuili.sampling_params import SamplingParams
+
+LIBRARY, REQUEST = "library", "request"
+_SHARED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """SamplingParams fields the model sets; do_sample false means greedy, as transformers has it."""
+    """SamplingParams fields a generation_config sets; do_sample false means greedy, as transformers has it."""
     defaults = {name: generation_config[name] for name in _SHARED if generation_config.get(name) is not None}
     if generation_config.get("do_sample") is False:
         defaults["temperature"] = 0.0
     if generation_config.get("max_new_tokens") is not None:
         defaults["max_tokens"] = generation_config["max_new_tokens"]
     return defaults
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults(Mapping[str, Any]):
+    """What a model asks of sampling: the values of its layers, of which later ones win."""
+
+    layers: tuple[tuple[str, Mapping[str, Any]], ...]  # (name, SamplingParams fields)
+
+    def __getitem__(self, name: str) -> Any:
+        for _, values in reversed(self.layers):
+            if name in values:
+                return values[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for _, values in self.layers for name in values))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def layer_of(self, name: str) -> str:
+        """The layer that decides a parameter which the request leaves open."""
+        return next((layer for layer, values in reversed(self.layers) if name in values), LIBRARY)
+
+
+class EffectiveValue(NamedTuple):
+    """A parameter, the value in effect and the layer it comes from."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def effective_sampling(
+    params: SamplingParams, defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> list[EffectiveValue]:
+    """Every parameter of `params`, which were made of what is `given` over `defaults`."""
+
+    def source(name: str) -> str:
+        if name in given:
+            return REQUEST
+        if isinstance(defaults, SamplingDefaults):
+            return defaults.layer_of(name)
+        return "model" if name in defaults else LIBRARY
+
+    return [EffectiveValue(f.name, getattr(params, f.name), source(f.name)) for f in fields(SamplingParams)]

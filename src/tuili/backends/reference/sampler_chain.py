@@ -41,7 +41,8 @@ class Candidates:
 
     @property
     def weights(self) -> Float32:
-        return np.exp(self.logits - self.logits.max())
+        weights: Float32 = np.exp(self.logits - self.logits.max())
+        return weights
 
 
 def running_sums(weights: Float32) -> Float64:

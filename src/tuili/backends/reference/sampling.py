@@ -76,7 +76,7 @@ def choose_row(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UI
     chain = slice(int(sampling.chain_start[r]), int(sampling.chain_start[r + 1]))
     if chain.start < chain.stop and allowed.max() > -np.inf:
         return _choose_by_chain(allowed, sampling, r, chain)
-    adjusted = _penalize(np.arange(len(logits)), allowed, sampling, r)
+    adjusted = penalize(np.arange(len(logits)), allowed, sampling, r)
     temperature, top = sampling.temperature[r], adjusted.max()
     if temperature == 0 or top == -np.inf:  # -inf: nothing is allowed, and every choice is as wrong
         return Choice(int(adjusted.argmax()), math.nan)
@@ -93,7 +93,7 @@ def _choose_by_chain(allowed: Float32, sampling: SamplingArrays, r: int, chain: 
     candidates = Candidates(
         ids=ids,
         logits=allowed[ids],
-        penalize=partial(_penalize, sampling=sampling, r=r),
+        penalize=partial(penalize, sampling=sampling, r=r),
         dry=dict(zip(sampling.dry_ids[dry].tolist(), sampling.dry_values[dry], strict=True)),
         chance=_uniform(sampling, r, PURPOSE_XTC),
         mu=float(sampling.mirostat_mu[r]),
@@ -139,7 +139,7 @@ def _bias_and_mask(logits: Float32, sampling: SamplingArrays, r: int, allow_mask
     return adjusted
 
 
-def _penalize(ids: Int64, logits: Float32, sampling: SamplingArrays, r: int) -> Float32:
+def penalize(ids: Int64, logits: Float32, sampling: SamplingArrays, r: int) -> Float32:
     """The row's penalties on the logits [C] of `ids` [C], which ascend."""
     history = slice(int(sampling.history_start[r]), int(sampling.history_start[r + 1]))
     at = np.searchsorted(ids, sampling.history_ids[history])
