@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.sampling_params import Bounds, check_number
 
@@ -38,12 +39,9 @@ class BeamSearchParams:
         check_number("length_penalty", self.length_penalty, Bounds(-100, 100, "in [-100, 100]"))
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", param=name)
+                raise refusal(name, getattr(self, name), "true or false")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            allowed = "true, false or 'never'"
-            raise InvalidRequestError(
-                f"early_stopping must be {allowed}, got {self.early_stopping!r:.200}", param="early_stopping"
-            )
+            raise refusal("early_stopping", self.early_stopping, "true, false or 'never'")
         if self.structured_outputs is not None:
             raise InvalidRequestError(
                 "structured_outputs is not supported: structured output comes later", param="structured_outputs"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
+from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 
 MAX_N = 128
@@ -114,7 +115,7 @@ def check_number(name: str, value: object, bounds: Bounds) -> None:
         or not bounds.low <= value <= bounds.high  # type: ignore[operator]
         or (bounds.is_open and value == bounds.low)
     ):
-        raise InvalidRequestError(f"{name} must be {bounds.allowed}, got {value!r:.200}", param=name)
+        raise refusal(name, value, bounds.allowed)
 
 
 _TOKEN_ID = Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True)
@@ -237,19 +238,16 @@ class SamplingParams:
                 raise InvalidRequestError(f"{name} is not supported: {reason}", param=name)
         for name in _BOOLEANS:
             if not isinstance(getattr(self, name), bool):
-                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r}", param=name)
+                raise refusal(name, getattr(self, name), "true or false")
         for name, allowed in _LISTS.items():
             value, types = getattr(self, name), (str, list, tuple) if name == "stop" else (list, tuple)
             if value is not None and not isinstance(value, types):
-                raise InvalidRequestError(f"{name} must be {allowed}, got {value!r:.200}", param=name)
+                raise refusal(name, value, allowed)
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
-            allowed, found = "a mapping of token ids to numbers", self.logit_bias
-            raise InvalidRequestError(f"logit_bias must be {allowed}, got {found!r:.200}", param="logit_bias")
+            raise refusal("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
         for processor in self.logits_processors or ():
             if not callable(processor):
-                raise InvalidRequestError(
-                    f"logits_processors must be callables, got {processor!r:.200}", param="logits_processors"
-                )
+                raise refusal("logits_processors", processor, "callables")
 
     def _check_ranges(self) -> None:
         for name, bounds in _BOUNDS.items():
@@ -259,15 +257,11 @@ class SamplingParams:
                 continue
             check_number(name, value, bounds)
         if self.truncate_prompt_tokens == 0:
-            raise InvalidRequestError(
-                f"truncate_prompt_tokens must be {_BOUNDS['truncate_prompt_tokens'].allowed}, got 0",
-                param="truncate_prompt_tokens",
-            )
+            raise refusal("truncate_prompt_tokens", 0, _BOUNDS["truncate_prompt_tokens"].allowed)
         if self.seed is not None and self.seed != -1:
             check_number("seed", self.seed, Bounds(0, 2**64 - 1, f"an integer in [0, {2**64 - 1}]", True))
         if self.best_of not in (None, self.n):
-            allowed = f"n = {self.n} or left out"
-            raise InvalidRequestError(f"best_of must be {allowed}, got {self.best_of!r:.200}", param="best_of")
+            raise refusal("best_of", self.best_of, f"n = {self.n} or left out")
         for token_id, value in (self.logit_bias or {}).items():
             check_number("logit_bias", token_id, _TOKEN_ID)
             check_number("logit_bias", value, _FINITE)
@@ -345,12 +339,11 @@ def parse_samplers(value: object) -> tuple[str, ...]:
         is_names = ";" in value or _sampler(value) is not None
         value = [v for v in value.split(";") if v] if is_names else [SAMPLER_LETTERS.get(v, v) for v in value]
     if not isinstance(value, list | tuple) or len(value) > MAX_SAMPLERS:
-        allowed = f"at most {MAX_SAMPLERS} names or letters"
-        raise InvalidRequestError(f"samplers must be {allowed}, got {value!r:.200}", param="samplers")
+        raise refusal("samplers", value, f"at most {MAX_SAMPLERS} names or letters")
     names = [_sampler(name) for name in value]
     if None in names:
         allowed = f"of {', '.join(SAMPLERS)}, or letters of {''.join(SAMPLER_LETTERS)}"
-        raise InvalidRequestError(f"samplers must be {allowed}, got {value[names.index(None)]!r:.80}", param="samplers")
+        raise refusal("samplers", value[names.index(None)], allowed)
     return tuple(name for name in names if name is not None)
 
 
@@ -362,7 +355,7 @@ def _strings(name: str, values: Sequence[str] | None, limit: int) -> tuple[str, 
     strings = tuple(values or ())
     if len(strings) > limit or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LEN for s in strings):
         allowed = f"at most {limit} non-empty strings of at most {MAX_STOP_LEN} characters"
-        raise InvalidRequestError(f"{name} must be {allowed}, got {values!r:.200}", param=name)
+        raise refusal(name, values, allowed)
     return strings
 
 
@@ -372,15 +365,12 @@ def _repetition_detection(value: object) -> RepetitionDetectionParams | None:
     names = [field.name for field in fields(RepetitionDetectionParams)]
     if not isinstance(value, Mapping) or "max_pattern_size" not in value or not set(value) <= set(names):
         allowed = f"RepetitionDetectionParams or a mapping of {', '.join(names)}"
-        raise InvalidRequestError(
-            f"repetition_detection must be {allowed}, got {value!r:.200}", param="repetition_detection"
-        )
+        raise refusal("repetition_detection", value, allowed)
     return RepetitionDetectionParams(**value)
 
 
 def _output_kind(value: object) -> RequestOutputKind:
     found = getattr(value, "value", value)  # another library's enum of the same values
     if isinstance(found, bool) or found not in (0, 1, 2):
-        allowed = "a RequestOutputKind"
-        raise InvalidRequestError(f"output_kind must be {allowed}, got {value!r:.200}", param="output_kind")
+        raise refusal("output_kind", value, "a RequestOutputKind")
     return RequestOutputKind(found)
