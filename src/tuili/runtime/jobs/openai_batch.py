@@ -13,8 +13,7 @@ from typing import Any
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.jobs.openai_logprobs import chat_logprobs, completion_logprobs
 from tuili.runtime.jobs.rows import Row
-from tuili.runtime.jobs.task import Result, Served, checked_messages
-from tuili.runtime.jobs.template import row_seed
+from tuili.runtime.jobs.task import Result, Served, checked_messages, row_sampling
 from tuili.runtime.outputs import RequestOutput
 from tuili.types import GenerateRequest, SamplingParams
 
@@ -72,9 +71,7 @@ class OpenAiTask:
             values["max_tokens"] = body["max_completion_tokens"]
         values["logprobs"] = _num_logprobs(body, url)
         defaults = {"max_tokens": _DEFAULT_MAX_TOKENS[url], **model.default_sampling, **self.sampling}
-        params = SamplingParams(**{**defaults, **values})
-        if params.seed is None:
-            params = params.with_seed(row_seed(job_seed, row.index))
+        params = row_sampling({**defaults, **values}, job_seed, row)
         asked = _chat_fields(body) if url == CHAT else _prompt_fields(body.get("prompt"))
         others = {name: body[name] for name in _REQUEST if name in body}
         return GenerateRequest(request_id=custom_id, sampling=params, **asked, **others)
@@ -118,9 +115,9 @@ class OpenAiTask:
         method, url = row.values.get("method", "POST"), row.values.get("url")
         if method != "POST":
             raise InvalidRequestError(f"method must be 'POST', got {method!r:.80}", param="method")
-        if url not in _FIELDS:
+        if not isinstance(url, str) or url not in _FIELDS:
             raise InvalidRequestError(f"url must be one of {', '.join(_FIELDS)}, got {url!r:.80}", param="url")
-        return str(url)
+        return url
 
 
 def _checked_body(row: Row, url: str) -> dict[str, Any]:

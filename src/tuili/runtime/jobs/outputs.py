@@ -16,6 +16,7 @@ from tuili.store.durable import make_folder, publish, sync_folder
 
 FAILED_NAME = "failed.jsonl"
 _PART = ".new-"
+_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # which JSON need not escape
 _MAX_NAME_BYTES = 240  # of 255, less what a file is called while it is written
 
 
@@ -44,8 +45,8 @@ class FileNames:
 
 
 def as_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON; text stays readable."""
-    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+    """One line of JSON, by anybody's notion of a line; text stays readable."""
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_LINE_BREAKS) + "\n"
 
 
 def publish_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -40,6 +40,12 @@ class Task(Protocol):
         """The row's line of the output."""
 
 
+def row_sampling(values: Mapping[str, Any], job_seed: int, row: Row) -> SamplingParams:
+    """Parameters with a seed: that among the values, else the row's own."""
+    has_seed = values.get("seed") not in (None, -1)
+    return SamplingParams(**(values if has_seed else {**values, "seed": row_seed(job_seed, row.index)}))
+
+
 def checked_messages(messages: object, what: str) -> list[Message]:
     """A conversation in which all is well but perhaps its roles: which there are, the model's template will say."""
     if not isinstance(messages, list):
@@ -76,9 +82,7 @@ class PromptTask:
 
     def request(self, row: Row, job_seed: int, model: Served) -> GenerateRequest:
         row_id = self.row_id(row)
-        params = self._sampling(model)
-        if params.seed is None:
-            params = params.with_seed(row_seed(job_seed, row.index))
+        params = row_sampling({"max_tokens": None, **model.default_sampling, **self.sampling}, job_seed, row)
         messages = self._messages(row, job_seed)
         is_raw = self.raw or not model.has_chat_template
         if is_raw and (len(messages) != 1 or messages[0]["role"] != "user"):
@@ -122,9 +126,6 @@ class PromptTask:
                     )
                 values[name] = drawn(job_seed, row.index, name, bounds)
         return values
-
-    def _sampling(self, model: Served) -> SamplingParams:
-        return SamplingParams(**{"max_tokens": None, **model.default_sampling, **self.sampling})
 
     def _is_conversation(self, row: Row) -> bool:
         return self.prompt is None and "prompt" not in row.values and "messages" in row.values
