@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.layers import (
     ACTIVATIONS,
     attend,
+    attention_weights,
     normalize,
     query_factors,
     rotate,
@@ -22,6 +23,7 @@ from tuili.backends.reference.layers import (
 from tuili.models.alibi import alibi_slopes
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, RopeSpec
 
+Observer = Callable[[int, Float32], None]  # layer number, array
 Rotations = Mapping[RopeSpec, tuple[Float32, Float32]]
 
 
@@ -37,13 +39,24 @@ class Forward:
     """Runs any decoder of softmax attention and dense MLPs.
 
     weights: canonical names -> float32 arrays, exactly those of tensor_shapes(spec). context_len is the longest text
-    there will be (max_model_len); rotary frequencies depend on it.
+    there will be (max_model_len); rotary frequencies depend on it. Observers are shown, of each layer, the hidden
+    states [T, hidden] that leave it, and the attention weights [num_heads, queries, keys] of each sequence.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Float32], context_len: int) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Float32],
+        context_len: int,
+        *,
+        observe_hidden: Observer | None = None,
+        observe_attention: Observer | None = None,
+    ) -> None:
         self._spec = spec
         self._weights = weights
         self._context_len = context_len
+        self._observe_hidden = observe_hidden
+        self._observe_attention = observe_attention
         self._mixers = tuple(y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec))
         assert len(self._mixers) == len(spec.layers)
 
@@ -55,6 +68,8 @@ class Forward:
         x = self._embed(input_ids, batch.positions)
         for i, layer in enumerate(self._spec.layers):
             x = self._layer(i, layer, x, step, cache)
+            if self._observe_hidden is not None:
+                self._observe_hidden(i, x)
         return x
 
     def final_norm(self, x: Float32) -> Float32:
@@ -118,9 +133,11 @@ class Forward:
             query_start = seq_len - (end - begin)
             key_start = 0 if a.sliding_window is None else max(0, query_start - a.sliding_window + 1)
             seen_keys, seen_values = cache.read(i, step.batch.block_tables[group, s], key_start, seq_len)
-            out[begin:end] = attend(
-                a, queries[begin:end], seen_keys, seen_values, query_start, key_start, slopes, sinks
-            )
+            where = (query_start, key_start, slopes, sinks)
+            out[begin:end] = attend(a, queries[begin:end], seen_keys, seen_values, *where)
+            if self._observe_attention is not None:
+                weights = attention_weights(a, queries[begin:end], seen_keys, *where)
+                self._observe_attention(i, weights.reshape(a.num_heads, end - begin, -1))
         return self._linear(f"layers.{i}.o_proj", out)
 
     def _alibi_slopes(self, a: AttentionSpec) -> Float32 | None:

@@ -99,22 +99,37 @@ def attend(
     queries: [n, num_heads, head_dim] at indices query_start + i of the text; keys, values: [m, num_kv_heads, head_dim]
     at indices key_start + j. Returns [n, num_heads * head_dim].
     """
-    keys, values = keys.transpose(1, 2, 0)[:, None], values.transpose(1, 0, 2)[:, None]  # [kv, 1, d, m], [kv, 1, m, d]
+    values = values.transpose(1, 0, 2)[:, None]  # [kv, 1, m, d]
     tiles = []
     for start in range(0, len(queries), QUERY_TILE):
         tile = queries[start : start + QUERY_TILE]
-        n, shape = len(tile), (a.num_kv_heads, a.num_heads // a.num_kv_heads)
-        grouped = tile.transpose(1, 0, 2).reshape(*shape, n, a.head_dim)  # head h reads kv head h // group
-        scores = grouped @ keys * np.float32(a.scale)  # [kv, group, n, m]
-        if a.logit_softcap is not None:
-            scores = softcap(scores, a.logit_softcap)
-        distance = (query_start + start + np.arange(n))[:, None] - (key_start + np.arange(keys.shape[-1]))
-        if slopes is not None:
-            scores = scores - slopes.reshape(*shape, 1, 1) * distance.astype(np.float32)
-        hidden = distance < 0 if a.sliding_window is None else (distance < 0) | (distance >= a.sliding_window)
-        weights = _softmax(np.where(hidden, np.float32(-np.inf), scores), sinks, shape)
-        tiles.append((weights @ values).reshape(a.num_heads, n, a.head_dim).transpose(1, 0, 2))
+        weights = attention_weights(a, tile, keys, query_start + start, key_start, slopes, sinks)
+        tiles.append((weights @ values).reshape(a.num_heads, len(tile), a.head_dim).transpose(1, 0, 2))
     return np.concatenate(tiles).reshape(len(queries), a.num_heads * a.head_dim)
+
+
+def attention_weights(
+    a: AttentionSpec,
+    queries: Float32,
+    keys: Float32,
+    query_start: int,
+    key_start: int,
+    slopes: Float32 | None,
+    sinks: Float32 | None,
+) -> Float32:
+    """How much each query takes of each value, as in `attend`: [num_kv_heads, heads per kv head, n, m], rows sum to 1
+    (to less beside a sink).
+    """
+    n, shape = len(queries), (a.num_kv_heads, a.num_heads // a.num_kv_heads)
+    grouped = queries.transpose(1, 0, 2).reshape(*shape, n, a.head_dim)  # head h reads kv head h // group
+    scores = grouped @ keys.transpose(1, 2, 0)[:, None] * np.float32(a.scale)
+    if a.logit_softcap is not None:
+        scores = softcap(scores, a.logit_softcap)
+    distance = (query_start + np.arange(n))[:, None] - (key_start + np.arange(len(keys)))
+    if slopes is not None:
+        scores = scores - slopes.reshape(*shape, 1, 1) * distance.astype(np.float32)
+    hidden = distance < 0 if a.sliding_window is None else (distance < 0) | (distance >= a.sliding_window)
+    return _softmax(np.where(hidden, np.float32(-np.inf), scores), sinks, shape)
 
 
 def _softmax(scores: Float32, sinks: Float32 | None, shape: tuple[int, int]) -> Float32:

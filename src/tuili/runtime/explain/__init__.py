@@ -1,0 +1,1 @@
+"""`tuili explain`: one prompt followed through a model, for people who learn. Facts, then words, then pictures."""
