@@ -188,6 +188,23 @@ def test_generate_yields_ids_until_the_caller_leaves(llama: Llama) -> None:
     assert llama.detokenize(found).decode() == llama(PROMPT, max_tokens=6, temperature=0)["choices"][0]["text"]
 
 
+def test_samplers_and_processors_are_llama_cpps(llama: Llama) -> None:
+    greedy = llama(PROMPT, max_tokens=1, temperature=0, logprobs=5)["choices"][0]
+    best = llama.tokenize(greedy["text"].encode(), add_bos=False)[0]
+
+    def without_best(input_ids: Any, scores: Any) -> Any:
+        assert input_ids.tolist() == llama.tokenize(PROMPT.encode())
+        scores[best] = -math.inf
+        return scores
+
+    other = llama(PROMPT, max_tokens=1, temperature=0, logits_processor=[without_best])["choices"][0]["text"]
+    assert other != greedy["text"]
+    assert llama(PROMPT, max_tokens=1, temperature=0, logit_bias={str(best): -100})["choices"][0]["text"] == other
+    assert llama(PROMPT, max_tokens=1, temperature=2.0, top_k=1)["choices"][0]["text"] == greedy["text"]
+    for arguments in ({"typical_p": 0.5}, {"mirostat_mode": 2, "mirostat_tau": 3.0}, {"mirostat_mode": 1}):
+        assert len(llama(PROMPT, max_tokens=4, **arguments)["choices"][0]["text"]) > 0
+
+
 def test_a_chat_format_by_name(smollm2_gguf: Path) -> None:
     llama = Llama(str(smollm2_gguf), n_ctx=128, chat_format="chatml", type_k=8, type_v=8, n_gpu_layers=-1)
     answer = llama.create_chat_completion(MESSAGES, max_tokens=1)

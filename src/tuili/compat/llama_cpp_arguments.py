@@ -6,13 +6,14 @@ Data, and how to read it. docs/coming_from.md lists the same names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
-from tuili.types import SamplingParams
+from tuili.sampling_params import LogitsProcessor, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,11 @@ _NEUTRAL: Mapping[str, object] = {
     "logits_processor": None,
     "logit_bias": None,
 }
+_KNOWN = {
+    *_NEUTRAL,
+    *("temperature", "top_p", "min_p", "top_k", "repeat_penalty", "frequency_penalty", "presence_penalty", "stop"),
+}
+_ORDER = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")  # llama-cpp-python's chain
 _KV_TYPES = {None: "auto", 1: "auto", 30: "auto", 8: "int8"}  # GGML's F16, BF16 and Q8_0
 _CHAT_FORMATS = {
     "chatml": (
@@ -115,17 +121,28 @@ def sampling_params(given: Mapping[str, Any], default_seed: int, ours: Mapping[s
     if values.get("logit_bias"):
         values["logit_bias"] = {int(i): float(bias) for i, bias in values["logit_bias"].items()}
     values["top_k"] = max(values["top_k"], 0)
+    if values.get("logits_processor"):
+        values["logits_processor"] = [_processor(one) for one in values["logits_processor"]]
     renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
-    known = {field.name for field in fields(SamplingParams)}
     for name in values:
-        if _RENAMED.get(name, name) not in known:
-            raise InvalidRequestError(f"{name} is not implemented", param=name)
+        if name not in _KNOWN:
+            raise InvalidRequestError(f"unknown argument {name!r}", param=name)
     return SamplingParams(
         max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
         seed=default_seed if seed is None else seed,
+        samplers=_ORDER,
         **renamed,
         **ours,
     )
+
+
+def _processor(theirs: Callable[[Any, Any], Any]) -> LogitsProcessor:
+    """Theirs are given all ids so far as one array."""
+
+    def processed(prompt_ids: Sequence[int], token_ids: Sequence[int], logits: Any) -> Any:
+        return theirs(np.array([*prompt_ids, *token_ids], np.intc), logits)
+
+    return processed
 
 
 def refuse_given(arguments: Mapping[str, object], why: str) -> None:
