@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,30 @@ def test_rows_may_come_from_tables_objects_and_standard_input(generate: Generate
     assert outcome.err.startswith("error: standard input:2: must be one JSON object, and is no JSON")
 
 
+def test_a_named_pipe_is_read_once_and_kept(generate: Generate) -> None:
+    os.mkfifo("pipe.jsonl")
+    rows = "".join(f'{{"word": "{i}"}}\n' for i in range(5))
+    writer = threading.Thread(target=lambda: Path("pipe.jsonl").write_text(rows))
+    writer.start()
+    flags = ("--format", "jsonl", "--prompt", "Say {word}", "-o", "out.jsonl", "-q")
+    assert generate("-i", "pipe.jsonl", *flags).code == 0
+    writer.join()
+    assert [line["prompt"] for line in _lines(Path("out.jsonl"))] == [f"Say {i}" for i in range(5)]
+
+
+def test_a_model_without_a_template_completes_and_takes_no_system_text(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_rows(2)
+    monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: small_model(template=None))
+    outcome = generate("-i", "in.txt", "-o", "out.jsonl")
+    assert outcome.code == 0
+    assert outcome.err.startswith("note: small has no chat template: completing prompts as they are\n")
+    assert [line["num_prompt_tokens"] for line in _lines(Path("out.jsonl"))] == [7, 7]
+    outcome = generate("-i", "in.txt", "-o", "other.jsonl", "--system", "s")
+    assert (outcome.code, outcome.err) == (2, "error: system needs a chat template, and this model has none\n")
+
+
 def test_without_a_file_rows_are_counted_and_the_stream_is_in_order(generate: Generate) -> None:
     flags = ("--count", "20", "--prompt", "Write {num:5-40} lines", "--seed", "2", "-q")
     outcome = generate(*flags)
@@ -245,6 +271,9 @@ def test_failed_rows_of_a_folder_have_a_file(generate: Generate) -> None:
         (("-i", "in.txt", "--output-dir", "b", "--name", "{i}" + "x" * 240), "bytes; at most 240 are allowed"),
         (("-i", "in.txt", "--restart"), "--restart and --retry-failed need --output"),
         (("-i", "in.txt", "-o", "m.gguf"), "'m.gguf' is there already, and no job of ours wrote it"),
+        (("-i", "in.txt", "-o", "in.txt", "--restart"), "output must not be the input"),
+        (("-i", ".", "-o", "o"), "the ending of '.' is not known: formats are txt"),
+        (("-i", "gone.txt", "-o", "o"), "cannot read 'gone.txt': No such file or directory"),
         (("-i", "in.txt", "-o", "."), "output must be a file, and '.' is none"),
         (("-i", "in.txt", "-o", "/dev/null"), "output must be a file, and '/dev/null' is none"),
         (("-i", "in.txt", "--output-dir", ".", "--name", "in.txt"), "in.txt:2: the file name"),
@@ -331,7 +360,7 @@ def _help(command: Callable[..., None], name: str) -> str:
 def test_it_has_the_sampling_and_loading_options_of_run() -> None:
     ours, theirs = (inspect.signature(module.command).parameters for module in (generate_command, run_command))
     assert set(SAMPLING_NAMES) <= ours.keys()
-    for name in ours.keys() & theirs.keys() - {"model", "system", "raw"}:
+    for name in ours.keys() & theirs.keys() - {"model", "system", "raw", "verbose"}:
         assert ours[name].default == theirs[name].default
         assert _help(generate_command.command, name) == _help(run_command.command, name)
 
@@ -354,6 +383,13 @@ def test_progress_is_a_line_a_second_without_a_terminal(
     assert lines[0] == "2/10  r0: 10 tokens in 0.25 s; 1.0 tokens/s, 1 min 23 s left"
     assert [line.split()[0] for line in lines[:-1]] == ["2/10", "5/10", "8/10", "10/10"]
     assert lines[-1] == "note: row 'bad\\x1b[2J' failed: too long"
+
+
+def test_verbose_is_a_line_for_every_answer(generate: Generate) -> None:
+    _write_rows(5)
+    outcome = generate("-i", "in.txt", "-o", "out.jsonl", "--verbose")
+    lines = [line for line in outcome.err.splitlines() if not line.startswith("note: ")]
+    assert [line.split()[0] for line in lines] == [f"{i}/5" for i in range(1, 6)]
 
 
 def test_progress_is_a_bar_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

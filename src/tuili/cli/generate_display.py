@@ -15,12 +15,12 @@ LINE_INTERVAL_S = 1.0
 
 
 @contextmanager
-def showing(progress: JobProgress, *, is_quiet: bool) -> Iterator[Show]:
-    """What to call as rows finish. Failures are told in either manner, and even when quiet."""
+def showing(progress: JobProgress, *, is_quiet: bool, is_verbose: bool = False) -> Iterator[Show]:
+    """What to call as rows finish. Failures are told in any manner, and even when quiet; is_verbose is a line a row."""
     if is_quiet:
         yield _tell_failure
-    elif is_plain(sys.stderr):
-        yield _LinePerSecond()
+    elif is_verbose or is_plain(sys.stderr):
+        yield _Lines(0.0 if is_verbose else LINE_INTERVAL_S)
     else:
         with _bar(progress) as show:
             yield show
@@ -53,17 +53,18 @@ def _tell_failure(_: JobProgress, finished: FinishedRow | None) -> None:
         note(f"row {finished.row_id!r:.80} failed: {finished.error:.400}")
 
 
-class _LinePerSecond:
-    """The latest row once a second, and the last one."""
+class _Lines:
+    """The latest row, not more often than the interval says, and the last one."""
 
-    def __init__(self) -> None:
-        self._shown_s = -LINE_INTERVAL_S
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._shown_s = -interval_s
 
     def __call__(self, progress: JobProgress, finished: FinishedRow | None) -> None:
         _tell_failure(progress, finished)
         is_last = progress.num_kept + progress.num_done == progress.num_rows
         now = time.monotonic()
-        if finished is None or finished.error is not None or (now - self._shown_s < LINE_INTERVAL_S and not is_last):
+        if finished is None or finished.error is not None or (now - self._shown_s < self._interval_s and not is_last):
             return
         self._shown_s = now
         done = progress.num_kept + progress.num_done

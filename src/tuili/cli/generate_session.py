@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class GenerateSettings:
     restart: bool = False
     retry_failed: bool = False
     quiet: bool = False
+    verbose: bool = False
     max_num_seqs: int = 32
     max_model_len: int | None = None
     num_threads: int = 0
@@ -95,6 +96,8 @@ def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
     output = settings.output
     if output is not None and not output.is_file() and (output.exists() or not output.name):
         raise InvalidRequestError(f"output must be a file, and {str(output)!r} is none", param="output")
+    if output is not None and settings.input is not None and output.exists() and output.samefile(settings.input):
+        raise InvalidRequestError("output must not be the input", param="output")
     if (settings.output_dir is None) != (settings.name is None):
         raise InvalidRequestError("--output-dir and --name 'seed_{i}.txt' go together", param="name")
     if settings.target() is None and (settings.restart or settings.retry_failed):
@@ -105,7 +108,7 @@ def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _source(settings: GenerateSettings) -> Iterator[RowSource]:
-    """The rows. Standard input is kept in a file meanwhile, as rows are read more than once."""
+    """The rows. What comes through a pipe is kept in a file meanwhile, as rows are read more than once."""
     if settings.count is not None:
         if settings.count < 1:
             raise InvalidRequestError(f"count must be >= 1, got {settings.count}", param="count")
@@ -114,13 +117,17 @@ def _source(settings: GenerateSettings) -> Iterator[RowSource]:
         yield CountedRows(settings.count)
         return
     assert settings.input is not None
-    if settings.input != _STDIN:
-        yield FileRows(Path(settings.input), settings.format)
+    path = Path(settings.input)
+    if settings.input != _STDIN and (path.is_file() or path.is_dir() or not path.exists()):
+        yield FileRows(path, settings.format)
         return
-    with tempfile.NamedTemporaryFile() as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield FileRows(Path(file.name), settings.format or "txt", "standard input")
+    name = "standard input" if settings.input == _STDIN else settings.input
+    with ExitStack() as stack:
+        pipe = sys.stdin.buffer if settings.input == _STDIN else stack.enter_context(path.open("rb"))
+        kept = stack.enter_context(tempfile.NamedTemporaryFile())
+        shutil.copyfileobj(pipe, kept)
+        kept.flush()
+        yield FileRows(Path(kept.name), settings.format or "txt", name)
 
 
 def _job_settings(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> JobSettings:
@@ -181,8 +188,12 @@ def _run(
     is_quiet: bool,
 ) -> None:
     with _loaded(job, settings) as pipeline:
+        if not pipeline.has_chat_template and not settings.raw:
+            if settings.system is not None:
+                raise InvalidRequestError("system needs a chat template, and this model has none", param="system")
+            note(f"{pipeline.name} has no chat template: completing prompts as they are")
         progress.start()
-        with showing(progress, is_quiet=is_quiet) as show:
+        with showing(progress, is_quiet=is_quiet, is_verbose=settings.verbose) as show:
             RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)
 
 

@@ -43,6 +43,7 @@ def test_a_chat_body_becomes_a_request() -> None:
         temperature=0.0, top_k=5, max_tokens=9, stop=["a"], logit_bias={5: 1.5}, seed=row_seed(3, 0)
     )
     assert _request(messages=MESSAGES).sampling.max_tokens is None
+    assert _request(messages=MESSAGES, dry_multiplier=0.5, min_p=0.1).sampling.dry_multiplier == 0.5
     assert _request(messages=MESSAGES, seed=8).sampling.seed == 8
     assert _request(messages=MESSAGES, logprobs=True).sampling.logprobs == 0
     assert _request(messages=MESSAGES, logprobs=True, top_logprobs=3).sampling.logprobs == 3
@@ -71,6 +72,7 @@ def test_a_completions_body_becomes_a_request() -> None:
         (CHAT, {"messages": MESSAGES, "tools": [{}]}, "body.tools = .* is not implemented"),
         (CHAT, {"messages": MESSAGES, "wat": 1}, "body.wat is not implemented; known are .*temperature"),
         (CHAT, {"messages": MESSAGES, "prompt": "a"}, "body.prompt is not implemented"),
+        (CHAT, {"messages": MESSAGES, "logits_processors": ["os.system"]}, "body.logits_processors is not implemented"),
         (CHAT, {"messages": MESSAGES, "temperature": 9}, r"temperature must be in \[0, 2\], got 9"),
         (CHAT, {"messages": MESSAGES, "logit_bias": {"a": 1}}, "body.logit_bias must map token ids to numbers"),
         (CHAT, {"messages": MESSAGES, "logprobs": 3}, "body.logprobs must be true or false"),

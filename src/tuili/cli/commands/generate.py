@@ -17,54 +17,55 @@ _INPUT, _OUTPUT = "Input", "Output"
 _LOADING_NAMES = ("max_model_len", "num_threads", "kv_cache_dtype", "backend", "speculative_config")
 
 
+_Rows = Annotated[
+    str | None,
+    typer.Option("--input", "-i", metavar="FILE", help="Rows to answer; - is standard input.", rich_help_panel=_INPUT),
+]
+_Count = Annotated[int | None, typer.Option(help="As many rows, without a file.", rich_help_panel=_INPUT)]
+_Format = Annotated[
+    str | None,
+    typer.Option(help="txt, jsonl, csv, tsv or parquet, if the ending does not tell.", rich_help_panel=_INPUT),
+]
+_PROMPT_HELP = "What to ask: {column}, {num:5-40} draws a number, {{ is a brace."
+_Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help=_PROMPT_HELP, rich_help_panel=_INPUT)]
+_System = Annotated[str | None, typer.Option(help="System text, filled in likewise.", rich_help_panel=_INPUT)]
+_Raw = Annotated[
+    bool, typer.Option("--raw", help="Complete prompts as they are, without a template.", rich_help_panel=_INPUT)
+]
+_IdColumn = Annotated[
+    str | None, typer.Option(help="Column with the rows' ids; else id, else their numbers.", rich_help_panel=_INPUT)
+]
+_OUTPUT_HELP = "JSONL file; else standard output, without a journal."
+_Output = Annotated[Path | None, typer.Option("--output", "-o", help=_OUTPUT_HELP, rich_help_panel=_OUTPUT)]
+_OutputDir = Annotated[Path | None, typer.Option(help="Folder for a file each.", rich_help_panel=_OUTPUT)]
+_Name = Annotated[str | None, typer.Option(help="What those are called: 'seed_{i}.txt'.", rich_help_panel=_OUTPUT)]
+_Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed rows again.", rich_help_panel=_OUTPUT)]
+_Restart = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, dropping what there is.", rich_help_panel=_OUTPUT)
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each answer.", rich_help_panel=_OUTPUT)]
+_MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers at a time.", rich_help_panel="Loading")]
+
+
 @taking_options(("think", *SAMPLING_NAMES, *_LOADING_NAMES), run.command)
 def command(
     model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
-    input: Annotated[
-        str | None,
-        typer.Option(
-            "--input", "-i", metavar="FILE", help="Rows to answer; - is standard input.", rich_help_panel=_INPUT
-        ),
-    ] = None,
-    count: Annotated[int | None, typer.Option(help="As many rows, without a file.", rich_help_panel=_INPUT)] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="txt, jsonl, csv, tsv or parquet, if the ending does not tell.", rich_help_panel=_INPUT),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            help="What to ask: {column}, {num:5-40} draws a number, {{ is a brace.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System text, filled in likewise.", rich_help_panel=_INPUT)] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Complete prompts as they are, without a template.", rich_help_panel=_INPUT)
-    ] = False,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column with the rows' ids; else id, else their numbers.", rich_help_panel=_INPUT)
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="JSONL file; else standard output, without a journal.", rich_help_panel=_OUTPUT
-        ),
-    ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Folder for a file each.", rich_help_panel=_OUTPUT)] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What those are called: 'seed_{i}.txt'.", rich_help_panel=_OUTPUT)
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed rows again.", rich_help_panel=_OUTPUT)
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, dropping what there is.", rich_help_panel=_OUTPUT)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)] = False,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Answers at a time.", rich_help_panel="Loading")] = 32,
+    input: _Rows = None,
+    count: _Count = None,
+    format: _Format = None,
+    prompt: _Prompt = None,
+    system: _System = None,
+    raw: _Raw = False,
+    id_column: _IdColumn = None,
+    output: _Output = None,
+    output_dir: _OutputDir = None,
+    name: _Name = None,
+    retry_failed: _Retry = False,
+    restart: _Restart = False,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+    max_num_seqs: _MaxNumSeqs = 32,
     **shared: Any,
 ) -> None:
     """Answer every row of a text, JSONL, CSV, Parquet or OpenAI batch file, or one prompt many times.

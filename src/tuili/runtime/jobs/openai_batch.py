@@ -31,7 +31,8 @@ _OFF: Mapping[str, tuple[Any, ...]] = {  # what is not implemented may be asked 
     "suffix": ("",),
     "best_of": (1,),
 }
-_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
+_NOT_IN_BODIES = {"logprobs", "prompt_logprobs", "detokenize", "logits_processors", "output_kind", "skip_clone"}
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - _NOT_IN_BODIES
 _REQUEST = {"add_generation_prompt": bool, "continue_final_message": bool, "cache_salt": str, "priority": int}
 _FIELDS: Mapping[str, frozenset[str]] = {
     CHAT: frozenset({"messages", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"}),
