@@ -149,10 +149,23 @@ void score_rows(const AttentionUnit& unit, const ChunkView& view, const Ahead* a
     for (; tile < view.end_tile(); tile++) score_tiles<Cache, kRows, 1>(unit, view, ahead, row, tile, scores);
 }
 
-// Scores of one tile as they count: capped, -inf outside [first, end).
-TUILI_INLINE F32x16 visible_scores(const AttentionUnit& unit, const float* scores, int offset, int first, int end) {
+// How far the keys of a tile are from a query, times its head's slope; both null where there is no ALiBi.
+struct DistanceBias {
+    const float* slope;
+    int distance;  // of the chunk's first key
+};
+
+alignas(64) constexpr float kLaneIndex[kTileTokens] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Scores of one tile as they count: capped, less by distance, -inf outside [first, end).
+TUILI_INLINE F32x16 visible_scores(const AttentionUnit& unit, const DistanceBias& bias, const float* scores, int offset,
+                                   int first, int end) {
     F32x16 s = load(scores + offset);
     if (unit.logit_softcap > 0.0f) s = broadcast(unit.logit_softcap) * tanh(s / broadcast(unit.logit_softcap));
+    if (bias.slope != nullptr) {
+        const F32x16 nearness = load(kLaneIndex) - broadcast(static_cast<float>(bias.distance - offset));
+        s = fma(nearness, broadcast(*bias.slope), s);
+    }
     if (offset >= first && offset + kTileTokens <= end) return s;
     const F32x16 lowest = broadcast(-__builtin_inff());
     const int hidden = first - offset, shown = end - offset;
@@ -161,13 +174,16 @@ TUILI_INLINE F32x16 visible_scores(const AttentionUnit& unit, const float* score
 }
 
 // Scores of one row -> exp(score - max), zero where the query must not look; returns max and sum.
-inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int position, float* scores, float* row_max,
+inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int row, float* scores, float* row_max,
                         float* row_sum) {
+    const int position = unit.positions[row / unit.group_size];
+    const DistanceBias bias = {unit.slopes == nullptr ? nullptr : unit.slopes + row % unit.group_size,
+                               position - view.start};
     const int first = clamp_to_chunk(first_visible(unit, position) - view.start);
     const int end = clamp_to_chunk(position + 1 - view.start);
     F32x16 largest = broadcast(-__builtin_inff());
     for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
-        const F32x16 s = visible_scores(unit, scores, tile * kTileTokens, first, end);
+        const F32x16 s = visible_scores(unit, bias, scores, tile * kTileTokens, first, end);
         largest = max(largest, s);
         store(scores + tile * kTileTokens, s);
     }
@@ -267,8 +283,7 @@ void chunk_of_format(const AttentionUnit& unit, int chunk, const AttentionState&
         });
         for (int r = 0; r < count; r++) {
             float* weights = scores + r * kAttentionChunk;
-            softmax_row(unit, view, unit.positions[(row + r) / unit.group_size], weights, state.max + row + r,
-                        state.sum + row + r);
+            softmax_row(unit, view, row + r, weights, state.max + row + r, state.sum + row + r);
             factors[r] = Cache::pack_weights(weights, view.value_scales, view.first_tile(), view.end_tile());
         }
         float* weighted = state.weighted + static_cast<size_t>(row) * padded;
@@ -301,13 +316,15 @@ inline void attention_merge(const AttentionState& state, const AttentionState& c
     }
 }
 
-inline void attention_finish(const AttentionState& state, int num_rows, int group_size, int head_dim, float* out,
-                             size_t out_stride) {
+inline void attention_finish(const AttentionState& state, int num_rows, int group_size, int head_dim,
+                             const float* sinks, float* out, size_t out_stride) {
     const int padded = padded_head_dim(head_dim);
     for (int r = 0; r < num_rows; r++) {
         const float* row = state.weighted + static_cast<size_t>(r) * padded;
         float* head = out + (r / group_size) * out_stride + static_cast<size_t>(r % group_size) * head_dim;
-        const F32x16 factor = broadcast(1.0f) / broadcast(state.sum[r]);
+        F32x16 total = broadcast(state.sum[r]);
+        if (sinks != nullptr) total = total + exp(broadcast(sinks[r % group_size]) - broadcast(state.max[r]));
+        const F32x16 factor = broadcast(1.0f) / total;
         for (int d = 0; d < head_dim; d += 16) {
             store_partial(head + d, load(row + d) * factor, head_dim - d < 16 ? head_dim - d : 16);
         }

@@ -168,13 +168,13 @@ void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle all
 }
 
 void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
-          const std::vector<int>& layer_ropes, nb::list ropes, nb::callable read_tensors,
-          const std::optional<std::string>& isa, int num_threads) {
+          const std::vector<int>& layer_ropes, const std::vector<std::vector<float>>& layer_slopes, nb::list ropes,
+          nb::callable read_tensors, const std::optional<std::string>& isa, int num_threads) {
     if (num_threads < 1 || num_threads > kMaxThreads) throw std::invalid_argument("num_threads is out of range");
     const Kernels* kernels = isa ? kernels_for(isa->c_str()) : &best_kernels();
     if (kernels == nullptr) throw std::invalid_argument("isa: this build or CPU has no " + *isa);
     ArrayReader read;
-    const ModelSpec native = read_spec(spec, max_model_len, layer_groups, layer_ropes);
+    const ModelSpec native = read_spec(spec, max_model_len, {layer_groups, layer_ropes, layer_slopes});
     const auto frequencies = read_ropes(read, ropes, native);
     PythonTensors tensors(std::move(read_tensors));
     nb::gil_scoped_release release;
@@ -206,8 +206,8 @@ NB_MODULE(_native, module) {
     using namespace tuili;
     nb::class_<Model>(module, "Model")
         .def("__init__", load, nb::arg("spec"), nb::kw_only(), nb::arg("max_model_len"), nb::arg("layer_groups"),
-             nb::arg("layer_ropes"), nb::arg("ropes"), nb::arg("read_tensors"), nb::arg("isa").none(),
-             nb::arg("num_threads"))
+             nb::arg("layer_ropes"), nb::arg("layer_slopes"), nb::arg("ropes"), nb::arg("read_tensors"),
+             nb::arg("isa").none(), nb::arg("num_threads"))
         .def("cache_block_bytes", block_bytes, nb::arg("format"), nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", allocate_cache, nb::arg("format"), nb::arg("block_size"), nb::arg("num_blocks"))
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),

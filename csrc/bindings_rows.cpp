@@ -223,7 +223,7 @@ void run_unit(const Kernels& kernels, const AttentionUnit& unit, float* out) {
         kernels.attention_chunk(unit, c, c == first ? total : part, c < last ? &unit : nullptr, c + 1);
         if (c > first) kernels.attention_merge(total, part, rows, unit.head_dim);
     }
-    kernels.attention_finish(total, rows, unit.group_size, unit.head_dim, out,
+    kernels.attention_finish(total, rows, unit.group_size, unit.head_dim, nullptr, out,
                              static_cast<size_t>(unit.group_size) * unit.head_dim);
 }
 
@@ -262,6 +262,7 @@ void attention(const std::string& isa, const std::string& format, const Heads& q
                  .last_position = num_tokens - 1,
                  .window = window,
                  .logit_softcap = logit_softcap,
+                 .slopes = nullptr,
                  .format = cache_format,
                  .block_table = cache.table(),
                  .block_size = block_size,

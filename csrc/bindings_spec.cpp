@@ -27,23 +27,27 @@ int literal(nb::handle owner, const char* name, std::initializer_list<const char
     return static_cast<int>(found - allowed.begin());
 }
 
-AttentionSpec read_attention(nb::handle a, int cache_group, int rope_table) {
-    const nb::object rope = a.attr("rope");
+AttentionSpec read_attention(nb::handle a, const LayerPlaces& places, size_t layer) {
+    const nb::object rope = a.attr("rope"), scaling = a.attr("query_scaling");
     return AttentionSpec{
         .num_heads = field<int>(a, "num_heads"),
         .num_kv_heads = field<int>(a, "num_kv_heads"),
         .head_dim = field<int>(a, "head_dim"),
         .scale = field<float>(a, "scale"),
         .rope_dim = rope.is_none() ? 0 : field<int>(rope, "dim"),
-        .rope_table = rope_table,
+        .rope_table = places.ropes.at(layer),
         .q_bias = field<bool>(a, "q_bias"),
         .k_bias = field<bool>(a, "k_bias"),
         .v_bias = field<bool>(a, "v_bias"),
         .out_bias = field<bool>(a, "out_bias"),
-        .qk_norm = static_cast<QkNorm>(literal(a, "qk_norm", {"none", "head", "full"})),
+        .qk_norm = static_cast<QkNorm>(literal(a, "qk_norm", {"none", "head", "each_head", "full"})),
         .sliding_window = optional_field<int>(a, "sliding_window"),
         .logit_softcap = optional_field<float>(a, "logit_softcap"),
-        .cache_group = cache_group,
+        .sinks = field<bool>(a, "sinks"),
+        .query_scaling_beta = scaling.is_none() ? 0.0f : field<float>(scaling, "beta"),
+        .query_scaling_length = scaling.is_none() ? 1 : field<int>(scaling, "original_max_position"),
+        .alibi_slopes = places.slopes.at(layer),
+        .cache_group = places.groups.at(layer),
     };
 }
 
@@ -56,11 +60,34 @@ MlpSpec read_mlp(nb::handle m) {
     };
 }
 
+LayerSpec read_layer(nb::handle layer, const LayerPlaces& places, size_t index) {
+    const bool is_parallel = field<bool>(layer, "parallel");
+    const int norms = literal(layer, "norms", {"pre", "post", "sandwich", "output"});
+    return LayerSpec{
+        .attention = read_attention(layer.attr("mixer"), places, index),
+        .mlp = read_mlp(layer.attr("mlp")),
+        .norms = is_parallel ? NormPlacement::kPre : static_cast<NormPlacement>(norms),
+        .parallel = is_parallel,
+        .parallel_norms = is_parallel ? field<int>(layer, "parallel_norms") : 1,
+        .residual_scale = field<float>(layer, "residual_scale"),
+    };
+}
+
+// Rows of the table of learned positions, 0 for any other kind.
+int num_positions(nb::handle spec, int max_model_len) {
+    if (literal(spec, "position", {"rope", "learned", "alibi", "none"}) != 1) return 0;
+    const int max_position = field<int>(spec, "max_position");
+    if (max_model_len > max_position) throw std::invalid_argument("max_model_len exceeds the learned positions");
+    return max_position + field<int>(spec, "position_offset");
+}
+
 void check_attention(const AttentionSpec& a, size_t layer, int num_ropes) {
     const bool has_heads = a.num_kv_heads > 0 && a.num_heads > 0 && a.num_heads % a.num_kv_heads == 0 && a.head_dim > 0;
+    const bool has_slopes = a.alibi_slopes.empty() || static_cast<int>(a.alibi_slopes.size()) == a.num_heads;
     const bool has_rope = a.rope_dim == 0 ? a.rope_table == -1 : a.rope_table >= 0 && a.rope_table < num_ropes;
-    if (!has_heads || !has_rope || a.rope_dim % 2 != 0 || a.rope_dim > a.head_dim || a.sliding_window < 0) {
-        throw std::invalid_argument("layers[" + std::to_string(layer) + "]: heads, rope or window are inconsistent");
+    const bool has_sizes = a.rope_dim % 2 == 0 && a.rope_dim <= a.head_dim && a.sliding_window >= 0;
+    if (!has_heads || !has_rope || !has_slopes || !has_sizes || a.query_scaling_length < 1) {
+        throw std::invalid_argument("layers[" + std::to_string(layer) + "]: heads, positions or window do not fit");
     }
 }
 
@@ -86,38 +113,36 @@ SourceTensor read_tensor(ArrayReader& read, const std::string& name, nb::handle 
 
 }  // namespace
 
-ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
-                    const std::vector<int>& layer_ropes) {
-    if (layer_groups.empty() || layer_groups.size() != layer_ropes.size() ||
-        *std::min_element(layer_groups.begin(), layer_groups.end()) < 0) {
-        throw std::invalid_argument("layer_groups and layer_ropes must name a group and a table for each layer");
+ModelSpec read_spec(nb::handle spec, int max_model_len, const LayerPlaces& places) {
+    const auto& groups = places.groups;
+    if (groups.empty() || groups.size() != places.ropes.size() || groups.size() != places.slopes.size() ||
+        *std::min_element(groups.begin(), groups.end()) < 0) {
+        throw std::invalid_argument("layer_groups, layer_ropes and layer_slopes must have an entry for each layer");
     }
+    const int hidden_size = field<int>(spec, "hidden_size"),
+              embedding_size = optional_field<int>(spec, "embedding_size");
     ModelSpec out{
         .vocab_size = field<int>(spec, "vocab_size"),
-        .hidden_size = field<int>(spec, "hidden_size"),
+        .hidden_size = hidden_size,
         .max_model_len = max_model_len,
         .layers = {},
         .norm = static_cast<NormKind>(literal(spec, "norm", {"rms", "layer"})),
         .norm_eps = field<float>(spec, "norm_eps"),
         .norm_bias = field<bool>(spec, "norm_bias"),
         .final_norm = field<bool>(spec, "final_norm"),
+        .num_positions = num_positions(spec, max_model_len),
+        .position_offset = field<int>(spec, "position_offset"),
+        .embedding_size = embedding_size == 0 ? hidden_size : embedding_size,
+        .embedding_norm = field<bool>(spec, "embedding_norm"),
         .embedding_scale = field<float>(spec, "embedding_scale"),
         .logit_scale = field<float>(spec, "logit_scale"),
         .logit_softcap = optional_field<float>(spec, "logit_softcap"),
         .lm_head_bias = field<bool>(spec, "lm_head_bias"),
         .tie_word_embeddings = field<bool>(spec, "tie_word_embeddings"),
-        .num_cache_groups = 1 + *std::max_element(layer_groups.begin(), layer_groups.end()),
+        .num_cache_groups = 1 + *std::max_element(groups.begin(), groups.end()),
     };
-    for (nb::handle layer : spec.attr("layers")) {
-        const size_t i = out.layers.size();
-        out.layers.push_back(LayerSpec{
-            .attention = read_attention(layer.attr("mixer"), layer_groups.at(i), layer_ropes.at(i)),
-            .mlp = read_mlp(layer.attr("mlp")),
-            .norms = static_cast<NormPlacement>(literal(layer, "norms", {"pre", "post", "sandwich", "output"})),
-            .residual_scale = field<float>(layer, "residual_scale"),
-        });
-    }
-    const int num_ropes = 1 + *std::max_element(layer_ropes.begin(), layer_ropes.end());
+    for (nb::handle layer : spec.attr("layers")) out.layers.push_back(read_layer(layer, places, out.layers.size()));
+    const int num_ropes = 1 + *std::max_element(places.ropes.begin(), places.ropes.end());
     for (size_t i = 0; i < out.layers.size(); i++) check_attention(out.layers[i].attention, i, num_ropes);
     return out;
 }

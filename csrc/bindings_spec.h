@@ -10,9 +10,14 @@
 
 namespace tuili {
 
-// layer_groups and layer_ropes give each layer's cache group and rope table (-1: none).
-ModelSpec read_spec(nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
-                    const std::vector<int>& layer_ropes);
+// What a spec leaves to the caller, for each layer.
+struct LayerPlaces {
+    std::vector<int> groups;                 // cache group
+    std::vector<int> ropes;                  // rope table; -1: none
+    std::vector<std::vector<float>> slopes;  // of ALiBi, one per head; empty: none
+};
+
+ModelSpec read_spec(nb::handle spec, int max_model_len, const LayerPlaces& places);
 
 // ropes: [(float32 [dim / 2], factor)], as the spec's layers name them
 std::vector<RopeFrequencies> read_ropes(ArrayReader& read, nb::list ropes, const ModelSpec& spec);

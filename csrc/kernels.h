@@ -84,6 +84,7 @@ struct AttentionUnit {
     int first_position, last_position;  // the smallest and the largest of positions
     int window;                         // a query sees positions > position - window; 0: all
     float logit_softcap;                // 0: none
+    const float* slopes;                // [group_size] of ALiBi, or null: none
     CacheFormat format;
     const int32_t* block_table;
     int block_size;       // 16, 32, 64, 128 or 256
@@ -175,9 +176,10 @@ struct Kernels {
                             const AttentionUnit* next, int next_chunk);
     // state <- state and chunk. Merging in ascending chunk order defines the result.
     void (*attention_merge)(const AttentionState& state, const AttentionState& chunk, int num_rows, int head_dim);
-    // out [num_rows / group_size][out_stride] <- weighted / sum; head g at offset g * head_dim.
-    void (*attention_finish)(const AttentionState& state, int num_rows, int group_size, int head_dim, float* out,
-                             size_t out_stride);
+    // out [num_rows / group_size][out_stride] <- weighted / sum; head g at offset g * head_dim. sinks [group_size]: one
+    // more score per head, whose weight goes nowhere; null: none.
+    void (*attention_finish)(const AttentionState& state, int num_rows, int group_size, int head_dim,
+                             const float* sinks, float* out, size_t out_stride);
 
     // Sampling primitives over one row of logits [n].
     float (*max_value)(const float* x, int n);

@@ -7,7 +7,7 @@
 namespace tuili {
 
 enum class NormKind { kRms, kLayer };
-enum class QkNorm { kNone, kHead, kFull };
+enum class QkNorm { kNone, kHead, kEachHead, kFull };
 enum class NormPlacement { kPre, kPost, kSandwich, kOutput };
 
 struct AttentionSpec {
@@ -24,7 +24,11 @@ struct AttentionSpec {
     QkNorm qk_norm = QkNorm::kNone;
     int sliding_window = 0;      // 0: none
     float logit_softcap = 0.0f;  // 0: none
-    int cache_group = 0;         // which block table its keys and values are under
+    bool sinks = false;
+    float query_scaling_beta = 0.0f;  // 0: none
+    int query_scaling_length = 0;
+    std::vector<float> alibi_slopes;  // [num_heads], or empty: no ALiBi
+    int cache_group = 0;              // which block table its keys and values are under
 
     int q_size() const { return num_heads * head_dim; }
     int kv_size() const { return num_kv_heads * head_dim; }
@@ -42,6 +46,8 @@ struct LayerSpec {
     AttentionSpec attention;
     MlpSpec mlp;
     NormPlacement norms = NormPlacement::kPre;
+    bool parallel = false;
+    int parallel_norms = 1;
     float residual_scale = 1.0f;
 };
 
@@ -54,12 +60,18 @@ struct ModelSpec {
     float norm_eps = 1e-6f;
     bool norm_bias = false;
     bool final_norm = true;
+    int num_positions = 0;  // rows of the learned positions' table; 0: none
+    int position_offset = 0;
+    int embedding_size = 0;  // hidden_size, unless embeddings are projected
+    bool embedding_norm = false;
     float embedding_scale = 1.0f;
     float logit_scale = 1.0f;
     float logit_softcap = 0.0f;  // 0: none
     bool lm_head_bias = false;
     bool tie_word_embeddings = false;
     int num_cache_groups = 1;
+
+    bool projects_embeddings() const { return embedding_size != hidden_size; }
 };
 
 }  // namespace tuili

@@ -47,12 +47,39 @@ void Step::run(Worker& worker) {
 }
 
 void Step::embed(Worker& worker) {
+    if (spec_.projects_embeddings()) project_embeddings(worker);
     worker.stage(batch_.num_tokens, [&](int token) {
-        float* x = x_row(token);
+        WorkerScratch& own = scratch(worker);
+        embed_token(own, token);
+        begin_layer(own, token, 0);
+    });
+}
+
+// x <- the projected embeddings of all tokens.
+void Step::project_embeddings(Worker& worker) {
+    Activations embedded = work_.embedded.view(spec_.embedding_size);
+    worker.stage(batch_.num_tokens, [&](int token) {
+        float* row = scratch(worker).row.data();
+        unpack_row(weights_.embeddings(), work_.input_ids[token], row);
+        if (spec_.embedding_scale != 1.0f) kernels_.multiply(row, spec_.embedding_scale, spec_.embedding_size);
+        kernels_.quantize_row(row, nullptr, embedded, token);
+    });
+    multiply(worker, {&weights_.project_in()}, nullptr, embedded, [&](int, const PanelTile& tile) {
+        kernels_.store_tile(tile, x_row(tile.row) + tile.panel * kPanelCols, work_.hidden_stride);
+    });
+}
+
+void Step::embed_token(WorkerScratch& scratch, int token) {
+    float* x = x_row(token);
+    if (!spec_.projects_embeddings()) {
         unpack_row(weights_.embeddings(), work_.input_ids[token], x);
         if (spec_.embedding_scale != 1.0f) kernels_.multiply(x, spec_.embedding_scale, spec_.hidden_size);
-        begin_sublayer(scratch(worker), token, layer_weights(0).attn_norm);
-    });
+    }
+    if (spec_.num_positions > 0) {
+        unpack_row(weights_.positions(), batch_.positions[token] + spec_.position_offset, scratch.row.data());
+        kernels_.add_scaled(x, scratch.row.data(), 1.0f, spec_.hidden_size);
+    }
+    if (spec_.embedding_norm) norm_row(x, weights_.embedding_norm(), x);
 }
 
 void Step::run_layer(Worker& worker, int layer) {
@@ -61,22 +88,22 @@ void Step::run_layer(Worker& worker, int layer) {
     project_qkv(worker, layer);
     attend(worker, layer);
     project_attention(worker, layer);
-    if (!fuses_residual(spec)) {
+    if (!fuses_residual(spec) && !spec.parallel) {
         worker.stage(
             batch_.num_tokens,
             [&](int token) {
                 finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.attn_post_norm);
-                begin_sublayer(scratch(worker), token, w.mlp_norm);
+                begin_sublayer(scratch(worker), token, w.mlp_norm, work_.hidden);
             },
             own_panels(worker, spec.mlp.gated ? &w.gate : &w.up));
     }
     run_mlp(worker, layer);
-    if (is_last_layer(layer) || fuses_residual(spec)) return;  // the head finishes the rows it samples
+    if (is_last_layer(layer) || fuses_next_layer(layer)) return;  // the head finishes the rows it samples
     worker.stage(
         batch_.num_tokens,
         [&](int token) {
             finish_sublayer(scratch(worker), x_row(token), y_row(token), spec, w.mlp_post_norm);
-            begin_sublayer(scratch(worker), token, layer_weights(layer + 1).attn_norm);
+            begin_layer(scratch(worker), token, layer + 1);
         },
         own_panels(worker, &layer_weights(layer + 1).q));
 }
@@ -86,11 +113,24 @@ bool Step::fuses_residual(const LayerSpec& layer) const {
     return layer.norms == NormPlacement::kPre && spec_.norm == NormKind::kRms;
 }
 
+// Whether a layer's last product leaves the next one's input complete.
+bool Step::fuses_next_layer(int layer) const {
+    return fuses_residual(layer_spec(layer)) && layer_spec(layer + 1).parallel_norms == 1;
+}
+
 // The rows that a sublayer behind `norm` multiplies. An RMS norm's factor is left to the product's epilogue.
-Activations Step::sublayer_input(const Norm& norm) const {
-    Activations input = work_.hidden.view(spec_.hidden_size);
+Activations Step::sublayer_input(const Norm& norm, const ActivationBuffer& from) const {
+    Activations input = from.view(spec_.hidden_size);
     if (!defers(norm)) input.square_sum = nullptr;
     return input;
+}
+
+// Beside the attention, the MLP reads the same rows, or those of its own norm.
+Activations Step::mlp_input(int layer) const {
+    const LayerSpec& spec = layer_spec(layer);
+    const LayerWeights& w = layer_weights(layer);
+    if (spec.parallel_norms == 2) return sublayer_input(w.mlp_norm, work_.mlp_hidden);
+    return sublayer_input(spec.parallel ? w.attn_norm : w.mlp_norm, work_.hidden);
 }
 
 void Step::norm_row(const float* x, const Norm& norm, float* out) const {
@@ -101,8 +141,14 @@ void Step::norm_row(const float* x, const Norm& norm, float* out) const {
     }
 }
 
-void Step::begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm) {
-    Activations input = sublayer_input(norm);
+void Step::begin_layer(WorkerScratch& scratch, int token, int layer) {
+    const LayerWeights& w = layer_weights(layer);
+    begin_sublayer(scratch, token, w.attn_norm, work_.hidden);
+    if (layer_spec(layer).parallel_norms == 2) begin_sublayer(scratch, token, w.mlp_norm, work_.mlp_hidden);
+}
+
+void Step::begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm, const ActivationBuffer& into) {
+    Activations input = sublayer_input(norm, into);
     if (norm.gain == nullptr || defers(norm)) return kernels_.quantize_row(x_row(token), norm.gain, input, token);
     norm_row(x_row(token), norm, scratch.row.data());
     kernels_.quantize_row(scratch.row.data(), nullptr, input, token);
@@ -116,15 +162,15 @@ void Step::finish_sublayer(WorkerScratch& scratch, float* x, const float* y, con
     kernels_.add_scaled(x, scratch.row.data(), layer.residual_scale, spec_.hidden_size);
 }
 
-// next: the norm of the sublayer that follows, or null.
+// next: the norm of the sublayer that follows, where its input is complete then; or null.
 void Step::add_output(const LayerSpec& layer, const PanelTile& tile, const Norm* next) {
     const int col = tile.panel * kPanelCols;
     if (norms_output(layer)) return kernels_.store_tile(tile, y_row(tile.row) + col, work_.hidden_stride);
     float* x = x_row(tile.row) + col;
-    if (next == nullptr || !fuses_residual(layer)) {
+    if (next == nullptr) {
         return kernels_.add_tile(tile, layer.residual_scale, x, work_.hidden_stride, nullptr, nullptr);
     }
-    Activations input = sublayer_input(*next);
+    Activations input = sublayer_input(*next, work_.hidden);
     kernels_.add_tile(tile, layer.residual_scale, x, work_.hidden_stride, next->gain, &input);
 }
 
@@ -153,7 +199,8 @@ void Step::project_qkv(Worker& worker, int layer) {
     const AttentionSpec& a = layer_spec(layer).attention;
     const LayerWeights& w = layer_weights(layer);
     const int starts[3] = {0, a.q_size(), a.q_size() + a.kv_size()};
-    multiply(worker, {&w.q, &w.k, &w.v}, &w.o, sublayer_input(w.attn_norm), [&](int index, const PanelTile& tile) {
+    const Activations input = sublayer_input(w.attn_norm, work_.hidden);
+    multiply(worker, {&w.q, &w.k, &w.v}, &w.o, input, [&](int index, const PanelTile& tile) {
         kernels_.store_tile(tile, qkv_row(tile.row) + starts[index] + tile.panel * kPanelCols, work_.qkv_stride);
     });
 }
@@ -162,8 +209,9 @@ void Step::project_attention(Worker& worker, int layer) {
     const LayerSpec& spec = layer_spec(layer);
     const LayerWeights& w = layer_weights(layer);
     const Activations input = work_.attention.view(spec.attention.q_size());
+    const Norm* next = fuses_residual(spec) && !spec.parallel ? &w.mlp_norm : nullptr;
     multiply(worker, {&w.o}, spec.mlp.gated ? &w.gate : &w.up, input,
-             [&](int, const PanelTile& tile) { add_output(spec, tile, &w.mlp_norm); });
+             [&](int, const PanelTile& tile) { add_output(spec, tile, next); });
 }
 
 void Step::run_mlp(Worker& worker, int layer) {
@@ -173,19 +221,20 @@ void Step::run_mlp(Worker& worker, int layer) {
     if (spec.mlp.gated) {
         gate(worker, layer);
     } else {
-        multiply(worker, {&w.up}, &w.down, sublayer_input(w.mlp_norm),
+        multiply(worker, {&w.up}, &w.down, mlp_input(layer),
                  [&](int, const PanelTile& tile) { kernels_.activated_tile(spec.mlp.activation, tile, inner); });
     }
     const LayerWeights* next = is_last_layer(layer) ? nullptr : &layer_weights(layer + 1);
+    const Norm* next_norm = next != nullptr && fuses_next_layer(layer) ? &next->attn_norm : nullptr;
     multiply(worker, {&w.down}, next == nullptr ? &weights_.head() : &next->q, inner,
-             [&](int, const PanelTile& tile) { add_output(spec, tile, next == nullptr ? nullptr : &next->attn_norm); });
+             [&](int, const PanelTile& tile) { add_output(spec, tile, next_norm); });
 }
 
 // The same columns of gate and up, combined while they are in cache.
 void Step::gate(Worker& worker, int layer) {
     const LayerWeights& w = layer_weights(layer);
     const int activation = layer_spec(layer).mlp.activation, num_panels = w.up.weight.num_panels();
-    const Activations x = sublayer_input(w.mlp_norm);
+    const Activations x = mlp_input(layer);
     Activations inner = work_.mlp.view(layer_spec(layer).mlp.intermediate_size);
     const RowParts parts(x.num_rows);
     WorkerScratch& own = scratch(worker);

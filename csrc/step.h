@@ -40,10 +40,14 @@ class Step {
 
     // step.cpp
     void embed(Worker& worker);
+    void project_embeddings(Worker& worker);
+    void embed_token(WorkerScratch& scratch, int token);
     void run_layer(Worker& worker, int layer);
-    void begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm);
+    void begin_layer(WorkerScratch& scratch, int token, int layer);
+    void begin_sublayer(WorkerScratch& scratch, int token, const Norm& norm, const ActivationBuffer& into);
     void finish_sublayer(WorkerScratch& scratch, float* x, const float* y, const LayerSpec& layer, const Norm& norm);
     void add_output(const LayerSpec& layer, const PanelTile& tile, const Norm* next);
+    Activations mlp_input(int layer) const;
     void project_qkv(Worker& worker, int layer);
     void project_attention(Worker& worker, int layer);
     void run_mlp(Worker& worker, int layer);
@@ -51,12 +55,15 @@ class Step {
     void norm_row(const float* x, const Norm& norm, float* out) const;
     bool defers(const Norm& norm) const { return spec_.norm == NormKind::kRms && norm.gain != nullptr; }
     bool fuses_residual(const LayerSpec& layer) const;
-    Activations sublayer_input(const Norm& norm) const;
+    bool fuses_next_layer(int layer) const;
+    Activations sublayer_input(const Norm& norm, const ActivationBuffer& from) const;
 
     // step_attention.cpp
     void attend(Worker& worker, int layer);
     bool writes_own_keys(int layer) const;
+    void norm_heads(const float* x, const float* gain, int size, float* out) const;
     void rotate_and_norm(int layer, const float* gain, int token, const float* source, float* head) const;
+    float query_scale(const AttentionSpec& attention, int position) const;
     void append_key(int layer, int token, int kv_head);
     void prepare_token(int layer, int token);
     void pack_queries(WorkerScratch& scratch, int layer, int token, int kv_head, float* packed) const;
@@ -72,6 +79,7 @@ class Step {
     // step_head.cpp
     void run_head(Worker& worker);
     void normalize_sampled(Worker& worker, int first_row, int num_rows);
+    void project_sampled(Worker& worker, int num_rows);
     void project_logits(Worker& worker, int first_row, int num_rows);
     void finish_logits(WorkerScratch& scratch, const PanelTile& tile, int first_row);
     void finish_row(WorkerScratch& scratch, int row, int index);

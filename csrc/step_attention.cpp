@@ -1,4 +1,5 @@
 // The attention part of a step: norms and rotation of heads, the cache, parts of queries and keys.
+#include <cmath>
 #include <cstring>
 
 #include "step.h"
@@ -42,11 +43,20 @@ bool Step::writes_own_keys(int layer) const {
     return work_.plans[a.cache_group].has_own_keys() && a.qk_norm != QkNorm::kFull;
 }
 
+// out <- x, a head of queries or keys or all of them, normed; they may be the same.
+void Step::norm_heads(const float* x, const float* gain, int size, float* out) const {
+    if (spec_.norm == NormKind::kRms) {
+        kernels_.rms_norm(x, gain, spec_.norm_eps, size, out);
+    } else {
+        kernels_.layer_norm(x, gain, nullptr, spec_.norm_eps, size, out);
+    }
+}
+
 // head <- source, normed and rotated; they may be the same.
 void Step::rotate_and_norm(int layer, const float* gain, int token, const float* source, float* head) const {
     const AttentionSpec& a = layer_spec(layer).attention;
-    if (a.qk_norm == QkNorm::kHead) {
-        kernels_.rms_norm(source, gain, spec_.norm_eps, a.head_dim, head);
+    if (a.qk_norm == QkNorm::kHead || a.qk_norm == QkNorm::kEachHead) {
+        norm_heads(source, gain, a.head_dim, head);
     } else if (source != head) {
         std::memcpy(head, source, a.head_dim * sizeof(float));
     }
@@ -60,7 +70,8 @@ void Step::rotate_and_norm(int layer, const float* gain, int token, const float*
 void Step::append_key(int layer, int token, int kv_head) {
     const AttentionSpec& a = layer_spec(layer).attention;
     float* key = qkv_row(token) + a.q_size() + kv_head * a.head_dim;
-    rotate_and_norm(layer, layer_weights(layer).k_norm, token, key, key);
+    const int own_gain = a.qk_norm == QkNorm::kEachHead ? kv_head * a.head_dim : 0;
+    rotate_and_norm(layer, layer_weights(layer).k_norm + own_gain, token, key, key);
     const int32_t slot = batch_.slot_mapping[static_cast<size_t>(a.cache_group) * batch_.num_tokens + token];
     uint8_t* plane = cache_.plane(layer, kv_head) + slot / cache_.block_size() * cache_.block_stride(layer);
     kernels_.cache_append(cache_.format(), key, key + a.kv_size(), a.head_dim, cache_.block_size(),
@@ -72,20 +83,31 @@ void Step::prepare_token(int layer, int token) {
     if (a.qk_norm == QkNorm::kFull) {
         float* query = qkv_row(token);
         float* key = query + a.q_size();
-        kernels_.rms_norm(query, layer_weights(layer).q_norm, spec_.norm_eps, a.q_size(), query);
-        kernels_.rms_norm(key, layer_weights(layer).k_norm, spec_.norm_eps, a.kv_size(), key);
+        norm_heads(query, layer_weights(layer).q_norm, a.q_size(), query);
+        norm_heads(key, layer_weights(layer).k_norm, a.kv_size(), key);
     }
     for (int kv_head = 0; kv_head < a.num_kv_heads; kv_head++) append_key(layer, token, kv_head);
+}
+
+// What scores of a query at `position` are multiplied by.
+float Step::query_scale(const AttentionSpec& attention, int position) const {
+    if (attention.query_scaling_beta == 0.0f) return attention.scale;
+    const int turns = position / attention.query_scaling_length;
+    return attention.scale * static_cast<float>(1.0 + attention.query_scaling_beta * std::log1p(turns));
 }
 
 // One token's queries of one kv head, as attention reads them.
 void Step::pack_queries(WorkerScratch& scratch, int layer, int token, int kv_head, float* packed) const {
     const AttentionSpec& a = layer_spec(layer).attention;
-    const float* queries = qkv_row(token) + static_cast<size_t>(kv_head) * a.group_size() * a.head_dim;
+    const size_t first = static_cast<size_t>(kv_head) * a.group_size() * a.head_dim;
+    const float *queries = qkv_row(token) + first, *gains = layer_weights(layer).q_norm;
+    const size_t own_gains = a.qk_norm == QkNorm::kEachHead ? a.head_dim : 0;
+    if (own_gains > 0) gains += first;
+    const float scale = query_scale(a, batch_.positions[token]);
     float* head = scratch.head.data();
     for (int g = 0; g < a.group_size(); g++) {
-        rotate_and_norm(layer, layer_weights(layer).q_norm, token, queries + static_cast<size_t>(g) * a.head_dim, head);
-        kernels_.pack_query(cache_.format(), head, a.scale, a.head_dim, packed + g * query_row_floats(a.head_dim));
+        rotate_and_norm(layer, gains + g * own_gains, token, queries + static_cast<size_t>(g) * a.head_dim, head);
+        kernels_.pack_query(cache_.format(), head, scale, a.head_dim, packed + g * query_row_floats(a.head_dim));
     }
 }
 
@@ -106,6 +128,7 @@ AttentionUnit Step::part_keys(int layer, int kv_head, const AttentionPart& part)
     }
     unit.window = a.sliding_window;
     unit.logit_softcap = a.logit_softcap;
+    unit.slopes = a.alibi_slopes.empty() ? nullptr : a.alibi_slopes.data() + kv_head * a.group_size();
     unit.format = cache_.format();
     unit.block_table = batch_.block_tables + table * batch_.max_blocks;
     unit.block_size = cache_.block_size();
@@ -204,7 +227,10 @@ void Step::finish_task(const AttentionState& state, int layer, int kv_head, cons
     const int cols = a.group_size() * a.head_dim;
     float* out = attention_row(layer, task.first_token) + kv_head * cols;
     Activations output = work_.attention.view(a.q_size());
-    kernels_.attention_finish(state, task.num_queries * a.group_size(), a.group_size(), a.head_dim, out, output.cols);
+    const float* sinks = layer_weights(layer).sinks;
+    if (sinks != nullptr) sinks += kv_head * a.group_size();
+    const int num_rows = task.num_queries * a.group_size();
+    kernels_.attention_finish(state, num_rows, a.group_size(), a.head_dim, sinks, out, output.cols);
     if (output.q == nullptr || cols % kGroup != 0) return;
     for (int i = 0; i < task.num_queries; i++) {
         const float* row = out + static_cast<size_t>(i) * output.cols;

@@ -13,6 +13,7 @@ void Step::run_head(Worker& worker) {
     for (int first = 0; first < batch_.num_rows; first += tile) {
         const int num_rows = std::min(tile, batch_.num_rows - first);
         normalize_sampled(worker, first, num_rows);
+        if (spec_.projects_embeddings()) project_sampled(worker, num_rows);
         project_logits(worker, first, num_rows);
         worker.stage(num_rows, [&](int index) { finish_row(scratch(worker), first + index, index); });
     }
@@ -31,13 +32,25 @@ void Step::normalize_sampled(Worker& worker, int first_row, int num_rows) {
         if (output_.hidden != nullptr) {
             std::memcpy(output_.hidden + static_cast<size_t>(row) * spec_.hidden_size, x, row_bytes);
         }
-        Activations head = work_.head.view(spec_.hidden_size);
-        kernels_.quantize_row(x, nullptr, head, index);
+        Activations input = (spec_.projects_embeddings() ? work_.unprojected : work_.head).view(spec_.hidden_size);
+        kernels_.quantize_row(x, nullptr, input, index);
     });
 }
 
+// The head's input where embeddings are narrower than the model.
+void Step::project_sampled(Worker& worker, int num_rows) {
+    Activations input = work_.unprojected.view(spec_.hidden_size);
+    input.num_rows = num_rows;
+    auto row = [&](int index) { return work_.projected.data() + static_cast<size_t>(index) * work_.hidden_stride; };
+    multiply(worker, {&weights_.project_out()}, nullptr, input, [&](int, const PanelTile& tile) {
+        kernels_.store_tile(tile, row(tile.row) + tile.panel * kPanelCols, work_.hidden_stride);
+    });
+    Activations head = work_.head.view(spec_.embedding_size);
+    worker.stage(num_rows, [&](int index) { kernels_.quantize_row(row(index), nullptr, head, index); });
+}
+
 void Step::project_logits(Worker& worker, int first_row, int num_rows) {
-    Activations head = work_.head.view(spec_.hidden_size);
+    Activations head = work_.head.view(spec_.embedding_size);
     head.num_rows = num_rows;
     multiply(worker, {&weights_.head()}, nullptr, head,
              [&](int, const PanelTile& tile) { finish_logits(scratch(worker), tile, first_row); });

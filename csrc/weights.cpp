@@ -100,10 +100,11 @@ void add_attention(Packer& packer, const AttentionSpec& a, int hidden, const std
     add_linear(packer, prefix + "k_proj", a.kv_size(), hidden, a.k_bias, &out->k);
     add_linear(packer, prefix + "v_proj", a.kv_size(), hidden, a.v_bias, &out->v);
     add_linear(packer, prefix + "o_proj", hidden, a.q_size(), a.out_bias, &out->o);
+    if (a.sinks) packer.vector(prefix + "sinks.weight", a.num_heads, &out->sinks);
     if (a.qk_norm == QkNorm::kNone) return;
-    const bool is_full = a.qk_norm == QkNorm::kFull;
-    packer.vector(prefix + "q_norm.weight", is_full ? a.q_size() : a.head_dim, &out->q_norm);
-    packer.vector(prefix + "k_norm.weight", is_full ? a.kv_size() : a.head_dim, &out->k_norm);
+    const bool is_shared = a.qk_norm == QkNorm::kHead;
+    packer.vector(prefix + "q_norm.weight", is_shared ? a.head_dim : a.q_size(), &out->q_norm);
+    packer.vector(prefix + "k_norm.weight", is_shared ? a.head_dim : a.kv_size(), &out->k_norm);
 }
 
 void add_mlp(Packer& packer, const MlpSpec& m, int hidden, const std::string& prefix, LayerWeights* out) {
@@ -119,7 +120,8 @@ void add_layer(Packer& packer, const ModelSpec& spec, const LayerSpec& layer, co
     if (has_pre) add_norm(packer, spec, prefix + "attn_norm", &out->attn_norm);
     add_attention(packer, layer.attention, spec.hidden_size, prefix, out);
     if (has_post) add_norm(packer, spec, prefix + "attn_post_norm", &out->attn_post_norm);
-    if (has_pre) add_norm(packer, spec, prefix + "mlp_norm", &out->mlp_norm);
+    const bool has_mlp_norm = has_pre && (!layer.parallel || layer.parallel_norms == 2);
+    if (has_mlp_norm) add_norm(packer, spec, prefix + "mlp_norm", &out->mlp_norm);
     add_mlp(packer, layer.mlp, spec.hidden_size, prefix, out);
     if (has_post) add_norm(packer, spec, prefix + "mlp_post_norm", &out->mlp_post_norm);
 }
@@ -142,12 +144,20 @@ Weights::Weights(const ModelSpec& spec, const TensorReader& read, const std::vec
                  ThreadPool& pool)
     : layers_(spec.layers.size()) {
     Packer packer;
-    packer.matrix("embed_tokens.weight", spec.vocab_size, spec.hidden_size, &embeddings_);
+    packer.matrix("embed_tokens.weight", spec.vocab_size, spec.embedding_size, &embeddings_);
+    if (spec.num_positions > 0) {
+        packer.matrix("embed_positions.weight", spec.num_positions, spec.hidden_size, &positions_);
+    }
+    if (spec.embedding_norm) add_norm(packer, spec, "embed_norm", &embedding_norm_);
+    if (spec.projects_embeddings()) {
+        add_linear(packer, "project_in", spec.hidden_size, spec.embedding_size, false, &project_in_);
+        add_linear(packer, "project_out", spec.embedding_size, spec.hidden_size, false, &project_out_);
+    }
     for (size_t i = 0; i < layers_.size(); i++) {
         add_layer(packer, spec, spec.layers[i], "layers." + std::to_string(i) + ".", &layers_[i]);
     }
     if (spec.final_norm) add_norm(packer, spec, "norm", &final_norm_);
-    if (!spec.tie_word_embeddings) packer.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size, &head_.weight);
+    if (!spec.tie_word_embeddings) packer.matrix("lm_head.weight", spec.vocab_size, spec.embedding_size, &head_.weight);
     if (spec.lm_head_bias) packer.vector("lm_head.bias", spec.vocab_size, &head_.bias);
     for (const auto& rope : ropes) rope_tables_.emplace_back(rope, spec.max_model_len);
     packer.pack(read, pool, arena_);

@@ -54,6 +54,7 @@ struct LayerWeights {
     Linear q, k, v, o, gate, up, down;
     const float* q_norm = nullptr;
     const float* k_norm = nullptr;
+    const float* sinks = nullptr;
 };
 
 class Weights {
@@ -68,6 +69,10 @@ class Weights {
 
     const std::vector<LayerWeights>& layers() const { return layers_; }
     const PackedMatrix& embeddings() const { return embeddings_; }
+    const PackedMatrix& positions() const { return positions_; }
+    const Norm& embedding_norm() const { return embedding_norm_; }
+    const Linear& project_in() const { return project_in_; }
+    const Linear& project_out() const { return project_out_; }
     const Norm& final_norm() const { return final_norm_; }
     const Linear& head() const { return head_; }
     const RopeTable& rope(const AttentionSpec& attention) const { return rope_tables_[attention.rope_table]; }
@@ -77,8 +82,9 @@ class Weights {
     Arena arena_;
     std::vector<LayerWeights> layers_;
     std::vector<RopeTable> rope_tables_;
-    PackedMatrix embeddings_;
-    Norm final_norm_;
+    PackedMatrix embeddings_, positions_;
+    Norm embedding_norm_, final_norm_;
+    Linear project_in_, project_out_;
     Linear head_;
 };
 

@@ -75,14 +75,17 @@ AttentionState attention_state(float* memory, int num_rows, int head_dim) {
 }
 
 Workspace::Workspace(const ModelSpec& spec, const Weights& weights, int num_threads)
-    : workers(num_threads), hidden_size_(spec.hidden_size), vocab_size_(spec.vocab_size) {
+    : workers(num_threads),
+      hidden_size_(spec.hidden_size),
+      embedding_size_(spec.embedding_size),
+      vocab_size_(spec.vocab_size) {
     measure(spec);
     configure_activations(spec, weights);
     for (auto& worker : workers) {
         worker.panels.reserve(2 * kRowTile * kPanelCols);
         worker.logits.reserve(kRowTile * kPanelCols);
-        worker.row.reserve(hidden_size_);
-        worker.head_row.reserve(hidden_size_);
+        worker.row.reserve(std::max(hidden_size_, embedding_size_));
+        worker.head_row.reserve(std::max(hidden_size_, embedding_size_));
         worker.queries.reserve(max_part_rows * query_row_floats(max_head_dim));
         worker.head.reserve(max_head_dim);
         worker.positions.reserve(max_part_rows);
@@ -102,7 +105,7 @@ void Workspace::measure(const ModelSpec& spec) {
         max_intermediate_size_ = std::max(max_intermediate_size_, layer.mlp.intermediate_size);
     }
     qkv_stride = row_stride(qkv_stride);
-    hidden_stride = row_stride(spec.hidden_size);
+    hidden_stride = row_stride(std::max(spec.hidden_size, spec.embedding_size));
     logit_stride = row_stride(spec.vocab_size);
     panel_stride = row_stride((spec.vocab_size + kPanelCols - 1) / kPanelCols);
     max_part_rows = std::max(kSharedRows, max_group_size);
@@ -110,18 +113,25 @@ void Workspace::measure(const ModelSpec& spec) {
 }
 
 void Workspace::configure_activations(const ModelSpec& spec, const Weights& weights) {
-    ActivationForms hidden_forms, attention_forms, mlp_forms, head_forms;
+    ActivationForms hidden_forms, attention_forms, mlp_forms, head_forms, embedded_forms, unprojected_forms;
     for (const auto& layer : weights.layers()) {
         for (const auto* consumer : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up}) hidden_forms.add(*consumer);
         attention_forms.add(layer.o);
         mlp_forms.add(layer.down);
     }
     head_forms.add(weights.head());
+    embedded_forms.add(weights.project_in());
+    unprojected_forms.add(weights.project_out());
     hidden_forms.has_square_sums = spec.norm == NormKind::kRms;
     hidden.configure(spec.hidden_size, hidden_forms);
     attention.configure(max_q_size_, attention_forms);
     mlp.configure(max_intermediate_size_, mlp_forms);
-    head.configure(spec.hidden_size, head_forms);
+    head.configure(spec.embedding_size, head_forms);
+    embedded.configure(spec.embedding_size, embedded_forms);
+    unprojected.configure(spec.hidden_size, unprojected_forms);
+    const bool has_two = std::any_of(spec.layers.begin(), spec.layers.end(),
+                                     [](const LayerSpec& layer) { return layer.parallel_norms == 2; });
+    mlp_hidden.configure(spec.hidden_size, has_two ? hidden_forms : ActivationForms());
 }
 
 void Workspace::reserve_tokens(int num_tokens) {
@@ -133,6 +143,8 @@ void Workspace::reserve_tokens(int num_tokens) {
     hidden.reserve(num_tokens);
     attention.reserve(num_tokens);
     mlp.reserve(num_tokens);
+    mlp_hidden.reserve(num_tokens);
+    embedded.reserve(num_tokens);
     for (auto& worker : workers) worker.factors.reserve(count);
 }
 
@@ -143,6 +155,8 @@ int Workspace::head_rows(int num_rows) const {
 
 void Workspace::reserve_head(int num_rows) {
     head.reserve(num_rows);
+    unprojected.reserve(num_rows);
+    if (embedding_size_ != hidden_size_) projected.reserve(static_cast<size_t>(num_rows) * hidden_stride);
     const bool has_logits =
         std::any_of(needs_logits.begin(), needs_logits.end(), [](uint8_t need) { return need != 0; });
     if (has_logits) logits.reserve(static_cast<size_t>(num_rows) * logit_stride);

@@ -66,7 +66,7 @@ struct WorkerScratch {
     Buffer<float> panels;         // [2][kRowTile][32]
     Buffer<float> logits;         // [kRowTile][32]
     Buffer<float> factors;        // [num_tokens]
-    Buffer<float> row, head_row;  // [hidden]
+    Buffer<float> row, head_row;  // [hidden or embedding size, the larger]
     Buffer<float> queries;        // [max_part_rows][query_row_floats] packed
     Buffer<float> head;           // [max_head_dim] a query on its way there
     Buffer<int32_t> positions;    // [max_part_rows] of queries
@@ -108,12 +108,15 @@ class Workspace {
     Buffer<float> qkv;            // [num_tokens][qkv_stride] queries, keys, values
     Buffer<float> attention_out;  // [num_tokens][q_size]
     ActivationBuffer hidden, attention, mlp, head;
-    Buffer<float> partials;              // attention states of chunks
-    Buffer<float> logits;                // [head rows][logit_stride]
-    Buffer<float> panel_best;            // [head rows][panel_stride] largest logit of a panel
-    Buffer<uint8_t> panel_best_column;   // where
-    std::vector<int32_t> input_ids;      // with carried tokens filled in
-    std::vector<uint8_t> needs_logits;   // [num_rows] 0: the largest logit's id is all that is wanted
+    ActivationBuffer mlp_hidden;             // input of an MLP that has a norm of its own beside the attention's
+    ActivationBuffer embedded, unprojected;  // inputs of the embedding's projections
+    Buffer<float> projected;                 // [head rows][hidden_stride] what comes out of the last one
+    Buffer<float> partials;                  // attention states of chunks
+    Buffer<float> logits;                    // [head rows][logit_stride]
+    Buffer<float> panel_best;                // [head rows][panel_stride] largest logit of a panel
+    Buffer<uint8_t> panel_best_column;       // where
+    std::vector<int32_t> input_ids;          // with carried tokens filled in
+    std::vector<uint8_t> needs_logits;       // [num_rows] 0: the largest logit's id is all that is wanted
     std::vector<const uint32_t*> masks;  // [num_rows] of ids allowed, for the head's epilogue; null: none, or not there
     std::vector<AttentionPlan> plans;    // by cache group
     std::vector<WorkerScratch> workers;
@@ -123,6 +126,7 @@ class Workspace {
     void configure_activations(const ModelSpec& spec, const Weights& weights);
 
     int hidden_size_;
+    int embedding_size_;
     int vocab_size_;
     int max_q_size_ = 0;
     int max_intermediate_size_ = 0;

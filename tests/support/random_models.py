@@ -33,7 +33,7 @@ def random_weights(spec: ModelSpec, format_name: str = "F32", *, seed: int = 0, 
     weights = {}
     for name, shape in tensor_shapes(spec).items():
         values = generator.standard_normal(shape, np.float32)
-        if len(shape) == 1:
+        if len(shape) == 1 or name.endswith("norm.weight"):
             values = values * np.float32(0.2) + np.float32(name.endswith("norm.weight"))
             weights[name] = quantized(BY_NAME["F32"], values)
         else:

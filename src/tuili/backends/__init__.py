@@ -16,9 +16,12 @@ BACKENDS = ("cpu", "reference")
 def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:
     """Loads `spec` with its canonical weights into the backend called `name`.
 
-    Raises InvalidRequestError for a name that is not in BACKENDS, UnsupportedModelError for what the backend lacks.
+    Raises InvalidRequestError for a name that is not in BACKENDS and for texts longer than learned positions reach,
+    UnsupportedModelError for what the backend lacks.
     """
     if name not in BACKENDS:
         raise refusal("backend", name, f"one of {', '.join(BACKENDS)}")
+    if spec.position == "learned" and options.max_model_len > spec.max_position:
+        raise refusal("max_model_len", options.max_model_len, f"in [1, {spec.max_position}] for this model")
     backend: Backend = importlib.import_module(f"{__name__}.{name}").load(spec, weights, options)
     return backend

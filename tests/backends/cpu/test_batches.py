@@ -19,7 +19,7 @@ from tuili.errors import (
     ModelFileError,
     UnsupportedModelError,
 )
-from tuili.models.spec import ModelSpec, MoeSpec
+from tuili.models.spec import DeltaNetSpec, MlaSpec, ModelSpec, MoeSpec, RelativeBiasSpec, RopeSpec
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor
 
@@ -229,15 +229,35 @@ def test_fields_it_does_not_read_are_refused_by_name(backend: Backend, changes: 
 def test_spec_members_it_does_not_run_are_refused_by_name() -> None:
     plain = layer()
     moe = replace(plain, mlp=MoeSpec(num_experts=4, num_experts_per_tok=2, expert=plain.mlp))  # type: ignore[arg-type]
-    normed = decoder(layer(qk_norm="head"), norm="layer")
+    latent = MlaSpec(
+        num_heads=4,
+        q_lora_rank=None,
+        kv_lora_rank=16,
+        nope_head_dim=8,
+        rope_head_dim=8,
+        value_head_dim=8,
+        scale=0.25,
+        rope=RopeSpec(dim=8),
+    )
+    delta = DeltaNetSpec(num_key_heads=2, num_value_heads=2, key_head_dim=8, value_head_dim=8, conv_kernel=4)
     for spec, name in (
         (decoder(moe), "mlp=MoeSpec"),
-        (decoder(layer(sinks=True)), "sinks"),
-        (decoder(embedding_norm=True), "embedding_norm"),
-        (normed, "norm=layer with qk_norm"),
+        (decoder(replace(plain, mixer=latent)), "mixer=MlaSpec"),
+        (decoder(replace(plain, mixer=delta)), "mixer=DeltaNetSpec"),
+        (decoder(layer(causal=False)), "causal=False"),
+        (decoder(layer(relative_bias=RelativeBiasSpec(num_buckets=8, max_distance=16))), "relative_bias"),
+        (decoder(kind="encoder"), "kind=encoder"),
     ):
         with pytest.raises(UnsupportedModelError, match=f"test: the cpu backend does not implement {name}"):
             load_backend("cpu", spec, {}, OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_learned_positions_limit_the_text(name: str) -> None:
+    spec = decoder(layer(rope=None), position="learned", max_position=64)
+    with pytest.raises(InvalidRequestError, match=r"max_model_len must be in \[1, 64\] for this model, got 65"):
+        load_backend(name, spec, random_weights(spec), BackendOptions(max_model_len=65))
+    assert Driver(load_backend(name, spec, random_weights(spec), BackendOptions(max_model_len=64))).logits([1]).size
 
 
 def test_weights_must_be_the_specs() -> None:

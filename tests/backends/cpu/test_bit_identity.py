@@ -12,7 +12,7 @@ from support.batches import Driver, Text, Work, sampling_arrays
 from support.random_models import decoder, layer, random_weights
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
-from tuili.models.spec import ModelSpec, RopeSpec
+from tuili.models.spec import MlpSpec, ModelSpec, QueryScaling, RopeSpec
 
 MAX_LEN = 1100
 TEXT = np.random.default_rng(3).integers(0, 101, 700).tolist()
@@ -36,6 +36,30 @@ def windowed() -> ModelSpec:
     )
 
 
+def side_by_side() -> ModelSpec:
+    """LayerNorm, ALiBi, sinks, normed and projected embeddings, attention beside the MLP on one norm or two."""
+    own = {"rope": None, "sinks": True, "qk_norm": "each_head"}
+    growing = QueryScaling(beta=0.3, original_max_position=100)
+    return decoder(
+        layer(layer_changes={"parallel": True, "residual_scale": 0.7}, sliding_window=40, **own),
+        layer(layer_changes={"parallel": True, "parallel_norms": 2}, query_scaling=growing, **own),
+        layer(mlp=MlpSpec(intermediate_size=64, activation="relu", gated=False, bias=True), **own),
+        norm="layer",
+        norm_bias=True,
+        position="alibi",
+        embedding_norm=True,
+        embedding_size=32,
+        hidden_size=96,
+    )
+
+
+def learned() -> ModelSpec:
+    """Learned positions, and RMS norms whose factors wait for two products beside each other."""
+    one, two = {"parallel": True}, {"parallel": True, "parallel_norms": 2}
+    layers = (layer(layer_changes=changes, rope=None) for changes in (one, two, None, one))
+    return decoder(*layers, position="learned", position_offset=2)
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -44,8 +68,10 @@ def windowed() -> ModelSpec:
         (windowed, "Q8_0", "bfloat16"),
         (plain, "Q4_1", "int8"),
         (windowed, "Q8_0", "int8"),
+        (side_by_side, "Q8_0", "bfloat16"),
+        (learned, "Q4_1", "int8"),
     ],
-    ids=["F32", "Q4_1", "windows", "Q4_1-int8", "windows-int8"],
+    ids=["F32", "Q4_1", "windows", "Q4_1-int8", "windows-int8", "side-by-side", "learned-int8"],
 )
 def load(request: pytest.FixtureRequest) -> Load:
     make_spec, format_name, kv_cache_dtype = request.param

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, RopeSpec
+from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, QueryScaling, RopeSpec
 
 SOURCE = Path(__file__).parents[3] / "csrc" / "bindings_spec.cpp"
 
 # Refused by models.features unless neutral (tests/models, test_batches.py), or of no consequence for a step.
 NOT_READ = {
-    AttentionSpec: {"sinks", "causal", "relative_bias", "query_scaling"},
+    AttentionSpec: {"causal", "relative_bias"},
     MlpSpec: set(),
-    LayerSpec: {"parallel", "parallel_norms", "cross_attention"},
+    LayerSpec: {"cross_attention"},
     RopeSpec: {"theta", "scaling"},  # native_model.py
-    ModelSpec: {
-        *("family", "max_position"),  # for people; BackendOptions.max_model_len bounds positions
-        *("position", "position_offset", "alibi_scale", "embedding_size", "embedding_norm", "encoder", "kind"),
-    },
+    QueryScaling: set(),
+    ModelSpec: {"family", "encoder", "kind", "alibi_scale"},  # the first for people, the last for native_model.py
 }
 
 

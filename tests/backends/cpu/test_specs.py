@@ -15,12 +15,15 @@ from support.random_models import decoder, layer, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.reference.cache import PagedCache
-from tuili.models.spec import MlpSpec, ModelSpec, RopeScaling, RopeSpec
+from tuili.models.spec import MlpSpec, ModelSpec, QueryScaling, RopeScaling, RopeSpec
 
 ROUNDED_BOUND = 4e-3  # measured: up to 1.5e-3
 FLOAT_BOUND = 0.05  # measured: up to 0.028
 INT8_BOUND = 0.3  # measured: up to 0.16
 OPTIONS = BackendOptions(max_model_len=400)
+
+PARALLEL = layer(layer_changes={"parallel": True})
+TWO_NORMS = layer(layer_changes={"parallel": True, "parallel_norms": 2, "residual_scale": 0.7})
 
 SPECS = {
     "plain": decoder(),
@@ -48,6 +51,33 @@ SPECS = {
     "output norms": decoder(layer(layer_changes={"norms": "output", "residual_scale": 0.5})),
     "post norms": decoder(layer(layer_changes={"norms": "post"}), layer(layer_changes={"norms": "post"})),
     "layer norm": decoder(norm="layer", norm_bias=True),
+    "layer norm of heads": decoder(layer(qk_norm="head"), layer(qk_norm="each_head"), norm="layer", norm_bias=True),
+    "layer norm of rows": decoder(layer(qk_norm="full"), norm="layer"),
+    "gains of each head": decoder(layer(num_heads=6, num_kv_heads=3, qk_norm="each_head")),
+    "parallel": decoder(PARALLEL, layer(), PARALLEL),
+    "parallel on two norms": decoder(TWO_NORMS, TWO_NORMS),
+    "parallel, mixed": decoder(PARALLEL, TWO_NORMS, layer(layer_changes={"norms": "sandwich"}), PARALLEL),
+    "parallel, layer norm": decoder(PARALLEL, TWO_NORMS, PARALLEL, norm="layer", norm_bias=True),
+    "parallel, plain mlp": decoder(
+        layer(
+            num_kv_heads=1,
+            mlp=MlpSpec(intermediate_size=96, activation="gelu", gated=False),
+            layer_changes={"parallel": True, "residual_scale": 0.5},
+        ),
+        norm="layer",
+    ),
+    "alibi": decoder(layer(rope=None), position="alibi"),
+    "alibi, six heads, window": decoder(
+        layer(rope=None, num_heads=6, num_kv_heads=3, sliding_window=20), position="alibi", alibi_scale=0.25
+    ),
+    "learned positions": decoder(layer(rope=None), position="learned", position_offset=2),
+    "norm of embeddings": decoder(embedding_norm=True, norm="layer", norm_bias=True),
+    "narrow embeddings": decoder(embedding_size=32, tie_word_embeddings=True, embedding_scale=2.0, lm_head_bias=True),
+    "wide embeddings": decoder(layer(layer_changes={"norms": "post"}), embedding_size=96, final_norm=False),
+    "sinks": decoder(layer(sinks=True), layer(sinks=True, sliding_window=17)),
+    "growing queries": decoder(
+        layer(query_scaling=QueryScaling(beta=0.5, original_max_position=16)), layer(sliding_window=9)
+    ),
     "layer norm without bias": decoder(norm="layer"),
     "no final norm": decoder(final_norm=False, logit_scale=0.25),
     "tied": decoder(tie_word_embeddings=True, lm_head_bias=True, logit_scale=0.5),

@@ -20,6 +20,7 @@ class Model:
         max_model_len: int,
         layer_groups: list[int],
         layer_ropes: list[int],
+        layer_slopes: list[tuple[float, ...]],
         ropes: list[tuple[Float32, float]],
         read_tensors: Callable[[list[str]], list[tuple[str, tuple[int, ...], NDArray[np.uint8]]]],
         isa: str | None,

@@ -18,6 +18,7 @@ from tuili.errors import (
     UnsupportedModelError,
 )
 from tuili.machine import thread_limits
+from tuili.models.alibi import alibi_slopes
 from tuili.models.features import unsupported_features
 from tuili.models.rope import attention_factor, inverse_frequencies
 from tuili.models.shapes import tensor_shapes
@@ -29,10 +30,11 @@ ISAS = ("avx512", "avx_vnni", "avx2", "scalar")
 SUPPORTED = frozenset(
     (
         *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
-        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=full", "rope=None", "sliding_window"),
-        *("attention.logit_softcap", "norms=post", "norms=sandwich", "norms=output", "residual_scale", "norm=layer"),
-        *("norm_bias", "final_norm=False", "embedding_scale", "logit_scale", "logit_softcap", "lm_head_bias"),
-        "position=none",
+        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=each_head", "qk_norm=full"),
+        *("rope=None", "sliding_window", "attention.logit_softcap", "sinks", "query_scaling"),
+        *("norms=post", "norms=sandwich", "norms=output", "parallel", "parallel_norms=2", "residual_scale"),
+        *("norm=layer", "norm_bias", "final_norm=False", "embedding_norm", "embedding_scale", "embedding_size"),
+        *("logit_scale", "logit_softcap", "lm_head_bias", "position=learned", "position=alibi", "position=none"),
     )
 )
 
@@ -62,10 +64,7 @@ def attention_specs(spec: ModelSpec) -> list[AttentionSpec]:
 
 def check_supported(spec: ModelSpec) -> None:
     """Raises UnsupportedModelError naming every feature of `spec` that the C++ runtime lacks."""
-    missing = list(unsupported_features(spec, SUPPORTED))
-    if spec.norm == "layer" and any(a.qk_norm != "none" for a in attention_specs(spec)):
-        missing.append("norm=layer with qk_norm")
-    if missing:
+    if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the cpu backend does not implement {', '.join(missing)}")
 
 
@@ -85,6 +84,7 @@ def load_model(
             spec,
             max_model_len=options.max_model_len,
             layer_groups=list(groups.of_layer),
+            layer_slopes=[_slopes(a, spec) for a in attention_specs(spec)],
             layer_ropes=[-1 if a.rope is None else ropes.index(a.rope) for a in attention_specs(spec)],
             ropes=[_rope(rope, options.max_model_len) for rope in ropes],
             read_tensors=lambda names: _first_tensors(weights, names),
@@ -112,6 +112,10 @@ def _rope(rope: RopeSpec, max_model_len: int) -> tuple[Float32, float]:
     return np.array(inverse_frequencies(rope, max_model_len), np.float32), attention_factor(rope, max_model_len)
 
 
+def _slopes(a: AttentionSpec, spec: ModelSpec) -> tuple[float, ...]:
+    return alibi_slopes(a.num_heads, spec.alibi_scale) if spec.position == "alibi" else ()
+
+
 def _check_names(spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     """Raises ModelFileError unless these are the spec's weights; their shapes are checked when they are read."""
     for name in sorted(tensor_shapes(spec).keys() ^ weights.keys()):
@@ -128,14 +132,14 @@ def _first_tensors(weights: Mapping[str, Tensor], names: list[str]) -> list[Sour
     for name in names:
         if num_bytes >= BATCH_BYTES:
             break
-        tensors.append(_source_tensor(weights[name]))
+        tensors.append(_source_tensor(name, weights[name]))
         num_bytes += tensors[-1][2].nbytes
     return tensors
 
 
-def _source_tensor(tensor: Tensor) -> SourceTensor:
-    """Matrices as they are, vectors as float32."""
-    if len(tensor.shape) == 1:
-        values = np.ascontiguousarray(tensor.dequantize(), np.float32)
-        return "F32", tensor.shape, values.view(np.uint8)[None]
+def _source_tensor(name: str, tensor: Tensor) -> SourceTensor:
+    """Matrices as they are, vectors as float32, and so the gains of several heads, one after the other."""
+    if len(tensor.shape) == 1 or name.endswith("norm.weight"):
+        values = np.ascontiguousarray(tensor.dequantize(), np.float32).reshape(-1)
+        return "F32", values.shape, values.view(np.uint8)[None]
     return tensor.format.name, tensor.shape, tensor.data
