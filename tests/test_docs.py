@@ -13,13 +13,14 @@ from support import assets
 from tuili.compat import llama_cpp_arguments
 from tuili.runtime import vllm_arguments
 
-DOCS = Path(__file__).parent.parent / "docs"
-COMING_FROM = DOCS / "coming_from.md"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+COMING_FROM, THEORY = DOCS / "coming_from.md", DOCS / "theory.md"
 
 
-def blocks(path: Path) -> list[str]:
-    """The Python blocks of a page."""
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(path: Path, language: str = "python") -> list[str]:
+    """The blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(blocks(COMING_FROM))))
@@ -34,6 +35,35 @@ def test_blocks_that_import_this_library_run(
     monkeypatch.setenv("TUILI_HOME", str(assets.store_dir()))
     exec(code, {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
+
+
+def test_theory_prints_what_it_says(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smollm2_gguf.is_file()
+    monkeypatch.setenv("TUILI_HOME", str(assets.store_dir()))
+    shown = blocks(THEORY, "text")
+    namespace = {"__name__": "__main__"}
+    for number, (source, expected) in enumerate(zip(blocks(THEORY), shown, strict=True)):
+        exec(compile(source, f"block {number} of {THEORY.name}", "exec"), namespace)
+        assert capsys.readouterr().out == expected, f"block {number}"
+
+
+def test_theory_in_chinese_shows_the_same() -> None:
+    chinese = DOCS / "theory.zh-CN.md"
+    for language in ("python", "text"):
+        assert blocks(chinese, language) == blocks(THEORY, language) != []
+    count = THEORY.read_text(encoding="utf-8").count("\n## ")
+    assert chinese.read_text(encoding="utf-8").count("\n## ") == count
+
+
+def test_files_and_pages_named_in_theory_exist() -> None:
+    for path in (THEORY, DOCS / "theory.zh-CN.md"):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py|\.inl)?)`", text):
+            assert (ROOT / "src" / "tuili" / name).exists() or (ROOT / name).exists(), name
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (DOCS / link).exists(), link
 
 
 @pytest.mark.parametrize(
