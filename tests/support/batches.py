@@ -127,7 +127,7 @@ class Driver:
         }
         fields |= changes
         if isinstance(fields["want_logits"], bool):
-            fields["want_logits"] = np.ones(len(rows), np.bool_) if fields["want_logits"] else None
+            fields["want_logits"] = np.ones(len(fields["sample_rows"]), np.bool_) if fields["want_logits"] else None
         return Batch(**fields)
 
     def step(self, works: Sequence[Work], **changes: Any) -> StepResult:
