@@ -6,6 +6,7 @@ texts, no engine, no arrays. docs/sampling.md says what they mean.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -161,6 +162,7 @@ class SamplingParams:
     (`edskypmxt`); what is not in it does nothing.
     logits_processors are called as f(token_ids, logits) or f(prompt_ids, token_ids, logits) with the output so far and
     raw float32 logits [vocab], which they may change and must return, in the engine's thread.
+    A field may be assigned, as vLLM's scripts do: everything is checked again; requests handed in before keep theirs.
     Raises InvalidRequestError (a ValueError) naming the field, what was found and what is allowed.
     """
 
@@ -300,8 +302,8 @@ class SamplingParams:
         return replace(self, seed=seed)
 
     def clone(self) -> SamplingParams:
-        """An equal object; as parameters never change, any will do."""
-        return replace(self)
+        """An equal object that goes its own way."""
+        return copy.copy(self)
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the library's defaults."""
@@ -328,6 +330,17 @@ class SamplingParams:
         """repetition_detection in its canonical form."""
         assert not isinstance(self.repetition_detection, Mapping)
         return self.repetition_detection
+
+
+def _assign(params: SamplingParams, name: str, value: object) -> None:
+    if name not in {field.name for field in fields(params)}:
+        raise AttributeError(f"SamplingParams has no field {name!r}")
+    changed = replace(params, **{name: value})  # type: ignore[arg-type]
+    for field in fields(params):
+        object.__setattr__(params, field.name, getattr(changed, field.name))
+
+
+SamplingParams.__setattr__ = _assign  # type: ignore[method-assign, assignment]
 
 
 def parse_samplers(value: object) -> tuple[str, ...]:

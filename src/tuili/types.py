@@ -84,6 +84,7 @@ class GenerateRequest:
     prompt_token_ids: tuple[int, ...] | None = None
     messages: tuple[Message, ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
+    shown_prompt: str | None = None  # the text to report beside prompt_token_ids
     chat_template: str | None = None
     template_args: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 import tuili
-from tuili import LLM, AsyncEngineArgs, AsyncLLMEngine, EngineArgs, LLMEngine, RequestOutputKind, SamplingParams
+from tuili import (
+    LLM,
+    AsyncEngineArgs,
+    AsyncLLMEngine,
+    EngineArgs,
+    LLMEngine,
+    RequestOutputKind,
+    SamplingParams,
+    TokensPrompt,
+)
 from tuili.errors import EngineUnavailableError, InvalidRequestError
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.metrics import Counter, Gauge, Histogram, RequestMeter
@@ -104,6 +113,52 @@ def _values(llm: LLM) -> dict[str, float]:
         for m in llm.get_metrics()
         if isinstance(m, Counter | Gauge)
     }
+
+
+def test_parameters_may_be_changed_as_scripts_do(llm: LLM) -> None:
+    params = llm.get_default_sampling_params()
+    params.max_tokens = 3  # type: ignore[misc]
+    params.temperature = 0  # type: ignore[misc]
+    params.stop = "nowhere"  # type: ignore[misc]
+    assert (params.max_tokens, params.temperature, params.stop) == (3, 0.0, ("nowhere",))
+    ids = llm.enqueue(PROMPTS[0], params.with_seed(1))
+    assert len(ids) == 1
+    assert len(llm.wait_for_completion(use_tqdm=False)[0].outputs[0].token_ids) == 3
+    with pytest.raises(InvalidRequestError, match="top_p must be"):
+        params.top_p = 0.0  # type: ignore[misc]
+    assert params.top_p > 0
+    with pytest.raises(AttributeError, match="no field 'topp'"):
+        params.topp = 1  # type: ignore[attr-defined]
+
+
+def test_a_queued_request_keeps_the_parameters_it_was_given(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=2, seed=1)
+    llm.enqueue(PROMPTS[0], params)
+    params.max_tokens = 5  # type: ignore[misc]
+    assert len(llm.wait_for_completion(use_tqdm=False)[0].outputs[0].token_ids) == 2
+
+
+def test_control_tokens_by_hand(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    (expected,) = llm.chat(messages, GREEDY, False)
+    assert expected.prompt is not None
+    by_hand = expected.prompt.encode().decode()  # forgets what the template wrote
+    options = {"split_special_tokens": False}
+    (output,) = llm.generate(by_hand, GREEDY, use_tqdm=False, tokenization_kwargs=options)
+    assert (output.prompt, output.prompt_token_ids) == (by_hand, expected.prompt_token_ids)
+    assert output.outputs[0].text == expected.outputs[0].text
+    assert not caplog.records
+    for _ in range(2):
+        (as_text,) = llm.generate(by_hand, GREEDY, use_tqdm=False)
+    assert len(as_text.prompt_token_ids) > len(expected.prompt_token_ids)
+    assert [("<|im_start|>" in record.message) for record in caplog.records] == [True]
+    with pytest.raises(InvalidRequestError, match="tokenization_kwargs may hold add_special_tokens and"):
+        llm.generate("x", GREEDY, use_tqdm=False, tokenization_kwargs={"padding": True})
+
+
+def test_the_text_beside_token_ids_is_reported(llm: LLM) -> None:
+    prompt = TokensPrompt(prompt_token_ids=[1, 2, 3], prompt="as I call it")
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].prompt == "as I call it"
 
 
 def test_metrics_count_requests(llm: LLM) -> None:

@@ -127,8 +127,7 @@ class AsyncLLM:
         self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, priority: int
     ) -> GenerateRequest:
         sampling = params or self.get_default_sampling_params()
-        if sampling.seed is None:
-            sampling = sampling.with_seed(self._seeds.getrandbits(64))
+        sampling = sampling.clone() if sampling.seed is not None else sampling.with_seed(self._seeds.getrandbits(64))
         fields: Mapping[str, Any] = prompt_fields(prompt)
         return GenerateRequest(
             request_id=request_id or uuid.uuid4().hex, sampling=sampling, priority=priority, **fields

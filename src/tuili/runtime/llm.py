@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +18,16 @@ from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import RequestOutput, empty_output
 from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
 from tuili.text.pretrained import PretrainedTokenizer
+from tuili.text.prompt_text import PromptText
 from tuili.types import Done, Event, GenerateRequest, Message, SamplingParams
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Bar = bool | Callable[..., Any]
 
+_log = logging.getLogger(__name__)
+_REMEDY = "use chat(), or tokenization_kwargs={'split_special_tokens': False}"
 _NOT_HERE = {
     **dict.fromkeys(("embed", "encode", "classify", "score", "reward"), "models generate text only"),
     **dict.fromkeys(("sleep", "wake_up"), "close the model and load it again"),
@@ -47,6 +51,7 @@ class LLM:
         self._pipeline: Pipeline = open_model(model, parsed.load_options())
         self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
         self._queue: list[GenerateRequest] = []
+        self._has_warned = False
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
@@ -77,19 +82,22 @@ class LLM:
         use_tqdm: Bar = True,
         lora_request: object = None,
         priority: Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Completes prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
 
         sampling_params is one for all or one each; None is the model's own default. Answers come in
         the order of the prompts. use_tqdm may be a function that makes the bar. A lower priority is served first.
+        Special tokens written in a prompt are text, unless tokenization_kwargs holds split_special_tokens False.
         Raises InvalidRequestError or ContextLengthError for a bad prompt.
         """
         refuse_adapter(lora_request)
-        prompts = prompt_list(prompts)
+        prompts, options = prompt_list(prompts), tokenization_kwargs or {}
         for prompt in prompts:
             prompt_fields(prompt)  # refused before the first one is answered
-        requests = self._requests(len(prompts), map(prompt_fields, prompts), sampling_params, priority)
-        return self._run(len(prompts), requests, use_tqdm)
+        tokenizer = self._pipeline.tokenizer if options else None
+        fields = (prompt_fields(parsed_prompt(prompt, tokenizer, options)) for prompt in prompts)
+        return self._run(len(prompts), self._requests(len(prompts), fields, sampling_params, priority), use_tqdm)
 
     def chat(
         self,
@@ -212,9 +220,17 @@ class LLM:
         return params
 
     def _request(self, fields: Mapping[str, Any], params: SamplingParams, priority: int) -> GenerateRequest:
-        if params.seed is None:
-            params = params.with_seed(self._seeds.getrandbits(64))
+        self._warn_of_special(fields.get("prompt"))
+        params = params.clone() if params.seed is not None else params.with_seed(self._seeds.getrandbits(64))
         return GenerateRequest(request_id=uuid.uuid4().hex, sampling=params, priority=priority, **fields)
+
+    def _warn_of_special(self, prompt: str | None) -> None:
+        """Once: who writes a control token into a text elsewhere means it."""
+        if not prompt or self._has_warned or isinstance(prompt, PromptText):
+            return
+        if (token := self._pipeline.tokenizer.spelled_special(prompt)) is not None:
+            self._has_warned = True
+            _log.warning("a prompt holds %s, which is text and no control token here: %s", token, _REMEDY)
 
 
 class _Progress:

@@ -61,8 +61,7 @@ class LLMEngine:
         if request_id in self._running:
             raise InvalidRequestError(f"request_id {request_id!r} is already in use", param="request_id")
         sampling = params or SamplingParams(**self._default_sampling)
-        if sampling.seed is None:
-            sampling = sampling.with_seed(self._seeds.getrandbits(64))
+        sampling = sampling.clone() if sampling.seed is not None else sampling.with_seed(self._seeds.getrandbits(64))
         request = GenerateRequest(request_id=request_id, sampling=sampling, priority=priority, **prompt_fields(prompt))
         prompt_tokens, token_request = self._pipeline.token_request(request)
         sink = self._inbox.sink(self._num_added)

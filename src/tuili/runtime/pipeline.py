@@ -158,7 +158,7 @@ class Pipeline:
                 f"give exactly one of prompt, prompt_token_ids and messages, got {found}", param="prompt"
             )
         if request.prompt_token_ids is not None:
-            return PromptTokens(self._checked_ids(request.prompt_token_ids), None)
+            return PromptTokens(self._checked_ids(request.prompt_token_ids), request.shown_prompt)
         if isinstance(request.prompt, PromptText):
             return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
         if request.prompt is not None:

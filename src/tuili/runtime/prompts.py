@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from tuili.errors import InvalidRequestError
+from tuili.text.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
 
@@ -64,8 +65,30 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
         )
     salt = {"cache_salt": prompt["cache_salt"]} if prompt.get("cache_salt") else {}
     if prompt.get("prompt_token_ids") is not None:
-        return {"prompt_token_ids": tuple(prompt["prompt_token_ids"]), **salt}
+        return {"prompt_token_ids": tuple(prompt["prompt_token_ids"]), "shown_prompt": prompt.get("prompt"), **salt}
     return {"prompt": prompt.get("prompt"), **salt}
+
+
+def parsed_prompt(prompt: Prompt, tokenizer: Tokenizer | None, options: Mapping[str, Any]) -> Prompt:
+    """A text prompt as ids, tokenized by Hugging Face's options: add_special_tokens, and split_special_tokens, which
+    is True where special tokens written in the text are text. Raises InvalidRequestError for another option.
+    """
+    for name, value in options.items():
+        if name not in ("add_special_tokens", "split_special_tokens") or not isinstance(value, bool):
+            raise InvalidRequestError(
+                "tokenization_kwargs may hold add_special_tokens and split_special_tokens, true or false, "
+                f"got {name!r}: {value!r:.80}",
+                param="tokenization_kwargs",
+            )
+    fields = prompt_fields(prompt)
+    if tokenizer is None or (text := fields.pop("prompt", None)) is None:
+        return prompt
+    ids = tokenizer.encode(
+        text,
+        add_special_tokens=options.get("add_special_tokens", True),
+        parse_special=not options.get("split_special_tokens", True),
+    )
+    return {"prompt_token_ids": ids, "prompt": text, **fields}
 
 
 def refuse_adapter(lora_request: object) -> None:

@@ -173,6 +173,11 @@ class Tokenizer:
         contents = sorted(self._special_by_content, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, contents))) if contents else None
 
+    def spelled_special(self, text: str) -> str | None:
+        """The first special token whose characters stand in a text."""
+        found = None if self._special_pattern is None else self._special_pattern.search(text)
+        return None if found is None else found[0]
+
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """The ids the model's files put around a text."""
