@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tuili.beam_search_params import BeamSearchParams as BeamSearchParams
 from tuili.errors import TuiliError
@@ -53,6 +53,14 @@ class TokenRequest:
     beam_search: BeamSearchParams | None = None
 
 
+class BeamScore(NamedTuple):
+    """How good a beam is: the sum of its log probabilities over its length to the power of the length penalty."""
+
+    score: float
+    cumulative_logprob: float
+    logprobs: tuple[float, ...]  # of each token
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenDelta:
     """What the engine answers: new tokens of answer `index`; the last one has a finish_reason.
@@ -72,6 +80,7 @@ class TokenDelta:
     num_cached_tokens: int = 0
     scheduled_s: float | None = None  # when its first step was planned, on the monotonic clock
     error: TuiliError | None = None
+    beam: BeamScore | None = None  # with beam search, whose beams come whole and best first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +100,7 @@ class GenerateRequest:
     continue_final_message: bool = False
     priority: int = 0
     cache_salt: str = ""
+    beam_search: BeamSearchParams | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,13 @@ def _check_values(request: TokenRequest, vocab_size: int) -> None:
     _check_ids("stop_token_ids", s.stop_token_ids or (), vocab_size)
     _check_ids("logit_bias", s.logit_bias or (), vocab_size)
     _check_allowed(request, vocab_size)
+    beams = request.beam_search
+    if beams is not None and max(2, 1 + len(request.eos_token_ids)) * beams.beam_width > vocab_size:
+        raise InvalidRequestError(
+            f"beam_width must be at most half the vocabulary's {vocab_size}, less with several end tokens, "
+            f"got {beams.beam_width}",
+            param="beam_width",
+        )
     if not 0 <= request.seed < 2**64:
         raise InvalidRequestError(f"seed must be an integer in [0, 2**64), got {request.seed}", param="seed")
     for name, count in (("logprobs", s.logprobs), ("prompt_logprobs", s.prompt_logprobs)):

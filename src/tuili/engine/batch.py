@@ -140,6 +140,7 @@ def _rows(
                 targets.append(-1)
                 counts.append(sequence.num_logprobs)
                 seen, place = None if history is None else history[i], (index, chunk.end + i)
-                are_raw.append(bool(sequence.sampling.processors))
-                rows.append(raw_row(*place) if are_raw[-1] else sample_row(sequence, *place, chunk.draft[:i], seen))
+                is_elsewhere = bool(sequence.sampling.processors or sequence.beams)
+                are_raw.append(sequence.needs_logits)
+                rows.append(raw_row(*place) if is_elsewhere else sample_row(sequence, *place, chunk.draft[:i], seen))
     return tokens, targets, counts, rows, are_raw

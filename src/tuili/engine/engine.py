@@ -18,8 +18,10 @@ from tuili.backend import Backend, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.admission import check_request
 from tuili.engine.batch import BatchBuilder
+from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
+from tuili.engine.endings import ending, endings
 from tuili.engine.logprobs import token_logprobs
 from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.processors import choose_processed
@@ -82,6 +84,7 @@ class Engine:
         self._clock = clock
         self._speculation = _speculation(config, self.blocks, drafter)
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
+        self._groups: dict[str, BeamGroup] = {}  # of the requests that search beams
         self._outbox: deque[tuple[Sink, TokenDelta]] = deque()
         self._delivering = False
         self._closed = False
@@ -118,6 +121,9 @@ class Engine:
             block_hashes=HashChain(self.config.block_size, root),
             vocab_size=self._backend.vocab_size,
         )
+        if request.beam_search is not None:
+            assert sequence.beams is not None
+            self._groups[request.request_id] = BeamGroup(sequence, sequence.beams, request.beam_search.temperature)
         self._num_arrivals += 1
         self._scheduler.add(sequence)
         self._live[request.request_id] = [sequence]
@@ -146,6 +152,9 @@ class Engine:
         """
         started = self._clock()
         chunks = self._scheduler.schedule()
+        while not chunks and (idle := self._scheduler.last_idle()) is not None:
+            self._groups[idle.request.request_id].park(idle, self._scheduler, self._live[idle.request.request_id])
+            chunks = self._scheduler.schedule()
         if self._speculation is not None:
             chunks = self._speculation.extend(chunks)
         if chunks:
@@ -194,8 +203,9 @@ class Engine:
         """Ends every request with an error delta and takes no more."""
         self._closed = True
         error = error or EngineUnavailableError("the engine is closed")
-        for sequence in self._sequences():
-            self._outbox.extend((sequence.sink, _ending(sequence, i, "error", error)) for i in sequence.indexes)
+        for sequences in self._live.values():
+            for sequence in sequences[:1] if sequences[0].beams else sequences:
+                self._outbox.extend((sequence.sink, delta) for delta in endings(sequence, "error", error))
         self._deliver()  # before anything that a broken state could keep from happening
         for sequence in self._sequences():
             self._drop(sequence)
@@ -216,8 +226,25 @@ class Engine:
                 row = rows.stop
             for answer in self._fork_answers(sequence) if samples else ():
                 end = row + 1 + len(draft)
-                self._choose(answer, draft, token_ids[row:end], result, row)
+                if answer.beams is not None:
+                    self._groups[sequence.request.request_id].tell(answer, result, row)
+                else:
+                    self._choose(answer, draft, token_ids[row:end], result, row)
                 row = end
+        for group in [group for group in self._groups.values() if group.is_ready]:
+            self._advance(group)
+
+    def _advance(self, group: BeamGroup) -> None:
+        """Every beam of a group has told its candidates: the best go on, or the search is over."""
+        first = group.sequences[0]
+        if group.is_void:
+            return self._end_all(first, _damage())
+        if group.advance(self._scheduler, self._live[first.request.request_id]):
+            return None
+        results = group.results()
+        self._num_output_tokens += sum(len(delta.token_ids) for delta in results)
+        self._outbox.extend((first.sink, delta) for delta in results)
+        return self._drop_all(first.request.request_id)
 
     def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
         """One sequence for each answer that `sequence` stood for, itself first."""
@@ -246,8 +273,7 @@ class Engine:
         if taken:
             self._tell(sequence, tuple(taken), reason, result, row)
         if token_id < 0:
-            damage = TuiliError("the model computed logits that are not finite: its file may be damaged")
-            self._end_all(sequence, sequence.failure or damage)
+            self._end_all(sequence, sequence.failure or _damage())
 
     def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         self._scheduler.accept(sequence, max(len(taken) - 1, 0))
@@ -293,13 +319,22 @@ class Engine:
             self._end(sequence, index, "error", error)
 
     def _end(self, sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None = None) -> None:
-        """Ends one answer early."""
-        delta = _ending(sequence, index, reason, error)
+        """Ends one answer early; of beams, all."""
+        if sequence.beams is not None:
+            if sequence.request.request_id in self._live:
+                self._outbox.extend((sequence.sink, delta) for delta in endings(sequence, reason, error))
+                self._drop_all(sequence.request.request_id)
+            return
+        delta = ending(sequence, index, reason, error)
         if len(sequence.indexes) == 1:
             self._drop(sequence)
         else:
             sequence.indexes.remove(index)
         self._outbox.append((sequence.sink, delta))
+
+    def _drop_all(self, request_id: str) -> None:
+        for sequence in list(self._live[request_id]):
+            self._drop(sequence)
 
     def _drop(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)
@@ -307,6 +342,7 @@ class Engine:
         self._live[request_id].remove(sequence)
         if not self._live[request_id]:
             del self._live[request_id]
+            self._groups.pop(request_id, None)
 
     def _deliver(self) -> None:
         """Empties the outbox in order. A sink may call add() and abort(): what they say comes after."""
@@ -326,8 +362,8 @@ class Engine:
 
     def _silence(self, request_id: str) -> None:
         """Drops a request whose sink is broken, without a word to it."""
-        for sequence in list(self._live.get(request_id, ())):
-            self._drop(sequence)
+        if request_id in self._live:
+            self._drop_all(request_id)
         self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)
 
 
@@ -342,13 +378,5 @@ def _speculation(config: EngineConfig, blocks: BlockManager, drafter: Drafter | 
     )
 
 
-def _ending(sequence: Sequence, index: int, reason: FinishReason, error: TuiliError | None) -> TokenDelta:
-    """The terminal delta of an answer that ends early."""
-    return TokenDelta(
-        request_id=sequence.request.request_id,
-        index=index,
-        token_ids=(),
-        finish_reason=reason,
-        num_cached_tokens=sequence.num_cached_tokens or 0,
-        error=error,
-    )
+def _damage() -> TuiliError:
+    return TuiliError("the model computed logits that are not finite: its file may be damaged")

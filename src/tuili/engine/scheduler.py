@@ -49,6 +49,8 @@ class Scheduler:
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         for sequence in self.running:
+            if not sequence.num_remaining_tokens:  # a beam that waits for others
+                continue
             (decodes if sequence.num_remaining_tokens == 1 else prompts).append(sequence)
         budget, stalled = self._continue(decodes, budget, chunks)
         self._pace.begin(len(chunks))
@@ -56,6 +58,10 @@ class Scheduler:
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
+
+    def last_idle(self) -> Sequence | None:
+        """The last running sequence that has nothing to compute for now."""
+        return next((sequence for sequence in reversed(self.running) if not sequence.num_remaining_tokens), None)
 
     def observe(self, chunks: ListLike[Chunk], seconds: float) -> None:
         """Takes note of the time that a step of these chunks took."""
@@ -78,9 +84,9 @@ class Scheduler:
         self.blocks.shrink(sequence.slot, start + num_tokens)
 
     def fork(self, sequence: Sequence, index: int) -> Sequence:
-        """Splits answer `index` off a running sequence; without a free slot it waits and computes its end anew."""
+        """Splits answer `index` off a sequence; unless that runs and a slot is free, it waits and computes all anew."""
         twin = sequence.fork(index)
-        if self._free_slots:
+        if self._free_slots and sequence.status is Status.RUNNING:
             self._start(twin)
             self.blocks.fork(sequence.slot, twin.slot)
         else:

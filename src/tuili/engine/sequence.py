@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+from tuili.engine.beam_search import BeamSearch
 from tuili.engine.history import TokenHistory
 from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
@@ -40,6 +41,7 @@ class Sequence:
 
     __slots__ = (
         "__weakref__",
+        "beams",
         "block_hashes",
         "failure",
         "history",
@@ -78,16 +80,20 @@ class Sequence:
         self.request = request
         self.sink = sink
         self.order = (request.priority, arrival)
-        self.indexes = list(range(s.n))
+        self.indexes = list(range(s.n if request.beam_search is None else 1))
         self.max_len = max_len  # tokens of prompt and output at which it ends
         self.stop_ids = frozenset(s.stop_token_ids or ()) | frozenset(() if s.ignore_eos else request.eos_token_ids)
+        self.beams: BeamSearch | None = None
+        if request.beam_search is not None:
+            self.beams = BeamSearch(request.beam_search, self.stop_ids, max_len - len(request.prompt_token_ids))
         self.sampling = row_sampling(request, self.stop_ids, vocab_size)
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # known once it is admitted for the first time
         self.scheduled_s: float | None = None  # when that was, on the monotonic clock
-        self.num_logprobs = _num_logprobs(s.logprobs, vocab_size)
+        wanted = s.logprobs if self.beams is None else self.beams.num_candidates
+        self.num_logprobs = _num_logprobs(wanted, vocab_size)
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
         self.mirostat_mu = self.sampling.mirostat_mu
@@ -120,6 +126,11 @@ class Sequence:
         """What to add to the logits of the token that `num_ahead` others precede from here."""
         below = self.num_output_tokens + num_ahead < self.request.sampling.min_tokens
         return self.sampling.bias_below_min_tokens if below else self.sampling.bias
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether its next token is chosen outside of the step, from raw logits."""
+        return bool(self.sampling.processors) or (self.beams is not None and self.beams.needs_logits)
 
     @property
     def scores_prompt(self) -> bool:
@@ -195,4 +206,4 @@ def _num_logprobs(wanted: int | None, vocab_size: int) -> int:
     """A request's count in the batch's terms: None is -1 (none), -1 is the whole vocabulary."""
     if wanted is None:
         return -1
-    return vocab_size if wanted < 0 else wanted
+    return vocab_size if wanted < 0 else min(wanted, vocab_size)

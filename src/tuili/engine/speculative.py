@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.sequence import Chunk, Sequence
-from tuili.engine.speculative_width import Draft, WidthChooser
+from tuili.engine.speculative_width import NO_DRAFT, Draft, WidthChooser
 from tuili.engine.step_costs import StepCosts
 
 MAX_LOGPROB_ENTRIES = 1 << 20  # of the rows that a draft adds
@@ -45,7 +45,7 @@ class Speculation:
         self._num_rows = 0
         if not chunks or not all(map(_is_decode, chunks)):
             return chunks
-        drafts = [self._drafter.propose(chunk.sequence, self._limit(chunk.sequence)) for chunk in chunks]
+        drafts = [self._proposed(chunk.sequence) for chunk in chunks]
         if any(draft.token_ids for draft in drafts):
             widths = self._chooser.choose(drafts, self._max_tokens - len(chunks))
             chunks = [self._drafted(*item) for item in zip(chunks, drafts, widths, strict=True)]
@@ -57,9 +57,13 @@ class Speculation:
         if self._num_rows:
             self._costs.observe(self._num_rows, seconds)
 
+    def _proposed(self, sequence: Sequence) -> Draft:
+        limit = self._limit(sequence)
+        return self._drafter.propose(sequence, limit) if limit > 0 else NO_DRAFT
+
     def _limit(self, sequence: Sequence) -> int:
         """Draft tokens that could be taken: the last of an answer need not be computed."""
-        if not sequence.sampling.allows_drafts:
+        if sequence.beams is not None or not sequence.sampling.allows_drafts:
             return 0
         limit = min(self._max_draft, sequence.max_len - sequence.num_tokens - 1)
         if sequence.num_logprobs > 0:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tuili.errors import InvalidRequestError
 from tuili.runtime.arguments import LLMArguments
+from tuili.runtime.beam_search import BeamSearchOutput, run_beam_search
 from tuili.runtime.engine_arguments import EngineArgs
 from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
@@ -21,7 +22,7 @@ from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
-from tuili.types import Done, Event, GenerateRequest, Message, SamplingParams
+from tuili.types import BeamSearchParams, Done, Event, GenerateRequest, Message, SamplingParams
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Bar = bool | Callable[..., Any]
@@ -136,6 +137,22 @@ class LLM:
         count = len(conversations)
         fields = ({"messages": tuple(conversation), **shared} for conversation in conversations)
         return self._run(count, self._requests(count, fields, sampling_params, priority), use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: object = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The best beam_width ways on from each prompt, best first.
+
+        Scores and endings are those of transformers' generate(num_beams=...). use_tqdm and concurrency_limit have
+        no effect: the engine runs as many searches at a time as find room.
+        """
+        refuse_adapter(lora_request)
+        return run_beam_search(self._pipeline, [prompt_fields(prompt) for prompt in prompt_list(prompts)], params)
 
     def enqueue(
         self,

@@ -136,6 +136,7 @@ class Pipeline:
             eos_token_ids=self.eos_token_ids,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            beam_search=request.beam_search,
             bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
             dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
         )
