@@ -41,12 +41,12 @@ def test_one_beam_is_greedy(llm: LLM) -> None:
 
 
 def test_the_end_token_is_told_and_hidden(llm: LLM) -> None:
-    messages = [{"role": "user", "content": "Say yes."}]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     tokenizer = llm.get_tokenizer()
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
-    prompt = {"prompt_token_ids": list(ids)}
+    prompt = {"prompt_token_ids": [*ids, *tokenizer.encode("The capital of France is Paris.")]}
     for shows in (False, True):
-        params = BeamSearchParams(beam_width=2, max_tokens=60, early_stopping=True, include_stop_str_in_output=shows)
+        params = BeamSearchParams(beam_width=2, max_tokens=20, early_stopping=True, include_stop_str_in_output=shows)
         [output] = llm.beam_search([prompt], params)
         stopped = [s for s in output.sequences if s.finish_reason == "stop"]
         assert stopped
