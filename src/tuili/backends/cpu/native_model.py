@@ -38,6 +38,7 @@ SUPPORTED = frozenset(
     )
 )
 
+_MAX_DIM = 2**31 - 1
 BATCH_BYTES = 256 << 20  # of tensors read before they are packed
 
 SourceTensor = tuple[str, tuple[int, ...], NDArray[np.uint8]]
@@ -138,7 +139,12 @@ def _first_tensors(weights: Mapping[str, Tensor], names: list[str]) -> list[Sour
 
 
 def _source_tensor(name: str, tensor: Tensor) -> SourceTensor:
-    """Matrices as they are, vectors as float32, and so the gains of several heads, one after the other."""
+    """Matrices as they are, vectors as float32, and so the gains of several heads, one after the other.
+
+    Raises ModelFileError for a dimension that no int32 holds.
+    """
+    if max(tensor.shape) > _MAX_DIM:
+        raise ModelFileError(f"weight {name} has shape {list(tensor.shape)}, dimensions below 2^31 are allowed")
     if len(tensor.shape) == 1 or name.endswith("norm.weight"):
         values = np.ascontiguousarray(tensor.dequantize(), np.float32).reshape(-1)
         return "F32", values.shape, values.view(np.uint8)[None]
