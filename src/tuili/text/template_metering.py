@@ -72,7 +72,8 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         operands = [node.expr, *(operand.expr for operand in node.ops)]
         constants = [operand.value for operand in operands if isinstance(operand, nodes.Const)]
-        if any(not isinstance(value, str) for value in constants):
+        is_search = any(operand.op in ("in", "notin") for operand in node.ops)
+        if not is_search and any(not isinstance(value, str) for value in constants):
             return node  # compared with a number, true, false or none: no work
         meter = " touched" if constants else " weighed"
         node.expr = _metered(node.expr, meter)
