@@ -274,7 +274,7 @@ def test_weights_must_be_the_specs() -> None:
 def test_options_out_of_range() -> None:
     with pytest.raises(InvalidRequestError, match="isa must be one of avx512, avx_vnni, avx2, scalar, got 'sse'"):
         loaded(isa="sse")
-    with pytest.raises(InvalidRequestError, match="num_threads must be .*, got -1"):
+    with pytest.raises(InvalidRequestError, match=r"num_threads must be .*, got -1"):
         loaded(num_threads=-1)
 
 
