@@ -87,7 +87,7 @@ def _bar(progress: JobProgress) -> Iterator[Show]:
         TextColumn("{task.fields[speed]}", markup=False),
         TextColumn("{task.fields[latest]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
         task = bars.add_task("", total=progress.num_rows, completed=progress.num_kept, left="", speed="", latest="")
 
         def show(progress: JobProgress, finished: FinishedRow | None) -> None:
