@@ -1,7 +1,7 @@
 """The `tuili` command: finds its subcommands, and turns every failure into one line and an exit code.
 
-0 done, 1 failed, 2 wrong usage or a refused file, 130 interrupted. Subcommands live one per file in `commands/`,
-each with a function `command`, and import what they need when they run.
+0 done, 1 failed, 2 wrong usage or a refused file, 3 some rows of a job failed, 130 interrupted. Subcommands live one
+per file in `commands/`, each with a function `command`, and import what they need when they run.
 """
 
 from __future__ import annotations
