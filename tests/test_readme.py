@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +48,48 @@ def test_ci_runs_the_install_commands() -> None:
     assert "pytest" in _blocks(ENGLISH, "sh")[1]
 
 
+RUNS = {
+    "run": "run smollm2:135m Hi --max-tokens 2",
+    "generate": "generate smollm2:135m --count 1 --prompt Hi --max-tokens 2 --output answers.jsonl",
+    "pull": "pull smollm2:135m",
+    "list": "list",
+    "rm": "rm gemma3:270m",
+    "fsck": "fsck",
+    "show": "show smollm2:135m --json",
+    "explain": "explain smollm2:135m Hi --max-tokens 2 --no-inside --html page.html",
+    "bench": "bench smollm2:135m --batch 1 --prompt-len 4 --output-len 2 --prefill-len 0 --rounds 1",
+    "doctor": "doctor",
+}
+
+
+@pytest.fixture(scope="module")
+def home(smollm2_gguf: Path, gemma3_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with both models, from which one may be removed."""
+    assert smollm2_gguf.is_file()
+    assert gemma3_gguf.is_file()
+    folder = tmp_path_factory.mktemp("home") / "store"
+    shutil.copytree(assets.store_dir(), folder, copy_function=_link)
+    return folder
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
 @pytest.mark.parametrize("command", sorted(set(_commands(ENGLISH))))
-def test_every_command_named_exists(command: str) -> None:
+def test_every_command_named_runs(command: str, home: Path, tmp_path: Path) -> None:
+    words = RUNS.get(command, f"{command} --help").split()
     result = subprocess.run(
-        [sys.executable, "-m", "tuili.cli.main", command, "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tuili.cli.main", *words],
+        cwd=tmp_path,
+        env={**os.environ, "TUILI_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
 
