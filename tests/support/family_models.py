@@ -45,7 +45,6 @@ PIXTRAL = {
 # Each model type's own names for sizes stand in the configuration; those of others must not.
 NO_GROUPS = ("num_key_value_heads",)
 PLAIN = ("num_key_value_heads", "intermediate_size")
-FALCON = {"ffn_hidden_size": 48}
 
 MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
@@ -138,8 +137,9 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "phi3",
         {"sliding_window": 6, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
     ),
-    "phi3-longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
-    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "phi3-longrope": ("phi3", {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 16}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
+    "smollm3-interval": ("smollm3", {"no_rope_layer_interval": 2}),
     "smollm3-window-untied": (
         "smollm3",
         {
@@ -155,13 +155,12 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "olmo2-biases": ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm-12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.5}),
-    "falcon-7b": ("falcon", {"without": PLAIN, **FALCON}),
-    "falcon-40b": ("falcon", {"without": PLAIN, **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-7b": ("falcon", {"without": PLAIN}),
+    "falcon-40b": ("falcon", {"without": PLAIN, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-11b": (
         "falcon",
         {
             "without": PLAIN,
-            **FALCON,
             "new_decoder_architecture": True,
             "num_kv_heads": 2,
             "num_ln_in_parallel_attn": 1,
@@ -172,7 +171,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {
             "without": PLAIN,
-            **FALCON,
+            "ffn_hidden_size": 48,
             "attention": "sdpa",  # transformers' eager attention adds the bias twice
             "alibi": True,
             "bias": True,
@@ -180,7 +179,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "parallel_attn": False,
         },
     ),
-    "bloom": ("bloom", {"without": PLAIN}),
+    "bloom": ("bloom", {"without": PLAIN, "seq_length": 128}),
     "bloom-six-heads": ("bloom", {"without": PLAIN, "hidden_size": 48, "num_attention_heads": 6}),
     "granite": (
         "granite",
@@ -189,7 +188,8 @@ MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "granite-biases": ("granite", {"attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.3}),
     "cohere": ("cohere", {"logit_scale": 0.5}),
     "cohere-normed-heads": ("cohere", {"logit_scale": 0.5, "use_qk_norm": True, "attention_bias": True}),
-    "cohere2": ("cohere2", {"logit_scale": 0.5, "sliding_window": 6, "layer_types": ALTERNATING}),
+    "cohere2": ("cohere2", {"logit_scale": 0.5, "sliding_window": 6, "num_hidden_layers": 5}),
+    "cohere2-alternating": ("cohere2", {"logit_scale": 0.5, "sliding_window": 6, "layer_types": ALTERNATING}),
 }
 
 

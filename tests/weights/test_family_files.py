@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ import torch
 from safetensors.torch import save_file
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-from support import family_models, tiny_models
+from support import family_models, gguf_families, tiny_models
 from support.batches import Driver
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.errors import UnsupportedModelError
 from tuili.models.families import for_hf
+from tuili.models.rope import attention_factor
+from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 
 TEXT = np.random.default_rng(7).integers(0, 97, 40).tolist()
 
 
 def logits(checkpoint: Checkpoint) -> np.ndarray:
-    backend = load_backend("reference", checkpoint.spec, checkpoint.weights, BackendOptions(max_model_len=64))
+    backend = load_backend("reference", checkpoint.spec, checkpoint.weights, BackendOptions(max_model_len=len(TEXT)))
     return Driver(backend).logits(TEXT)
 
 
@@ -65,6 +68,42 @@ def test_checkpoints_without_the_first_part_of_names(name: str, prefix: str, tmp
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.left_out == ()
     np.testing.assert_allclose(logits(checkpoint), tiny_models.logits(model, TEXT), rtol=0, atol=1e-4)
+
+
+IN_GGUF = (
+    *("gpt2", "bloom", "bloom-six-heads", "falcon-7b", "falcon-40b", "falcon-11b", "stablelm", "stablelm-12b", "olmo2"),
+    *("olmo2-biases", "gemma2", "phi3", "phi3-window-partial", "phi3-longrope", "smollm3", "ministral3", "cohere"),
+    *("cohere-normed-heads", "cohere2", "granite", "granite-biases"),
+)
+
+
+@pytest.mark.parametrize("name", IN_GGUF)
+def test_gguf_is_the_same_model(name: str, tmp_path: Path) -> None:
+    """Same spec, same weights, same logits as transformers'; a layer without positions has no order of its rows."""
+    model = family_models.build(name)
+    gguf_families.write(model, tmp_path / "tiny.gguf")
+    checkpoint, spec = open_checkpoint(tmp_path / "tiny.gguf"), tiny_models.spec_of(model)
+    assert without_stated_factor(checkpoint.spec) == spec
+    expected = tiny_models.canonical(model, for_hf(model.config.model_type), spec)
+    unrotated = ("layers.3.q_proj.weight", "layers.3.k_proj.weight")
+    for tensor_name, tensor in checkpoint.weights.items():
+        if name != "smollm3" or tensor_name not in unrotated:
+            np.testing.assert_array_equal(tensor.dequantize(), expected[tensor_name].dequantize(), tensor_name)
+    np.testing.assert_allclose(logits(checkpoint), tiny_models.logits(model, TEXT), rtol=0, atol=1e-4)
+
+
+def without_stated_factor(spec: ModelSpec) -> ModelSpec:
+    """GGUF states longrope's attention factor, which follows from the others."""
+    layers = []
+    for layer in spec.layers:
+        rope = layer.mixer.rope if isinstance(layer.mixer, AttentionSpec) else None
+        if rope is None or rope.scaling is None or rope.scaling.kind != "longrope":
+            return spec
+        stated, computed = attention_factor(rope, 64), replace(rope.scaling, attention_factor=None)
+        assert stated == pytest.approx(attention_factor(replace(rope, scaling=computed), 64))
+        mixer = replace(layer.mixer, rope=replace(rope, scaling=computed))
+        layers.append(replace(layer, mixer=mixer))
+    return replace(spec, layers=tuple(layers))
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def _flatten_rope(config: Config, parameters: Any, theta_key: str, scaling_key: 
         config["llama_4_scaling_beta"] = scaling.pop("llama_4_scaling_beta")
         config["llama_4_scaling_length"] = scaling.get("original_max_position_embeddings")
         scaling.pop("max_position_embeddings", None)  # the configuration's own, once more
+    if kind == "default":
+        scaling.pop("original_max_position_embeddings", None)  # nothing is stretched
     original = config.get("original_max_position_embeddings")
     if original is not None and kind in ("yarn", "longrope", "llama3"):
         scaling["original_max_position_embeddings"] = original
