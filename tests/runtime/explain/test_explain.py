@@ -125,7 +125,7 @@ def test_words_tell_the_way_in_order(explained: Explanation) -> None:
     text = render_text(explained)
     titles = [section.title for section in words.sections(explained)]
     assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
-    assert "22.5 KiB over all layers (bfloat16)" in text
+    assert "22.5 KiB over all layers (2 bytes a number)" in " ".join(text.split())
     assert "9 heads" in text
     assert all(len(line) <= 110 for line in text.splitlines())
 
@@ -223,15 +223,15 @@ def test_a_long_prompt_and_a_large_model_are_not_drawn() -> None:
 def test_the_cache_grows_by_blocks_and_windows_bound_it() -> None:
     full = CacheGroup(kind="full", block_bytes=1600, block_size=16)
     window = CacheGroup(kind="window", block_bytes=160, block_size=16, window=32)
-    facts = cache_facts(SPECS["windowed"], (full, window), "bfloat16", 10, 17, 4096)
+    facts = cache_facts(SPECS["windowed"], (full, window), 10, 17, 4096)
     assert facts.bytes_per_token == 110
     assert (facts.bytes_after_prompt, facts.bytes_after_answer) == (1760, 3520)
-    assert facts.bytes_at_full_context == 256 * 1600 + 3 * 160
+    assert facts.bytes_at_max_len == 256 * 1600 + 3 * 160
     growth = dict(facts.growth)
     assert (growth[0], growth[1], growth[16], growth[17]) == (0, 1760, 1760, 3520)
     sizes = [size for _, size in facts.growth]
     assert sizes == sorted(sizes)
-    short = cache_facts(SPECS["windowed"], (full, window), "bfloat16", 1, 2, 3).growth
+    short = cache_facts(SPECS["windowed"], (full, window), 1, 2, 3).growth
     assert short[-1] == (3, 1760)
 
 

@@ -58,14 +58,18 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True)
 class CacheFacts:
-    """The KV cache: bytes each token adds, and how it grows with the text; points are (tokens, bytes)."""
+    """The KV cache: bytes each token adds, and how it grows with the text; points are (tokens, bytes).
 
-    dtype: str
+    max_len is the longest text it is loaded for.
+    """
+
+    bytes_per_number: float
     block_size: int
     bytes_per_token: int
     bytes_after_prompt: int
     bytes_after_answer: int
-    bytes_at_full_context: int
+    max_len: int
+    bytes_at_max_len: int
     as_many_kv_heads: float  # how many times larger it were with a key and value head for every query head
     growth: tuple[tuple[int, int], ...]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
-from tuili.models.spec import AttentionSpec
 from tuili.runtime.explain.facts import (
     Candidate,
     Explanation,
@@ -20,7 +19,7 @@ from tuili.runtime.explain.facts import (
 )
 from tuili.runtime.explain.inside import look_inside
 from tuili.runtime.explain.model_facts import cache_facts, layer_groups, model_facts
-from tuili.runtime.loading import DEFAULT_BACKEND, KV_CACHE_DTYPES, LoadOptions, open_model
+from tuili.runtime.loading import DEFAULT_BACKEND, LoadOptions, open_model
 from tuili.runtime.pipeline import Pipeline
 from tuili.store.store import Store
 from tuili.text.detokenizer import Detokenizer
@@ -71,13 +70,10 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
     cache = cache_facts(
         spec,
         pipeline.backend.cache_groups(load.block_size),
-        KV_CACHE_DTYPES[load.kv_cache_dtype],
         num_prompt,
         num_prompt + len(found.tokens),
         pipeline.max_model_len,
     )
-    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
-    per_value = cache.bytes_per_token / sum(2 * a.num_kv_heads * a.head_dim for a in mixers)
     inside = InsideFacts(skipped="it was not asked for")
     if options.inside:
         inside = look_inside(checkpoint, token_ids, lambda token_id: _text(pipeline, token_id))
@@ -86,7 +82,7 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
         prompt=prompt,
         rendered=rendered,
         tokens=tuple(TokenFact(i, _text(pipeline, i), pipeline.tokenizer.is_special(i)) for i in token_ids),
-        layers=layer_groups(checkpoint, per_value),
+        layers=layer_groups(checkpoint, cache.bytes_per_number),
         cache=cache,
         generated=tuple(found.tokens),
         answer=found.text,

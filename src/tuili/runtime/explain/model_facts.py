@@ -147,18 +147,20 @@ def _mlp_steps(mlp: MlpSpec | MoeSpec, hidden: int, norm: str | None) -> Iterabl
 
 
 def cache_facts(
-    spec: ModelSpec, groups: Sequence[CacheGroup], dtype: str, num_prompt: int, num_tokens: int, max_len: int
+    spec: ModelSpec, groups: Sequence[CacheGroup], num_prompt: int, num_tokens: int, max_len: int
 ) -> CacheFacts:
-    """What the cache holds after the prompt, after the answer and at the longest text."""
+    """What the cache holds after the prompt, after the answer and at max_len tokens."""
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
     kv_heads, heads = sum(a.num_kv_heads * a.head_dim for a in mixers), sum(a.num_heads * a.head_dim for a in mixers)
+    bytes_per_token = sum(group.block_bytes // group.block_size for group in groups)
     return CacheFacts(
-        dtype=dtype,
+        bytes_per_number=bytes_per_token / (2 * kv_heads),
         block_size=groups[0].block_size,
-        bytes_per_token=sum(group.block_bytes // group.block_size for group in groups),
+        bytes_per_token=bytes_per_token,
         bytes_after_prompt=_cache_bytes(groups, num_prompt),
         bytes_after_answer=_cache_bytes(groups, num_tokens),
-        bytes_at_full_context=_cache_bytes(groups, max_len),
+        max_len=max_len,
+        bytes_at_max_len=_cache_bytes(groups, max_len),
         as_many_kv_heads=heads / kv_heads,
         growth=_growth(groups, num_tokens, max_len),
     )

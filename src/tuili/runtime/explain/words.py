@@ -199,10 +199,10 @@ def _cache(e: Explanation) -> Section:
         "7. KV cache",
         (
             f"Every token leaves its keys and values behind, {num_bytes(c.bytes_per_token)} over all layers "
-            f"({c.dtype}), so that later tokens need not compute them again.{saved}",
+            f"({c.bytes_per_number:.3g} bytes a number), so that later tokens need not compute them again.{saved}",
             f"The cache is paged: blocks of {c.block_size} tokens are taken as the text grows. {n} prompt tokens hold "
             f"{num_bytes(c.bytes_after_prompt)}, with the answer {num_bytes(c.bytes_after_answer)}; "
-            f"the longest text, {e.model.max_position} tokens, would hold {num_bytes(c.bytes_at_full_context)}.",
+            f"the longest text it is loaded for, {c.max_len} tokens, would hold {num_bytes(c.bytes_at_max_len)}.",
         ),
         ("tokens", "KV cache"),
         tuple((str(tokens), num_bytes(size)) for tokens, size in c.growth[1 :: max(len(c.growth) // 8, 2)]),
