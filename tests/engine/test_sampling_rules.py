@@ -94,7 +94,7 @@ def test_mu_is_carried_over_preemption() -> None:
         assert_solo(answers, request)
 
 
-@pytest.mark.parametrize("manner", [{"mirostat": 2}, {"logits_processors": [lambda ids, logits: logits]}], ids=str)
+@pytest.mark.parametrize("manner", [{"mirostat": 2}, {"logits_processors": [lambda ids, logits: logits]}], ids=" ".join)
 def test_nothing_is_drafted_where_a_row_depends_on_the_choice_before(manner: dict[str, Any]) -> None:
     engine = make_engine(drafter=OracleDrafter(wrong_every=100))
     run(engine, [ask("r", PROMPT, max_tokens=20, temperature=0.9, **manner)])
