@@ -110,6 +110,7 @@ def test_verbose_says_how_fast_it_was(cli: Cli, pipeline: FakePipeline) -> None:
         "generation  4 tokens, 12.0 tokens/s",
         "first token 0.500 s",
         "ended by    stop",
+        "sampling    the defaults",
     ]
 
 

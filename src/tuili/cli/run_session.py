@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuili.cli.answer import print_answer, timing_lines
 from tuili.cli.conversation import Conversation
 from tuili.cli.model_argument import split_arguments
-from tuili.cli.sampling_options import sampling_params
+from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
 from tuili.config import store_dir
@@ -141,7 +141,8 @@ def _answer_once(pipeline: Pipeline, prompt: str, settings: RunSettings, samplin
     )
     answer = print_answer(pipeline.stream(request), sys.stdout)
     if settings.verbose:
-        sys.stderr.write("".join(f"{line}\n" for line in timing_lines(answer, pipeline.load_s)))
+        lines = [*timing_lines(answer, pipeline.load_s), sampling_line(pipeline.default_sampling, sampling)]
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def _chat(pipeline: Pipeline, settings: RunSettings, sampling: Mapping[str, Any]) -> None:

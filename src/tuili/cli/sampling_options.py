@@ -5,44 +5,74 @@ Names, meanings and ranges are SamplingParams'. An option not given leaves the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from tuili.errors import InvalidRequestError
 from tuili.types import SamplingParams
 
-_PANEL = "Sampling"
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=_PANEL)]
-TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass.", rich_help_panel=_PANEL)]
-TopK = Annotated[int | None, typer.Option(help="Keep this many tokens; 0 is all.", rich_help_panel=_PANEL)]
-MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the best.", rich_help_panel=_PANEL)]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", rich_help_panel=_PANEL)]
-MinTokens = Annotated[int | None, typer.Option(help="Shortest answer in tokens.", rich_help_panel=_PANEL)]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="1 is none.", rich_help_panel=_PANEL)]
-PresencePenalty = Annotated[float | None, typer.Option(help="0 is none.", rich_help_panel=_PANEL)]
-FrequencyPenalty = Annotated[float | None, typer.Option(help="0 is none.", rich_help_panel=_PANEL)]
-Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.", rich_help_panel=_PANEL)]
-Stop = Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.", rich_help_panel=_PANEL)]
-IgnoreEos = Annotated[bool | None, typer.Option("--ignore-eos", help="Pass the end token.", rich_help_panel=_PANEL)]
 
-_KINDS: dict[str, type] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "max_tokens": int,
-    "min_tokens": int,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "seed": int,
-    "stop": str,
-    "ignore_eos": bool,
+class _Option(NamedTuple):
+    kind: type  # list: texts, given one by one
+    help: str
+
+
+_OPTIONS: Mapping[str, _Option] = {
+    "temperature": _Option(float, "0 is greedy."),
+    "top_p": _Option(float, "Keep the likeliest tokens up to this mass."),
+    "top_k": _Option(int, "Keep this many tokens; 0 is all."),
+    "min_p": _Option(float, "Drop tokens below this share of the best."),
+    "max_tokens": _Option(int, "Longest answer in tokens."),
+    "min_tokens": _Option(int, "Shortest answer in tokens."),
+    "repetition_penalty": _Option(float, "1 is none."),
+    "presence_penalty": _Option(float, "0 is none."),
+    "frequency_penalty": _Option(float, "0 is none."),
+    "seed": _Option(int, "Makes a sampled answer repeatable."),
+    "stop": _Option(list, "End before this text; repeatable."),
+    "include_stop_str_in_output": _Option(bool, "End after the stop text instead."),
+    "ignore_eos": _Option(bool, "Pass the end token."),
+    "bad_words": _Option(list, "Never write this word; repeatable."),
+    "samplers": _Option(str, "Order of the samplers, as in top_k;top_p;temperature or kpt."),
+    "min_keep": _Option(int, "Tokens that samplers leave at least."),
+    "typical_p": _Option(float, "Keep tokens of typical surprise up to this mass; 1 is all."),
+    "top_n_sigma": _Option(float, "Keep logits within this many deviations of the best; 0 is all."),
+    "xtc_probability": _Option(float, "How often to drop the likeliest tokens; 0 is never."),
+    "xtc_threshold": _Option(float, "Probability from which XTC drops them."),
+    "dynatemp_range": _Option(float, "Temperature moves this far with the entropy; 0 is none."),
+    "dynatemp_exponent": _Option(float, "How it moves."),
+    "dry_multiplier": _Option(float, "Penalty of repetitions; 0 is none."),
+    "dry_base": _Option(float, "By how much it grows with each token."),
+    "dry_allowed_length": _Option(int, "Longest repetition without penalty."),
+    "dry_penalty_last_n": _Option(int, "Tokens looked back at; -1 is all."),
+    "dry_sequence_breakers": _Option(list, "No repetition goes past this text; repeatable."),
+    "mirostat": _Option(int, "1 or 2: steer the surprise; 0 is off."),
+    "mirostat_tau": _Option(float, "Surprise to steer to, in bits."),
+    "mirostat_eta": _Option(float, "How fast to steer."),
 }
-SAMPLING_NAMES = tuple(_KINDS)
+SAMPLING_NAMES = tuple(_OPTIONS)
+_TYPES = {float: float | None, int: int | None, bool: bool | None, str: str | None, list: list[str] | None}
 _TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+def taking_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command every sampling option as a keyword argument."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    marked: Any = command
+    marked.__signature__ = signature.replace(parameters=[*own, *map(_parameter, SAMPLING_NAMES)])
+    return command
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, text = _OPTIONS[name]
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []  # without a --no-
+    option = typer.Option(*flags, help=text, rich_help_panel="Sampling")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_TYPES[kind], option]
+    )
 
 
 def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,16 +89,25 @@ def sampling_params(defaults: Mapping[str, object], given: Mapping[str, Any]) ->
     return SamplingParams(**values)
 
 
+def sampling_line(defaults: Mapping[str, object], given: Mapping[str, Any]) -> str:
+    """The values in effect that are not the library's, and where each is from."""
+    from tuili.runtime.sampling_defaults import LIBRARY, effective_sampling
+
+    effective = effective_sampling(sampling_params(defaults, given), defaults, given)
+    told = [f"{name} {value!r} ({source})" for name, value, source in effective if source != LIBRARY]
+    return f"sampling    {', '.join(told) or 'the defaults'}"
+
+
 def parse_value(name: str, text: str) -> Any:
     """A value as typed in a chat. Raises InvalidRequestError naming the parameter and what it takes."""
-    kind = _KINDS.get(name)
-    if kind is None:
+    if name not in _OPTIONS:
         raise InvalidRequestError(f"no parameter {name!a:.80}: there are {', '.join(SAMPLING_NAMES)}", param=name)
+    kind = _OPTIONS[name].kind
     if kind is bool:
         if text.lower() not in _TRUTH:
             raise InvalidRequestError(f"{name} must be true or false, got {text!a:.80}", param=name)
         return _TRUTH[text.lower()]
-    if kind is str:
+    if kind is list:
         return [text]
     try:
         return kind(text)
