@@ -191,6 +191,19 @@ def test_answers_may_be_files_of_their_own(generate: Generate) -> None:
     assert Path("answers/seed_1.txt").read_text() == texts[1]
 
 
+def test_a_row_may_have_several_answers(generate: Generate) -> None:
+    _write_rows(2)
+    assert generate("-i", "in.txt", "-o", "out.jsonl", "--n", "3", "--seed", "1").code == 0
+    lines = _lines(Path("out.jsonl"))
+    assert [len(line["answers"]) for line in lines] == [3, 3]
+    assert len({answer["text"] for line in lines for answer in line["answers"]}) > 3
+    folder = ("-i", "in.txt", "--output-dir", "answers", "--n", "3", "--seed", "1", "--name")
+    assert "name must hold {n}" in generate(*folder, "{i}.txt").err
+    assert generate(*folder, "{i}_{n}.txt").code == 0
+    texts = [Path(f"answers/{i}_{n}.txt").read_text() for i in range(2) for n in range(3)]
+    assert texts == [answer["text"] for line in lines for answer in line["answers"]]
+
+
 def test_an_openai_batch_file_is_answered_as_openai_would(generate: Generate) -> None:
     bodies = [{"messages": [{"role": "user", "content": f"hello {i}"}], "max_tokens": 3} for i in range(3)]
     batch = [

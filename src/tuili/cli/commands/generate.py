@@ -45,6 +45,7 @@ _Restart = Annotated[
 ]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)]
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each answer.", rich_help_panel=_OUTPUT)]
+_NumAnswers = Annotated[int, typer.Option("--n", min=1, help="Answers to each row.", rich_help_panel="Sampling")]
 _MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers at a time.", rich_help_panel="Loading")]
 
 
@@ -65,6 +66,7 @@ def command(
     restart: _Restart = False,
     quiet: _Quiet = False,
     verbose: _Verbose = False,
+    n: _NumAnswers = 1,
     max_num_seqs: _MaxNumSeqs = 32,
     **shared: Any,
 ) -> None:
@@ -77,5 +79,6 @@ def command(
     from tuili.cli.generate_session import GenerateSettings, generate
 
     settings = GenerateSettings(**{name: options[name] for name in GenerateSettings.option_names()})
-    if code := generate(model, settings, given_only(options)):
+    several = {"n": n} if n > 1 else {}
+    if code := generate(model, settings, {**given_only(options), **several}):
         raise typer.Exit(code)
