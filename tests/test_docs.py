@@ -49,12 +49,13 @@ def test_theory_prints_what_it_says(
         assert capsys.readouterr().out == expected, f"block {number}"
 
 
-def test_theory_in_chinese_shows_the_same() -> None:
-    chinese = DOCS / "theory.zh-CN.md"
+@pytest.mark.parametrize("page", [THEORY, COMING_FROM], ids=lambda path: path.stem)
+def test_in_chinese_the_same_is_shown(page: Path) -> None:
+    chinese = page.with_suffix(".zh-CN.md")
     for language in ("python", "text"):
-        assert blocks(chinese, language) == blocks(THEORY, language) != []
-    count = THEORY.read_text(encoding="utf-8").count("\n## ")
-    assert chinese.read_text(encoding="utf-8").count("\n## ") == count
+        assert blocks(chinese, language) == blocks(page, language)
+    for mark in ("\n## ", "\n|", "\n- "):
+        assert chinese.read_text(encoding="utf-8").count(mark) == page.read_text(encoding="utf-8").count(mark)
 
 
 def test_files_and_pages_named_in_theory_exist() -> None:
@@ -76,6 +77,7 @@ def test_files_and_pages_named_in_theory_exist() -> None:
     ],
 )
 def test_the_page_lists_exactly_the_arguments_there_are(mark: str, names: Collection[str]) -> None:
-    text = COMING_FROM.read_text(encoding="utf-8")
-    listed = text.split(f"<!-- {mark} -->")[1].split("\n\n")[0].split(";")[0]
-    assert set(re.findall(r"`(\w+)`", listed)) == set(names)
+    for page in (COMING_FROM, COMING_FROM.with_suffix(".zh-CN.md")):
+        text = page.read_text(encoding="utf-8")
+        listed = re.split("[;；]", text.split(f"<!-- {mark} -->")[1].split("\n\n")[0])[0]
+        assert set(re.findall(r"`(\w+)`", listed)) == set(names)
