@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili.cli.commands import doctor
+from tuili.cli.model_description import render_description
 
 from .conftest import Cli
 
@@ -88,3 +89,31 @@ def test_doctor_reports_this_machine(cli: Cli) -> None:
 def test_doctor_works_without_the_native_backend(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_processor", lambda: None)
     assert cli("doctor").out.startswith("processor     the native backend is not built: reinstall tuili\n")
+
+
+def test_show_names_what_is_left_out() -> None:
+    """As of a model with eyes, whose text part alone runs."""
+    names = [f"model.vision_tower.{i}.weight" for i in range(3)] + ["multi_modal_projector.weight"]
+    description = {
+        "name": "m",
+        "source": "s",
+        "license": None,
+        "size": 1,
+        "num_parameters": 1,
+        "formats": {},
+        "spec": {
+            "family": "mistral3",
+            "kind": "decoder",
+            "max_position": 1,
+            "vocab_size": 1,
+            "hidden_size": 1,
+            "tie_word_embeddings": False,
+            "layers": [],
+        },
+        "generation_config": {},
+        "eos_token_ids": [],
+        "left_out": names,
+        "chat_template": None,
+    }
+    assert "4 tensors: vision_tower, multi_modal_projector\n" in render_description(description)
+    assert "left out" not in render_description(description | {"left_out": []})

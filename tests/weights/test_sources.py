@@ -90,6 +90,15 @@ def test_fused_rows_stay_packed() -> None:
     assert np.array_equal(weights["layers.0.v_proj.weight"].data, found["layers.0.qkv_proj.weight"].data[96:])
 
 
+@pytest.mark.parametrize("leaf", ["qkv_proj", "qkv_groups_proj"])
+def test_sizes_that_a_configuration_claims_cost_nothing(leaf: str) -> None:
+    """Rows of a billion heads are not counted one by one before the file is seen to have fewer."""
+    huge = replace(decoder(layer(num_heads=1 << 30, num_kv_heads=1 << 30)), tie_word_embeddings=True)
+    found = tensors(SPEC, QKV, **{f"layers__0__{leaf}__weight": rows(128)})
+    with pytest.raises(ModelFileError, match=r"has shape \[128, 64\], the configuration asks for \[51539607552, 64\]"):
+        load(found, huge)
+
+
 HEADS = replace(decoder(layer(qk_norm="each_head", num_kv_heads=1)), tie_word_embeddings=True)
 GAINS = {f"layers__0__q_norm__{h}__weight": np.full(16, h, np.float32) for h in range(4)}
 KEY_GAINS = {"layers__0__k_norm__0__weight": np.ones(16, np.float32)}

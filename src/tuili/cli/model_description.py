@@ -35,6 +35,7 @@ def describe(files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
         "spec": _describe_spec(checkpoint.spec),
         "generation_config": dict(checkpoint.generation_config),
         "eos_token_ids": list(checkpoint.eos_token_ids),
+        "left_out": list(checkpoint.left_out),
         "chat_template": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
     }
 
@@ -54,12 +55,19 @@ def render_description(description: Mapping[str, Any]) -> str:
         ("vocabulary", f"{spec['vocab_size']} tokens{', tied head' if spec['tie_word_embeddings'] else ''}"),
         ("hidden size", str(spec["hidden_size"])),
         *(("layers", f"{layer['count']} x {layer['what']}") for layer in spec["layers"]),
+        *(("left out", _left_out(names)) for names in [description["left_out"]] if names),
         ("sampling", ", ".join(f"{k} {v}" for k, v in description["generation_config"].items()) or "no defaults"),
         ("end tokens", ", ".join(map(str, description["eos_token_ids"])) or "none"),
         ("template", "none: prompts are completed as they are" if template is None else f"sha256 {template[:16]}"),
     ]
     width = max(len(label) for label, _ in facts)
     return "".join(f"{label.ljust(width)}  {fact}\n" for label, fact in facts)
+
+
+def _left_out(names: list[str]) -> str:
+    """ "12 tensors: vision_tower, multi_modal_projector"."""
+    parts = dict.fromkeys(name.removeprefix("model.").split(".")[0] for name in names)
+    return f"{len(names)} tensors: {', '.join(parts)}"
 
 
 def _formats(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
@@ -93,7 +101,7 @@ def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _describe_layer(layer: LayerSpec) -> str:
-    return f"{_describe_mixer(layer.mixer)}; {_describe_mlp(layer.mlp)}"
+    return f"{_describe_mixer(layer.mixer)}{' beside' if layer.parallel else ';'} {_describe_mlp(layer.mlp)}"
 
 
 def _describe_mixer(mixer: object) -> str:

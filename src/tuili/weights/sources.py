@@ -5,9 +5,12 @@ Knows names, specs and rows of bytes; not files or families.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from tuili.models.shapes import Shape
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from tuili.quant.format import Tensor
 
-Rows = slice | NDArray[np.intp]
+Rows = Callable[[], slice | NDArray[np.intp]]  # made when read: a configuration may claim any size
 _OF_LAYER = re.compile(r"layers\.(\d{1,6})\.(\w+)\.(weight|bias)")
 _OF_HEAD = re.compile(r"(.+)\.(\d{1,6})\.(weight|bias)")
 
@@ -53,7 +56,7 @@ class Source:
             return Tensor(first.format, shape, data)
         if self.rows is None and not self.is_transposed:
             return first
-        rows = slice(None) if self.rows is None else self.rows
+        rows = slice(None) if self.rows is None else self.rows()
         if len(shape) == 1:
             elements = first.data.reshape(first.shape[0], -1)[rows]
             return Tensor(first.format, shape, elements.reshape(1, -1))
@@ -105,8 +108,8 @@ def _parts(name: re.Match[str] | None, spec: ModelSpec) -> list[Part]:
 
 
 def _one_after_the_other(sizes: Mapping[str, int]) -> list[Part]:
-    ends = np.cumsum(list(sizes.values())).tolist()
-    return [(leaf, slice(end - size, end), size) for (leaf, size), end in zip(sizes.items(), ends, strict=True)]
+    ends = accumulate(sizes.values())
+    return [(leaf, partial(slice, end - n, end), n) for (leaf, n), end in zip(sizes.items(), ends, strict=True)]
 
 
 def _qkv(layer: LayerSpec) -> list[Part]:
@@ -121,9 +124,17 @@ def _qkv_groups(layer: LayerSpec) -> list[Part]:
     a = layer.mixer
     assert isinstance(a, AttentionSpec)
     group = a.num_heads // a.num_kv_heads
-    order = np.arange(a.num_kv_heads * (group + 2) * a.head_dim).reshape(a.num_kv_heads, group + 2, a.head_dim)
-    parts = {"q_proj": order[:, :group], "k_proj": order[:, group], "v_proj": order[:, group + 1]}
-    return [(leaf, rows.ravel(), rows.size) for leaf, rows in parts.items()]
+    shape = (a.num_kv_heads, group + 2, a.head_dim)
+
+    def rows(first: int, end: int) -> NDArray[np.intp]:
+        return np.arange(math.prod(shape)).reshape(shape)[:, first:end].ravel()
+
+    kv_size = a.num_kv_heads * a.head_dim
+    return [
+        ("q_proj", partial(rows, 0, group), group * kv_size),
+        ("k_proj", partial(rows, group, group + 1), kv_size),
+        ("v_proj", partial(rows, group + 1, group + 2), kv_size),
+    ]
 
 
 def _gate_up(layer: LayerSpec) -> list[Part]:
