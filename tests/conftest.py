@@ -45,6 +45,13 @@ def llama_cpp_models() -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_cpp_source() -> Callable[[str], str]:
+    """The text of a file of llama-cpp-python's sources, by its path there."""
+    _fetched(assets.llama_cpp_archive)
+    return assets.llama_cpp_source
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder TUILI_TEST_DATA names: wikitext2/test.txt and others too large to keep here."""
     folder = os.environ.get("TUILI_TEST_DATA")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from support import assets
 from tuili.compat.llama_cpp import _NOT_HERE, Llama
 from tuili.compat.llama_cpp_arguments import _NEUTRAL, _REFUSED_SAMPLING, IGNORED, REFUSED
 from tuili.errors import ContextLengthError, InvalidRequestError
@@ -29,23 +28,17 @@ def llama(smollm2_gguf: Path) -> Iterator[Llama]:
 
 
 @pytest.fixture(scope="module")
-def theirs() -> dict[str, ast.FunctionDef]:
+def theirs(llama_cpp_source: Callable[[str], str]) -> dict[str, ast.FunctionDef]:
     """The methods of llama-cpp-python's Llama, as its sources declare them."""
-    try:
-        tree = ast.parse(assets.llama_cpp_source("llama_cpp/llama.py"))
-    except assets.AssetUnavailableError as error:
-        pytest.skip(str(error))
+    tree = ast.parse(llama_cpp_source("llama_cpp/llama.py"))
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Llama")
     return {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.fixture(scope="module")
-def shapes() -> dict[str, set[str]]:
+def shapes(llama_cpp_source: Callable[[str], str]) -> dict[str, set[str]]:
     """The keys of llama-cpp-python's answer types."""
-    try:
-        tree = ast.parse(assets.llama_cpp_source("llama_cpp/llama_types.py"))
-    except assets.AssetUnavailableError as error:
-        pytest.skip(str(error))
+    tree = ast.parse(llama_cpp_source("llama_cpp/llama_types.py"))
     return {
         node.name: {item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and _is_name(item.target)}  # type: ignore[union-attr]
         for node in tree.body

@@ -58,19 +58,20 @@ def llama_cpp_models() -> Path:
     folder = cache_dir() / "llama_cpp_models"
     with filelock.FileLock(cache_dir() / "llama_cpp.lock"):
         if not folder.is_dir():
-            _unpack(_source_archive(), folder)
+            _unpack(llama_cpp_archive(), folder)
     return folder
 
 
 def llama_cpp_source(member: str) -> str:
     """The text of one file of the llama-cpp-python sources. Raises AssetUnavailableError."""
-    with filelock.FileLock(cache_dir() / "llama_cpp.lock"), tarfile.open(_source_archive()) as tar:
+    with filelock.FileLock(cache_dir() / "llama_cpp.lock"), tarfile.open(llama_cpp_archive()) as tar:
         source = tar.extractfile(f"{LLAMA_CPP_FILE.removesuffix('.tar.gz')}/{member}")
         assert source is not None
         return source.read().decode("utf-8")
 
 
-def _source_archive() -> Path:
+def llama_cpp_archive() -> Path:
+    """llama-cpp-python's sources as they are published. Raises AssetUnavailableError."""
     archive = cache_dir() / LLAMA_CPP_FILE
     if archive.is_file():
         return archive
