@@ -18,7 +18,7 @@ from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
-from tuili.types import TokenDelta, TokenRequest
+from tuili.types import BeamSearchParams, SamplingParams, TokenDelta, TokenRequest
 from tuili.weights.checkpoint import open_checkpoint
 
 CONTEXT = 256
@@ -31,6 +31,15 @@ MANNERS: dict[str, dict[str, Any]] = {
         "seed": 1234,
         "frequency_penalty": 0.3,
         "repetition_penalty": 1.1,
+    },
+    "samplers": {
+        "temperature": 1.1,
+        "seed": 99,
+        "presence_penalty": 0.4,
+        "dry_multiplier": 0.8,
+        "dry_penalty_last_n": -1,
+        "mirostat": 2,
+        "bad_words": ((28,), (253, 1056)),
     },
 }
 
@@ -157,6 +166,27 @@ def test_answers_of_n_equal_the_subject_with_its_index(backend: Backend) -> None
         assert_same(several.deltas["subject", index], crowded.deltas["subject", index])
     assert_same(several.deltas["subject", 0], single.deltas["subject", 0])
     assert len({tuple(several.tokens("subject", i)) for i in range(5)}) == 5
+
+
+def test_beams_in_any_company(backend: Backend) -> None:
+    """Alone, among others, in small chunks and with too few blocks for all beams."""
+    params = BeamSearchParams(beam_width=4, max_tokens=10)
+    subject = TokenRequest(
+        request_id="subject",
+        prompt_token_ids=PROMPT,
+        sampling=SamplingParams(n=4, max_tokens=10, seed=0),
+        seed=0,
+        beam_search=params,
+    )
+    runs = [
+        run(engine(backend, max_num_seqs=4), [subject], checked=False),
+        run(engine(backend, max_num_seqs=8, max_num_batched_tokens=48), [*crowd(9), subject], checked=False),
+        run(engine(backend, blocks=12, max_num_seqs=3), [*crowd(2), subject], checked=False),
+    ]
+    alone, *others = [[answers.last("subject", i) for i in range(4)] for answers in runs]
+    for found in others:
+        assert [(d.token_ids, d.beam) for d in found] == [(d.token_ids, d.beam) for d in alone]
+    assert len({d.token_ids for d in alone}) == 4
 
 
 def test_prompt_logprobs_in_chunks(backend: Backend) -> None:
