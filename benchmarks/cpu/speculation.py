@@ -1,6 +1,7 @@
 """What drafts bring, and what they cost where there is nothing to copy: decode with and without, in turns.
 
-    python benchmarks/cpu/speculation.py MODEL [--rounds 5] [--max-tokens 128] [--batch 1] [--threads 2] [--save NAME]
+    python benchmarks/cpu/speculation.py MODEL [--draft-model MODEL] [--sets repetitive,fresh] [--rounds 5]
+        [--max-tokens 128] [--batch 1] [--threads 2] [--save NAME]
 
 Two sets of texts: `repetitive` (code, JSON, a table and an extraction, greedy: what the model writes
 repeats what it has read) and `fresh` (stories and essays, sampled). With --batch N a set's prompts
@@ -93,7 +94,8 @@ def main() -> None:
     options = _options()
     models = {drafts: _open(options, drafts) for drafts in (False, True)}
     rows: list[dict[str, Any]] = []
-    for name, texts in SETS.items():
+    for name in options.sets:
+        texts = SETS[name]
         groups = [list(itertools.islice(itertools.cycle(texts), i, i + options.batch)) for i in range(len(texts))]
         found = [_measure(models, group, SAMPLING[name], options) for group in groups]
         rows += [_row(name, group, measured) for group, measured in zip(groups, found, strict=True)]
@@ -174,14 +176,22 @@ def _open(options: argparse.Namespace, drafts: bool) -> Pipeline:
             max_num_seqs=max(options.batch, 1),
             kv_cache_memory_bytes=512 << 20,
             enable_prefix_caching=False,
-            speculative=SpeculativeConfig() if drafts else None,
+            speculative=_speculative(options.draft_model) if drafts else None,
         ),
     )
+
+
+def _speculative(draft_model: str | None) -> SpeculativeConfig:
+    if draft_model is None:
+        return SpeculativeConfig()
+    return SpeculativeConfig(method="draft_model", model=draft_model)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--draft-model")
+    parser.add_argument("--sets", type=lambda names: names.split(","), default=list(SETS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)

@@ -24,27 +24,33 @@ from tuili.errors import InvalidRequestError
 KvCacheDtype = Literal["bfloat16", "int8"]
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
+SPECULATIVE_METHODS = ("ngram", "draft_model")
 MAX_SPECULATIVE_TOKENS = 64
 MAX_PROMPT_LOOKUP = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeculativeConfig:
-    """Drafting by looking up where the text occurred before, under vLLM's names (docs/speculation.md).
+    """How drafts are made, under vLLM's names (docs/speculation.md).
 
-    num_speculative_tokens is the longest draft: measured costs decide how much of it is tried.
-    prompt_lookup_min and prompt_lookup_max bound the length, in tokens, of the recurring end of
-    the text. Raises InvalidRequestError naming the field.
+    method "ngram" looks up where the text occurred before: prompt_lookup_min and prompt_lookup_max bound the
+    length, in tokens, of its recurring end. "draft_model" asks a smaller `model`, a name or a path, with the same
+    vocabulary. num_speculative_tokens is the longest draft: measured costs decide how much of it is tried.
+    Raises InvalidRequestError naming the field.
     """
 
     method: str = "ngram"
+    model: str | None = None
     num_speculative_tokens: int = 15
     prompt_lookup_min: int = 2
     prompt_lookup_max: int = 32
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> SpeculativeConfig:
-        """Reads vLLM's speculative_config. Raises InvalidRequestError for a key that is not known here."""
+        """Reads vLLM's speculative_config, where a model alone says the method too.
+
+        Raises InvalidRequestError for a key that is not known here.
+        """
         known = [f.name for f in fields(cls)]
         for name in values:
             if name not in known:
@@ -52,12 +58,20 @@ class SpeculativeConfig:
                     f"speculative_config: {shown(name)} is not implemented; known are {', '.join(known)}",
                     param="speculative_config",
                 )
-        return cls(**values)  # type: ignore[arg-type]
+        implied = {"method": "draft_model"} if values.get("model") is not None else {}
+        return cls(**implied | dict(values))  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        if self.method != "ngram":
+        if self.method not in SPECULATIVE_METHODS:
+            allowed = " or ".join(map(repr, SPECULATIVE_METHODS))
             raise InvalidRequestError(
-                f"speculative_config: method must be 'ngram', got {shown(self.method)}", param="speculative_config"
+                f"speculative_config: method must be {allowed}, got {shown(self.method)}", param="speculative_config"
+            )
+        if (self.method == "draft_model") != (isinstance(self.model, str) and self.model != ""):
+            raise InvalidRequestError(
+                f"speculative_config: model names the draft model of method 'draft_model', got {shown(self.model)} "
+                f"with method {shown(self.method)}",
+                param="speculative_config",
             )
         self._check_range("num_speculative_tokens", 1, MAX_SPECULATIVE_TOKENS)
         self._check_range("prompt_lookup_max", 1, MAX_PROMPT_LOOKUP)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from support.answers import Answers, ask, assert_idle, assert_solo, make_engine, run
 from support.fake_backend import VOCAB, FakeBackend, solo
+from support.misguided import Misguided
 from support.oracle_drafter import OracleDrafter
 from tuili.types import TokenRequest
 
@@ -80,7 +81,15 @@ def workloads(draw: st.DrawFn) -> list[TokenRequest]:
     return [draw(requests(f"r{i}")) for i in range(draw(st.integers(1, 8)))]
 
 
-DRAFTERS = st.none() | st.builds(OracleDrafter, st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 30]), st.just(CONTEXT))
+DRAFTERS = st.builds(OracleDrafter, st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 30]), st.just(CONTEXT))
+DRAFT_MODELS = st.builds(
+    Misguided, st.sampled_from([(None,), (None, 20), (18,)]), wrong_every=st.sampled_from([1, 2, 3, 7, 1000])
+)
+DRAFTS = (
+    st.just({})
+    | st.fixed_dictionaries({"drafter": DRAFTERS})
+    | st.fixed_dictionaries({"draft": DRAFT_MODELS, "draft_len": st.sampled_from([60, CONTEXT])})
+)
 
 CLOCKS = st.integers(0, 9).map(
     lambda seed: itertools.accumulate(iter(random.Random(seed).random, None), initial=0.0).__next__
@@ -97,7 +106,7 @@ def engines(draw: st.DrawFn) -> dict[str, object]:
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_seqs + draw(st.sampled_from([0, 3, 11, 40, 200])),
         "enable_prefix_caching": draw(st.booleans()),
-        "drafter": draw(DRAFTERS),
+        **draw(DRAFTS),
         "clock": draw(CLOCKS),
         "max_slowdown": draw(st.sampled_from([None, 1.2, 3.0])),
     }

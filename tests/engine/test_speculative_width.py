@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuili.engine.speculative_width import FIRST_PROBE, NO_DRAFT, Draft, WidthChooser
+from tuili.engine.speculative_width import FIRST_PROBE, WidthChooser
 from tuili.engine.step_costs import StepCosts
 
 CHANCES = st.lists(st.lists(st.floats(0.0, 1.0), max_size=5), min_size=1, max_size=3)
@@ -21,8 +21,9 @@ def costs(seconds: dict[int, float]) -> StepCosts:
     return table
 
 
-def draft(*chances: float) -> Draft:
-    return Draft([0] * len(chances), chances)
+def chooser(table: StepCosts, drafting: float = 0.0) -> WidthChooser:
+    """Guessing the next token of any number of drafts takes `drafting` seconds."""
+    return WidthChooser(table, lambda num_drafts: drafting if num_drafts else 0.0, probe_gain=1.3)
 
 
 def test_costs_are_interpolated_and_continued() -> None:
@@ -46,6 +47,31 @@ def test_a_disturbance_passes_and_a_lasting_change_is_learned() -> None:
     assert table.seconds(8) == pytest.approx(2.0, rel=0.05)
 
 
+def test_cold_first_steps_are_not_believed() -> None:
+    table = costs({1: 9.0})
+    for seconds in (1.0, 3.0, 1.2):
+        table.observe(1, seconds)
+    assert table.seconds(1) == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize(("row_cost", "least", "most"), [(1.0, 0, 20), (0.02, 180 * 8, 200 * 8)])
+def test_nothing_has_to_be_measured_beforehand(row_cost: float, least: int, most: int) -> None:
+    table = StepCosts()
+    subject, drafted = chooser(table), 0
+    for _ in range(200):
+        (width,) = subject.choose([(0.9,) * 8], 99)
+        drafted += width
+        table.observe(1 + width, 1.0 + row_cost * width)
+    assert least <= drafted <= most
+
+
+def test_what_guessing_takes_counts() -> None:
+    free = costs(dict.fromkeys(range(1, 20), 1.0))
+    assert chooser(free, drafting=0.1).choose([(0.9,) * 9], 99) == [9]
+    assert chooser(free, drafting=0.2).choose([(0.9,) * 9], 99) == [7]
+    assert chooser(free, drafting=1.0).choose([(0.9,) * 9], 99) == [0]
+
+
 def test_a_slower_moment_seen_at_one_size_moves_the_others_along() -> None:
     table = costs({1: 1.0, 8: 2.0})
     for _ in range(100):
@@ -63,7 +89,7 @@ def test_noise_at_one_size_does_not_carry_the_others_away() -> None:
 @given(chances=CHANCES, slope=st.floats(0.0, 1.0), max_rows=st.integers(0, 12))
 def test_the_choice_is_the_best_of_all(chances: list[list[float]], slope: float, max_rows: int) -> None:
     table = costs({n: 1.0 + slope * (n - 1) for n in range(1, 20)})
-    widths = WidthChooser(table).choose([draft(*c) for c in chances], max_rows)
+    widths = chooser(table).choose(chances, max_rows)
 
     def rate(candidate: tuple[int, ...]) -> float:
         expected = float(len(chances))
@@ -81,21 +107,21 @@ def test_the_choice_is_the_best_of_all(chances: list[list[float]], slope: float,
 
 
 def test_rows_that_cost_nothing_are_used_and_rows_that_cost_as_much_as_a_step_are_not() -> None:
-    good, poor = draft(0.9, 0.9, 0.9, 0.9), draft(0.1, 0.5)
+    good, poor = (0.9, 0.9, 0.9, 0.9), (0.1, 0.5)
     free, dear = costs({1: 1.0, 16: 1.02}), costs({n: float(n) for n in range(1, 17)})
-    assert WidthChooser(free).choose([good], 99) == [4]
-    assert WidthChooser(free).choose([poor], 99) == [2]
-    assert WidthChooser(dear).choose([good], 99) == [0]
-    assert WidthChooser(free).choose([good, NO_DRAFT, poor], 3) == [3, 0, 0]
+    assert chooser(free).choose([good], 99) == [4]
+    assert chooser(free).choose([poor], 99) == [2]
+    assert chooser(dear).choose([good], 99) == [0]
+    assert chooser(free).choose([good, (), poor], 3) == [3, 0, 0]
 
 
 def test_what_does_not_pay_is_tried_ever_more_rarely_until_it_pays() -> None:
     table = costs({n: float(n) for n in range(1, 17)})
-    chooser, good = WidthChooser(table), draft(0.9, 0.9, 0.9)
-    tries = [i for i in range(FIRST_PROBE * 8) if chooser.choose([good], 99) != [0]]
+    subject, good = chooser(table), (0.9, 0.9, 0.9)
+    tries = [i for i in range(FIRST_PROBE * 8) if subject.choose([good], 99) != [0]]
     assert tries == [FIRST_PROBE - 1, FIRST_PROBE * 3 - 1, FIRST_PROBE * 7 - 1]
-    assert not any(any(chooser.choose([draft(0.2)], 99)) for _ in range(3000))
+    assert not any(any(subject.choose([(0.2,)], 99)) for _ in range(3000))
     for _ in range(200):
         for n in range(1, 17):
             table.observe(n, 1.0 + 0.01 * n)
-    assert chooser.choose([good], 99) == [3]
+    assert subject.choose([good], 99) == [3]

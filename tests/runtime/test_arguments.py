@@ -43,8 +43,11 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("tensor_parallel_size", 2, "must be 1 on a CPU"),
         ("revision", "main", "not implemented"),
         ("speculative_config", "ngram", "a mapping or None"),
-        ("speculative_config", {"model": "smollm2:135m"}, "'model' is not implemented; known are method"),
-        ("speculative_config", {"method": "eagle"}, "method must be 'ngram', got 'eagle'"),
+        ("speculative_config", {"draft": "smollm2:135m"}, "'draft' is not implemented; known are method, model"),
+        ("speculative_config", {"method": "eagle"}, "method must be 'ngram' or 'draft_model', got 'eagle'"),
+        ("speculative_config", {"method": "draft_model"}, "model names the draft model .* got None"),
+        ("speculative_config", {"method": "draft_model", "model": ""}, "model names the draft model .* got ''"),
+        ("speculative_config", {"method": "ngram", "model": "m"}, "got 'm' with method 'ngram'"),
         (
             "speculative_config",
             {"num_speculative_tokens": 0},
@@ -134,3 +137,9 @@ def test_drafts_are_on_unless_turned_off() -> None:
     assert LLMArguments.parse({"speculative_config": given}).load_options().speculative == SpeculativeConfig(
         num_speculative_tokens=4
     )
+
+
+def test_a_model_alone_says_the_method_of_drafting() -> None:
+    for given in ({"model": "m"}, {"model": "m", "method": "draft_model"}):
+        found = LLMArguments.parse({"speculative_config": given}).load_options().speculative
+        assert found == SpeculativeConfig(method="draft_model", model="m")

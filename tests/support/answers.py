@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from support.fake_backend import FakeBackend, solo
 from support.oracle_drafter import OracleDrafter
 from tuili.config import EngineConfig, SpeculativeConfig
+from tuili.engine.draft_model import DraftBackend
 from tuili.engine.engine import Engine
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
@@ -66,21 +67,28 @@ def make_engine(
     backend: FakeBackend | None = None,
     blocks: int | None = None,
     drafter: OracleDrafter | None = None,
+    draft: FakeBackend | None = None,
     clock: Callable[[], float] | None = None,
+    draft_len: int | None = None,
     **limits: object,
 ) -> Engine:
     """An engine with 16-token blocks; `blocks` of each cache group. With a drafter, whose drafts it always takes.
 
-    Without a clock all steps take as long.
+    Without a clock all steps take as long. `draft` is a draft model that takes no time.
     """
     backend = backend or FakeBackend()
     limits = {"max_model_len": 128, "block_size": 16, **limits}
     if blocks is not None:
-        limits["kv_cache_memory_bytes"] = blocks * backend.block_bytes * len(backend.windows)
+        groups = len(backend.windows) + (0 if draft is None else len(draft.windows))
+        limits["kv_cache_memory_bytes"] = blocks * backend.block_bytes * groups
+    if draft is not None:
+        limits["speculative"] = SpeculativeConfig(method="draft_model", model="draft")
+        clock = clock or (lambda: float(backend.num_steps))
     if drafter is not None:
         limits["speculative"] = SpeculativeConfig(num_speculative_tokens=drafter.max_draft)
     config = EngineConfig(**limits)  # type: ignore[arg-type]
-    return Engine(backend, config, drafter=drafter, clock=clock or itertools.count().__next__)
+    drafts_for = None if draft is None else DraftBackend(draft, draft_len or config.max_model_len)
+    return Engine(backend, config, draft=drafts_for, drafter=drafter, clock=clock or itertools.count().__next__)
 
 
 def run(engine: Engine, requests: Iterable[TokenRequest], *, checked: bool = True) -> Answers:

@@ -14,7 +14,7 @@ SpeculativeOption = Annotated[
     str | None,
     typer.Option(
         metavar="JSON|none",
-        help='Drafts, as {"method": "ngram", "num_speculative_tokens": 15}; none computes token by token.',
+        help='Drafts, as {"num_speculative_tokens": 15} or {"model": "smollm2:135m"}; none computes token by token.',
         rich_help_panel="Loading",
     ),
 ]

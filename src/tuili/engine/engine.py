@@ -21,14 +21,14 @@ from tuili.engine.batch import BatchBuilder
 from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
+from tuili.engine.draft_model import DraftBackend, DraftModel
 from tuili.engine.endings import ending, endings
 from tuili.engine.logprobs import token_logprobs
 from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.processors import choose_processed
-from tuili.engine.prompt_lookup import PromptLookup
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink
-from tuili.engine.speculative import Drafter, Speculation
+from tuili.engine.speculative import Drafter, speculation
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenDelta, TokenRequest
 
@@ -60,15 +60,19 @@ class Engine:
         backend: Backend,
         config: EngineConfig,
         *,
+        draft: DraftBackend | None = None,
         drafter: Drafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Sizes and allocates the cache. Raises UnsupportedModelError or InsufficientMemoryError.
 
-        drafter replaces the one config.speculative asks for; clock gives the seconds by which steps are timed.
+        draft is the model for method "draft_model"; its cache is a part of the whole. drafter replaces the one
+        config.speculative asks for; clock gives the seconds by which steps are timed.
         """
         groups = backend.cache_groups(config.block_size)
-        num_blocks = plan_cache(groups, config)
+        draft_groups = () if draft is None else draft.backend.cache_groups(config.block_size)
+        counts = plan_cache((*groups, *draft_groups), config)
+        num_blocks, num_draft_blocks = counts[: len(groups)], counts[len(groups) :]
         backend.allocate_cache(num_blocks)
         self.config = config
         self.blocks = BlockManager(
@@ -79,10 +83,12 @@ class Engine:
             max_model_len=config.max_model_len,
         )
         self._backend = backend
-        self._scheduler = Scheduler(self.blocks, config)
+        if draft is not None:
+            drafter = drafter or DraftModel(draft, num_draft_blocks, config, clock)
+        self._speculation = speculation(config, self.blocks, drafter, clock)
+        self._scheduler = Scheduler(self.blocks, config, self._release_draft)
         self._batches = BatchBuilder(self.blocks)
         self._clock = clock
-        self._speculation = _speculation(config, self.blocks, drafter)
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
         self._groups: dict[str, BeamGroup] = {}  # of the requests that search beams
         self._outbox: deque[tuple[Sink, TokenDelta]] = deque()
@@ -144,6 +150,8 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Later requests reuse nothing computed so far; sequences under way keep what they hold."""
         self.blocks.forget()
+        if self._speculation is not None:
+            self._speculation.forget()
 
     def step(self) -> bool:
         """Computes one step and delivers what came of it; False when nothing is left to do.
@@ -168,9 +176,10 @@ class Engine:
                 self._commit(chunks, result)
                 self._deliver()
                 seconds = self._clock() - started
-                self._scheduler.observe(chunks, seconds)
                 if self._speculation is not None:
+                    seconds -= self._speculation.drafting_s
                     self._speculation.observe(seconds)
+                self._scheduler.observe(chunks, seconds)
         assert chunks or not self._live, "sequences wait, but none can run"
         return self.has_work()
 
@@ -198,6 +207,8 @@ class Engine:
         live = self._sequences()
         assert set(map(id, queued)) == set(map(id, live)), "a sequence is lost"
         self._scheduler.check()
+        if self._speculation is not None:
+            self._speculation.check(self._scheduler.running)
 
     def close(self, error: TuiliError | None = None) -> None:
         """Ends every request with an error delta and takes no more."""
@@ -209,6 +220,10 @@ class Engine:
         self._deliver()  # before anything that a broken state could keep from happening
         for sequence in self._sequences():
             self._drop(sequence)
+
+    def _release_draft(self, sequence: Sequence) -> None:
+        if self._speculation is not None:
+            self._speculation.release(sequence)
 
     def _sequences(self) -> list[Sequence]:
         return [sequence for sequences in self._live.values() for sequence in sequences]
@@ -365,17 +380,6 @@ class Engine:
         if request_id in self._live:
             self._drop_all(request_id)
         self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)
-
-
-def _speculation(config: EngineConfig, blocks: BlockManager, drafter: Drafter | None) -> Speculation | None:
-    if config.speculative is None:
-        return None
-    return Speculation(
-        drafter or PromptLookup(config.speculative),
-        blocks,
-        max_draft=config.speculative.num_speculative_tokens,
-        max_tokens=config.max_num_batched_tokens,
-    )
 
 
 def _damage() -> TuiliError:

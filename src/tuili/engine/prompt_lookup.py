@@ -13,11 +13,21 @@ from weakref import WeakKeyDictionary
 
 from tuili.config import SpeculativeConfig
 from tuili.engine.sequence import Sequence
-from tuili.engine.speculative_width import NO_DRAFT, Draft
+from tuili.engine.speculative_width import Chance
 
 TABLE_SIZE = 1 << 14  # 64 KiB; places that collide are told apart when they are compared
 MAX_CANDIDATES = 8  # places compared in one look-up
 MIN_CHANCE = 0.05  # of a draft's token to be taken; what is less likely is not proposed, nor what follows it
+
+
+class Draft(NamedTuple):
+    """Tokens that may come next, and how likely each is right when all before it are."""
+
+    token_ids: ListLike[int]
+    chances: ListLike[float]
+
+
+NO_DRAFT = Draft((), ())
 
 
 class Match(NamedTuple):
@@ -78,22 +88,16 @@ class Acceptance:
     """How often a drafted token was right, by the length of the match it rests on (in powers of two)."""
 
     PRIOR = (0.0, 0.15, 0.3, 0.55, 0.8, 0.9, 0.95, 0.95)
-    PRIOR_WEIGHT = 4.0
-    MEMORY = 0.95  # weight of the past at each new token
 
     def __init__(self) -> None:
-        self._hits = [chance * self.PRIOR_WEIGHT for chance in self.PRIOR]
-        self._weights = [self.PRIOR_WEIGHT] * len(self.PRIOR)
+        self._chances = [Chance(prior) for prior in self.PRIOR]
 
     def chance(self, length: int) -> float:
         """That the token after a match of `length` tokens is right."""
-        i = length.bit_length()
-        return self._hits[i] / self._weights[i]
+        return self._chances[length.bit_length()].value
 
     def learn(self, length: int, was_right: bool) -> None:
-        i = length.bit_length()
-        self._hits[i] = self.MEMORY * self._hits[i] + was_right
-        self._weights[i] = self.MEMORY * self._weights[i] + 1
+        self._chances[length.bit_length()].learn(was_right)
 
 
 class Lookup:
@@ -108,6 +112,11 @@ class Lookup:
         self._match: Match | None = None
         self._draft: list[int] = []
         self._num_tokens = 0  # when it was made
+
+    @property
+    def drafted(self) -> ListLike[int]:
+        """The last draft's tokens."""
+        return self._draft if self._match else ()
 
     def draft(self, limit: int) -> Draft:
         """At most `limit` tokens that followed the longest match, as long as they are not too unlikely."""
@@ -150,6 +159,8 @@ class Lookup:
 class PromptLookup:
     """The Drafter that looks up each sequence's own prompt and output."""
 
+    probe_gain = 1.3  # little to copy is not worth a trial
+
     def __init__(self, config: SpeculativeConfig) -> None:
         self._config = config
         self._lookups: WeakKeyDictionary[Sequence, Lookup] = WeakKeyDictionary()
@@ -160,3 +171,24 @@ class PromptLookup:
         if lookup is None:
             lookup = self._lookups[sequence] = Lookup(sequence, self._config)
         return lookup.draft(limit)
+
+    def chances(self, sequence: Sequence, limit: int) -> ListLike[float]:
+        """Of the tokens that propose() found."""
+        return self.propose(sequence, limit).chances if limit else ()
+
+    def draft(self, wanted: ListLike[tuple[Sequence, int]]) -> list[ListLike[int]]:
+        """The first tokens, as many as wanted, of what was found for each sequence."""
+        return [self._lookups[sequence].drafted[:width] if width else () for sequence, width in wanted]
+
+    def seconds(self, num_sequences: int) -> float:
+        """Copying takes no time."""
+        return 0.0
+
+    def release(self, sequence: Sequence) -> None:
+        """Indexes go with their sequences."""
+
+    def forget(self) -> None:
+        """Nothing is shared between sequences."""
+
+    def check(self, running: ListLike[Sequence]) -> None:
+        """Nothing is kept for others."""

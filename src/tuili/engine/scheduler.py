@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 
 from tuili.config import EngineConfig
@@ -25,7 +26,10 @@ MAX_LOGPROB_ENTRIES = 1 << 22  # of a step's [rows, logprobs]: 32 MiB of ids and
 class Scheduler:
     """The waiting and the running sequences, both in order."""
 
-    def __init__(self, blocks: BlockManager, config: EngineConfig) -> None:
+    def __init__(
+        self, blocks: BlockManager, config: EngineConfig, on_stop: Callable[[Sequence], None] = lambda _: None
+    ) -> None:
+        """on_stop is told of every sequence that is about to leave its slot."""
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -33,6 +37,7 @@ class Scheduler:
         self.num_prefix_queries = 0  # tokens looked up in the prefix cache by new sequences
         self.num_prefix_hits = 0  # tokens of those that were found
         self._config = config
+        self._on_stop = on_stop
         self._pace = Pace(config.max_slowdown)
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
@@ -210,6 +215,7 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         _remove(self.running, sequence)
+        self._on_stop(sequence)
         self.blocks.free(sequence.slot)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1

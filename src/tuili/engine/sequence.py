@@ -158,18 +158,29 @@ class Sequence:
 
     def fork(self, index: int) -> Sequence:
         """Splits off answer `index`: the same tokens so far, but no slot yet."""
+        twin = self._copy()
+        self.indexes = [i for i in self.indexes if i != index]
+        twin.indexes = [index]
+        twin.block_hashes = self.block_hashes.copy()
+        twin.status = Status.WAITING
+        twin.slot = -1
+        return twin
+
+    def stand_in(self) -> Sequence:
+        """The same answer so far, for another model to go on with in the same slot: it reports no logprobs."""
+        twin = self._copy()
+        twin.indexes = list(self.indexes)
+        twin.num_logprobs = -1
+        return twin
+
+    def _copy(self) -> Sequence:
         twin = Sequence.__new__(Sequence)
         for name in Sequence.__slots__:
             if name != "__weakref__":
                 setattr(twin, name, getattr(self, name))
-        self.indexes = [i for i in self.indexes if i != index]
-        twin.indexes = [index]
         twin.token_ids = list(self.token_ids)
         twin.prompt_logprobs = None  # told once, with the first answer
         twin.history = None if self.history is None else self.history.copy()
-        twin.block_hashes = self.block_hashes.copy()
-        twin.status = Status.WAITING
-        twin.slot = -1
         return twin
 
 

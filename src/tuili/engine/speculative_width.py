@@ -1,68 +1,104 @@
 """How much of a draft to compute: as much as raises the expected tokens per second, by measured costs.
 
-Knows chances and seconds; neither sequences nor tokens' meaning.
+Knows chances and seconds; neither sequences nor tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
 
 from tuili.engine.step_costs import StepCosts
 
 MIN_GAIN = 1.03  # less is not worth the risk of a wrong estimate
-PROBE_GAIN = 1.3  # a draft that would bring so much if it cost nothing is tried now and then
 FIRST_PROBE, LAST_PROBE = 32, 1024  # such drafts passed over between two trials; doubles while none pays
 
 
-class Draft(NamedTuple):
-    """Tokens that may come next, and how likely each is right when all before it are."""
-
-    token_ids: ListLike[int]
-    chances: ListLike[float]
+Chances = ListLike[float]  # how likely each token of a draft is right when all before it are
 
 
-NO_DRAFT = Draft((), ())
+class Chance:
+    """How often guesses are right: a mean over those compared, in which the latest count most."""
+
+    PRIOR_WEIGHT = 4.0
+    MEMORY = 0.95  # weight of the past at each new guess
+
+    __slots__ = ("_hits", "_weight")
+
+    def __init__(self, prior: float) -> None:
+        self._weight = self.PRIOR_WEIGHT
+        self._hits = prior * self._weight
+
+    @property
+    def value(self) -> float:
+        return self._hits / self._weight
+
+    def learn(self, was_right: bool) -> None:
+        self._hits = self.MEMORY * self._hits + was_right
+        self._weight = self.MEMORY * self._weight + 1
+
+
+class Gain(NamedTuple):
+    """One token of a draft."""
+
+    chance: float  # that it is taken
+    draft: int  # its place in the step
+    depth: int  # tokens of the draft before it
 
 
 class WidthChooser:
     """Shares out rows among the drafts of a step."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, drafting: Callable[[int], float], probe_gain: float) -> None:
+        """`drafting` says what guessing the next token of so many drafts takes, in seconds.
+
+        Drafts that would bring `probe_gain` if they cost nothing are tried now and then.
+        """
         self._costs = costs
+        self._drafting = drafting
+        self._probe_gain = probe_gain
+        self.pays = False  # whether the last choice was made for its gain
         self._num_passed = 0
         self._patience = FIRST_PROBE
 
-    def choose(self, drafts: ListLike[Draft], max_rows: int) -> list[int]:
+    def choose(self, drafts: ListLike[Chances], max_rows: int) -> list[int]:
         """How many tokens of each draft to compute, at most max_rows together.
 
         The likeliest come first; their number is the one with the most expected tokens per second.
         """
         gains = sorted(_gains(drafts), key=_chance, reverse=True)[: max(max_rows, 0)]
-        count = self._best_count(len(drafts), [chance for chance, _ in gains])
         widths = [0] * len(drafts)
-        for _, index in gains[:count]:
-            widths[index] += 1
+        for gain in gains[: self._best_count(len(drafts), gains)]:
+            widths[gain.draft] += 1
         return widths
 
-    def _best_count(self, num_rows: int, chances: ListLike[float]) -> int:
-        """Of the rows with these chances, how many to add to num_rows."""
-        most = num_rows + sum(chances)
+    def _best_count(self, num_rows: int, gains: ListLike[Gain]) -> int:
+        """How many of the gains to add to num_rows; none before it is known what these take alone."""
+        self.pays = False
+        if not self._costs.reaches(num_rows):
+            return 0
+        most = num_rows + sum(map(_chance, gains))
         expected = float(num_rows)
         plain = expected / self._costs.seconds(num_rows)
         best, best_rate = 0, 0.0
-        for count, chance in enumerate(chances, start=1):
-            seconds = self._costs.seconds(num_rows + count)
+        drafting = [0.0, *map(self._drafting, range(1, num_rows + 1))]
+        drafting_s, num_at_depth = 0.0, [0] * (len(gains) + 1)
+        for count, (chance, _, depth) in enumerate(gains, start=1):
+            num_at_depth[depth] += 1
+            drafting_s += drafting[num_at_depth[depth]] - drafting[num_at_depth[depth] - 1]
+            seconds = self._costs.seconds(num_rows + count) + drafting_s
             if most / seconds <= best_rate:  # not even if all the rest were right
                 break
             expected += chance
             rate = expected / seconds
             if rate > best_rate:
                 best, best_rate = count, rate
-        if best_rate >= MIN_GAIN * plain:
+        self.pays = best_rate >= MIN_GAIN * plain
+        if self.pays:
             self._num_passed, self._patience = 0, FIRST_PROBE
             return best
-        return best if most >= PROBE_GAIN * num_rows and self._is_time_to_probe() else 0
+        return best if most >= self._probe_gain * num_rows and self._is_time_to_probe() else 0
 
     def _is_time_to_probe(self) -> bool:
         self._num_passed += 1
@@ -72,16 +108,15 @@ class WidthChooser:
         return True
 
 
-def _gains(drafts: ListLike[Draft]) -> list[tuple[float, int]]:
-    """For every token of every draft the chance that it is taken, and the draft's index."""
+def _gains(drafts: ListLike[Chances]) -> list[Gain]:
     found = []
-    for index, draft in enumerate(drafts):
+    for index, chances in enumerate(drafts):
         chance = 1.0
-        for step in draft.chances:
+        for depth, step in enumerate(chances):
             chance *= step
-            found.append((chance, index))
+            found.append(Gain(chance, index, depth))
     return found
 
 
-def _chance(gain: tuple[float, int]) -> float:
-    return gain[0]
+def _chance(gain: Gain) -> float:
+    return gain.chance

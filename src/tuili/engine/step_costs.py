@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 
+NUM_FIRST = 3  # times a size is measured before it counts as known: cold caches make the first ones slow
 PRIOR_SLOPE = 0.1  # what one more row adds, as a share of what the rows below take, until it is measured
 
 
@@ -19,6 +20,7 @@ class StepCosts:
         self._log_level = 0.0
         self._log_share: dict[int, float] = {}
         self._sizes: list[int] = []  # those measured, ascending
+        self._num_first: dict[int, int] = {}  # of each size: measurements to come before it counts as known
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Takes note of a step. An estimate falls quickly and rises slowly: disturbances only ever add time."""
@@ -28,11 +30,20 @@ class StepCosts:
             if len(self._sizes) == 1:
                 self._log_level = found
             self._log_share[num_rows] = found - self._log_level
+            self._num_first[num_rows] = NUM_FIRST - 1
             return
         error = found - self._log_level - self._log_share[num_rows]
+        if self._num_first[num_rows]:
+            self._num_first[num_rows] -= 1
+            self._log_share[num_rows] += min(error, 0.0)
+            return
         half = min(max(error, -0.5), 0.5) * (0.1 if error < 0 else 0.05)
         self._log_level += half
         self._log_share[num_rows] += half
+
+    def reaches(self, num_rows: int) -> bool:
+        """Whether a step of so many rows, or fewer, was measured."""
+        return bool(self._sizes) and self._sizes[0] <= num_rows
 
     def seconds(self, num_rows: int) -> float:
         """The estimate: measured, between two that are, or beyond them along their slope."""

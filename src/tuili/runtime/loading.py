@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from tuili.runtime.pipeline import Pipeline
+    from tuili.text.tokenizer import Tokenizer
 
 DEFAULT_BACKEND = "cpu"
 DEFAULT_BATCHED_TOKENS = 512
@@ -100,11 +101,13 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
 
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
     checkpoint = open_checkpoint(path)
+    draft_checkpoint = _draft_checkpoint(options)
     tokenizer_source = checkpoint if options.tokenizer is None else _open_tokenizer_source(options.tokenizer)
     free_bytes = available_memory()
     with ThreadPoolExecutor(1) as executor:
-        packing = executor.submit(_load_backend, checkpoint, options)
+        packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options)
         # Packing needs the interpreter's lock now and then only: meanwhile the rest is imported and made.
+        from tuili.engine.draft_model import DraftBackend
         from tuili.engine.engine import Engine
         from tuili.engine.loop import EngineLoop
         from tuili.runtime.pipeline import Pipeline
@@ -112,12 +115,17 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
 
         tokenizer = open_tokenizer(tokenizer_source)
         chat_template = open_chat_template(checkpoint, tokenizer, options.chat_template)
-        backend = packing.result()
+        if draft_checkpoint is not None:
+            _check_vocabulary(checkpoint, tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
+        backend, draft_backend = packing.result()
     if len(tokenizer) > checkpoint.spec.vocab_size:
         raise InvalidRequestError(
             f"tokenizer has {len(tokenizer)} tokens, the model knows {checkpoint.spec.vocab_size}", param="tokenizer"
         )
-    config = _engine_config(checkpoint.spec, backend, options, free_bytes)
+    config = _engine_config(checkpoint.spec, [backend, draft_backend], options, free_bytes)
+    draft = None
+    if draft_checkpoint is not None and draft_backend is not None:
+        draft = DraftBackend(draft_backend, min(config.max_model_len, draft_checkpoint.spec.max_position))
     default_sampling = SamplingDefaults(
         (
             ("catalogue", Store(store_dir()).recommended_sampling(name)),
@@ -131,7 +139,8 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
         eos_token_ids=eos_token_ids(checkpoint, tokenizer),
         chat_template=chat_template,
         backend=backend,
-        loop=EngineLoop(Engine(backend, config)),
+        draft_backend=draft_backend,
+        loop=EngineLoop(Engine(backend, config, draft=draft)),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         default_sampling=default_sampling,
@@ -158,21 +167,53 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _load_backend(checkpoint: Checkpoint, options: LoadOptions) -> Backend:
+def _draft_checkpoint(options: LoadOptions) -> Checkpoint | None:
+    if options.speculative is None or options.speculative.model is None:
+        return None
+    return open_checkpoint(find_model(options.speculative.model))
+
+
+def _load_backends(
+    checkpoint: Checkpoint, draft_checkpoint: Checkpoint | None, options: LoadOptions
+) -> tuple[Backend, Backend | None]:
+    """The model, and the one that drafts for it as far as its positions reach."""
     limit = checkpoint.spec.max_position
     wanted = options.max_model_len or limit
     if wanted > limit:
         raise InvalidRequestError(
             f"max_model_len must be in [1, {limit}] for this model, got {wanted}", param="max_model_len"
         )
+    backend = _load_backend(checkpoint, wanted, options)
+    if draft_checkpoint is None:
+        return backend, None
+    reach = min(wanted, draft_checkpoint.spec.max_position)
+    return backend, _load_backend(draft_checkpoint, reach, options)
+
+
+def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, draft: Checkpoint, drafts: Tokenizer) -> None:
+    """A draft is made of token ids: they must mean the same to both models."""
+    sizes = checkpoint.spec.vocab_size, draft.spec.vocab_size
+    if sizes[0] != sizes[1] or not tokenizer.has_vocabulary_of(drafts):
+        found = f"sizes are {sizes[0]} and {sizes[1]}" if sizes[0] != sizes[1] else "tokens differ"
+        raise InvalidRequestError(
+            f"speculative_config: model must have the vocabulary of the model it drafts for: {found}",
+            param="speculative_config",
+        )
+
+
+def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptions) -> Backend:
     backend_options = BackendOptions(
-        max_model_len=wanted, num_threads=options.num_threads, kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype]
+        max_model_len=max_model_len,
+        num_threads=options.num_threads,
+        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
     )
     return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
 
 
-def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free_bytes: int) -> EngineConfig:
-    """Limits from the options where given, else what the model allows and the memory holds."""
+def _engine_config(
+    spec: ModelSpec, backends: Sequence[Backend | None], options: LoadOptions, free_bytes: int
+) -> EngineConfig:
+    """Limits from the options where given, else what the model allows and the memory holds, with all caches in it."""
     config = EngineConfig(
         max_model_len=options.max_model_len or spec.max_position,
         max_num_seqs=options.max_num_seqs,
@@ -186,5 +227,5 @@ def _engine_config(spec: ModelSpec, backend: Backend, options: LoadOptions, free
     )
     if config.kv_cache_memory_bytes is not None:
         return config
-    groups = backend.cache_groups(options.block_size)
+    groups = [group for backend in backends if backend for group in backend.cache_groups(options.block_size)]
     return size_cache(groups, config, free_bytes, may_shorten=options.max_model_len is None)

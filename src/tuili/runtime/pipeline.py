@@ -51,12 +51,13 @@ class Pipeline:
     max_num_seqs: int
     default_sampling: Mapping[str, Any]
     load_s: float
+    draft_backend: Backend | None = None
     meter: RequestMeter = field(default_factory=RequestMeter)
     known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # The engine's thread refers to loop and backend, never to the pipeline: dropping that ends the thread.
-        weakref.finalize(self, _shut_down, self.loop, self.backend)
+        weakref.finalize(self, _shut_down, self.loop, self.backend, self.draft_backend)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -66,7 +67,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Ends every running request with an error event and frees weights and cache."""
-        _shut_down(self.loop, self.backend)
+        _shut_down(self.loop, self.backend, self.draft_backend)
 
     def metrics(self) -> list[Metric]:
         """What requests have cost so far, and the engine's state."""
@@ -197,9 +198,11 @@ class Pipeline:
         return tuple(ids)
 
 
-def _shut_down(loop: EngineLoop, backend: Backend) -> None:
+def _shut_down(loop: EngineLoop, *backends: Backend | None) -> None:
     loop.close()
-    backend.close()
+    for backend in backends:
+        if backend is not None:
+            backend.close()
 
 
 def _without_index(events: Generator[tuple[int, Event], None, None]) -> Iterator[Event]:

@@ -65,6 +65,10 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self._size
 
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether every id means the same token to both."""
+        return self._backend.get_vocab() == other._backend.get_vocab() and self._special_ids == other._special_ids
+
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens."""
