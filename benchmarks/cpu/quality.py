@@ -4,7 +4,8 @@
 
 Divergence is the mean over tokens of KL(float32 || found), in nats, where float32 is the reference backend on the
 same file's weights: what arithmetic and KV cache lose, not what the format lost. Perplexity shows both. Both sides
-read one file of reference log-probabilities, in llama-perplexity's layout.
+read one file of reference log-probabilities, in llama-perplexity's layout. Formats stored before, with the same
+settings, stay.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks import machine
@@ -24,6 +26,7 @@ from benchmarks.cpu.reference_logprobs import ReferenceLogprobs
 
 from tuili.backend import Backend, BackendOptions, Batch, Float32, SamplingArrays
 from tuili.backends import load_backend
+from tuili.config import KvCacheDtype
 from tuili.runtime.text_parts import open_tokenizer
 from tuili.weights.checkpoint import open_checkpoint
 
@@ -41,6 +44,7 @@ FORMATS: Mapping[str, Sequence[str]] = {
     "F16": ("--pure",),
     "BF16": ("--pure",),
 }
+OUR_CACHES: Mapping[KvCacheDtype, str] = {"bfloat16": "bf16", "int8": "int8"}
 PEER_CACHES = ("f16", "bf16")
 _FIGURES = {
     "perplexity": r"Mean PPL\(Q\)\s*:\s*([\d.]+)",
@@ -71,11 +75,12 @@ def measure_format(maker: ModelMaker, source: Path, name: str, chunks: Sequence[
     base = ReferenceLogprobs.of((second_half_logits(reference, chunk) for chunk in chunks), chunks)
     reference.close()
     base.save(base_path)
-    backend = load_backend("cpu", checkpoint.spec, checkpoint.weights, options)
-    score = base.compare(second_half_logits(backend, chunk) for chunk in chunks)
-    backend.close()
     yield Quality(format="float32 of " + name, engine="reference", kv_cache="f32", **base.own_figures())
-    yield Quality(format=name, engine="tuili", kv_cache="bf16", **score)
+    for cache, label in OUR_CACHES.items():
+        backend = load_backend("cpu", checkpoint.spec, checkpoint.weights, replace(options, kv_cache_dtype=cache))
+        score = base.compare(second_half_logits(backend, chunk) for chunk in chunks)
+        backend.close()
+        yield Quality(format=name, engine="tuili", kv_cache=label, **score)
     for cache in PEER_CACHES:
         yield Quality(format=name, engine="llama.cpp", kv_cache=cache, **_llama_cpp(maker, path, base_path, cache))
     base_path.unlink()
@@ -154,6 +159,13 @@ def text_chunks(path: Path, text: str, count: int) -> list[tuple[int, ...]]:
     return [(bos, *chunk[1:]) for chunk in chunks] if bos is not None and bos == ids[0] else chunks
 
 
+def _stored_rows(settings: Mapping[str, object]) -> list[dict[str, Any]]:
+    path = machine.RESULTS / "cpu_quality.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    rows: list[dict[str, Any]] = stored.get("rows", [])
+    return rows if stored.get("settings") == settings else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="what setup_peers filled")
@@ -165,12 +177,13 @@ def main() -> None:
     model = maker.smollm2().gguf
     source = maker.quantized(model, "smollm2-135m-f32.gguf", "F32", ())
     chunks = text_chunks(source, arguments.text.read_text(encoding="utf-8"), arguments.chunks)
-    rows = []
+    settings = {"context": CONTEXT, "chunks": arguments.chunks, "model": model.name, "text": arguments.text.name}
+    rows = _stored_rows(settings)
     for name in arguments.formats.split(","):
+        rows = [row for row in rows if row["format"] not in (name, "float32 of " + name)]
         for row in measure_format(maker, source, name, chunks):
             rows.append(asdict(row))
             print(json.dumps(rows[-1]), flush=True)
-        settings = {"context": CONTEXT, "chunks": arguments.chunks, "model": model.name, "text": arguments.text.name}
         machine.save("cpu_quality", settings, rows)
 
 

@@ -1,9 +1,11 @@
 """The whole table: every model, every workload, every peer at its best, in interleaved rounds.
 
     python -m benchmarks.cpu --folder FOLDER [--quick] [--models a,b] [--measures "a;b"] [--peers a,b] [--rounds N]
+        [--text wikitext2/test.txt [--chunks 4]]
 
 FOLDER is what `python -m benchmarks.cpu.setup_peers FOLDER` filled. Results go to benchmarks/results/cpu_MODEL.json
-after every workload; `--show` prints what lies there and measures nothing.
+after every workload; `--show` prints what lies there and measures nothing. With a text each model's perplexity stands
+beside its speed; `--rounds 0` measures nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from benchmarks import machine
 from benchmarks.cpu import peers
 from benchmarks.cpu.limits import ModelCost, model_cost
 from benchmarks.cpu.models import MODELS, BenchModel, ModelMaker, open_bench_model
+from benchmarks.cpu.perplexities import measure_perplexities
 from benchmarks.cpu.session import OURS, Round, Row, run_rounds, summary
 from benchmarks.cpu.targets import verdicts
 
@@ -55,6 +58,7 @@ class Results:
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.rounds = [Round(**entry) for entry in stored.get("rounds", [])]
         self.facts: dict[str, Any] = stored.get("facts", {})
+        self.machine: dict[str, Any] = stored.get("machine", {})  # that of the rounds
 
     def of(self, measure: str) -> list[Round]:
         return [entry for entry in self.rounds if entry.measure == measure]
@@ -71,7 +75,7 @@ class Results:
     def save(self) -> None:
         machine.RESULTS.mkdir(exist_ok=True)
         rows = [asdict(row) for row in self.rows()]
-        content = {"machine": machine.describe(), "facts": self.facts, "rows": rows, "shares": self.shares()}
+        content = {"machine": self.machine, "facts": self.facts, "rows": rows, "shares": self.shares()}
         text = json.dumps(content | {"rounds": [asdict(entry) for entry in self.rounds]}, indent=1)
         self.path.write_text(text + "\n")
 
@@ -83,6 +87,7 @@ def measure_model(model: BenchModel, arguments: argparse.Namespace) -> Results:
     with ExitStack() as stack:
         contenders, left_out = _open_all(model, arguments, workloads.values(), stack)
         results.facts |= {"left_out": left_out, **_cost_facts(model)}
+        results.machine = machine.describe()
         for name, workload in workloads.items():
             before = results.of(name)
             for contender in contenders:
@@ -160,7 +165,15 @@ def render(results: Results) -> str:
         probe = f"{row.bandwidth_gb_s:.1f} GB/s"
         lines.append(_cells([row.measure, f"{row.tokens_per_s[OURS]:.1f}", *theirs, best, probe, shown]))
     left_out = [f"- {name} is left out: {reason}" for name, reason in results.facts["left_out"].items()]
-    return "\n".join([*lines, "", *left_out, *_verdict_lines(results)]) + "\n"
+    return "\n".join([*lines, "", *_perplexity_lines(results), *left_out, *_verdict_lines(results)]) + "\n"
+
+
+def _perplexity_lines(results: Results) -> Iterator[str]:
+    if (found := results.facts.get("perplexity")) is None:
+        return
+    values = ", ".join(f"{name} {value:.3f}" for name, value in found["values"].items())
+    yield f"Perplexity of {found['text']}, {found['chunks']} chunks of {found['context']}: {values}."
+    yield ""
 
 
 def _verdict_lines(results: Results) -> Iterator[str]:
@@ -181,6 +194,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--measures", type=_names(tuple(MEASURES), ";"), help="separated by ;")
     parser.add_argument("--peers", type=_names(tuple(PEERS)), default=list(PEERS), help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--text", type=Path, help="of which to measure perplexity")
+    parser.add_argument("--chunks", type=int, default=4, help="of 512 tokens of the text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="three rounds of the first four workloads")
@@ -188,7 +203,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="print what is stored")
     parsed = parser.parse_args(arguments)
     parsed.measures = parsed.measures or list(QUICK if parsed.quick else MEASURES)
-    parsed.rounds = parsed.rounds or (3 if parsed.quick else 5)
+    if parsed.rounds is None:
+        parsed.rounds = 3 if parsed.quick else 5
     if parsed.folder is None and not parsed.show:
         parser.error("--folder is needed to measure")
     return parsed
@@ -211,7 +227,13 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
             results = Results(name)
         else:
             maker = ModelMaker.in_folder(parsed.folder)
-            results = measure_model(open_bench_model(maker, name), parsed)
+            model = open_bench_model(maker, name)
+            results = measure_model(model, parsed) if parsed.rounds else Results(name)
+            if parsed.text is not None and model.has_real_weights:
+                args = (parsed.text, parsed.chunks, parsed.threads)
+                results.facts = {"left_out": {}, **_cost_facts(model), **results.facts}
+                results.facts["perplexity"] = measure_perplexities(model, maker.llama_cpp, *args)
+                results.save()
         if results.rounds:
             print(render(results), flush=True)
 
