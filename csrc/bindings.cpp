@@ -22,6 +22,7 @@ namespace tuili {
 
 void bind_kernels(nb::module_& module);
 void bind_probes(nb::module_& module);
+void bind_weights(nb::module_& module);
 void bind_rows(nb::module_& module);
 
 namespace {
@@ -232,6 +233,7 @@ NB_MODULE(_native, module) {
     module.def("has_isa", has_isa, nb::arg("name"));
     module.def("best_isa", [] { return best_kernels().isa; });
     bind_probes(module);
+    bind_weights(module);
     nb::module_ kernels = module.def_submodule("kernels", "Single kernels, for tests and benchmarks.");
     bind_kernels(kernels);
     bind_rows(kernels);

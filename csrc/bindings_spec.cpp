@@ -91,12 +91,6 @@ void check_attention(const AttentionSpec& a, size_t layer, int num_ropes) {
     }
 }
 
-Format read_format(const std::string& name) {
-    const auto* found = std::find(std::begin(kFormatNames), std::end(kFormatNames), name);
-    if (found == std::end(kFormatNames)) throw std::invalid_argument("weight format " + name + " is not implemented");
-    return static_cast<Format>(found - std::begin(kFormatNames));
-}
-
 SourceTensor read_tensor(ArrayReader& read, const std::string& name, nb::handle tensor) {
     const auto shape = nb::cast<nb::tuple>(tensor[1]);
     const bool is_matrix = shape.size() == 2;
@@ -112,6 +106,12 @@ SourceTensor read_tensor(ArrayReader& read, const std::string& name, nb::handle 
 }
 
 }  // namespace
+
+Format read_format(const std::string& name) {
+    const auto* found = std::find(std::begin(kFormatNames), std::end(kFormatNames), name);
+    if (found == std::end(kFormatNames)) throw std::invalid_argument("weight format " + name + " is not implemented");
+    return static_cast<Format>(found - std::begin(kFormatNames));
+}
 
 ModelSpec read_spec(nb::handle spec, int max_model_len, const LayerPlaces& places) {
     const auto& groups = places.groups;

@@ -10,6 +10,9 @@
 
 namespace tuili {
 
+// A weight format by its GGUF name. Throws std::invalid_argument for one without kernels.
+Format read_format(const std::string& name);
+
 // What a spec leaves to the caller, for each layer.
 struct LayerPlaces {
     std::vector<int> groups;                 // cache group

@@ -10,6 +10,7 @@
 #include "probe.inl"
 #include "quantize.inl"
 #include "sampling.inl"
+#include "weight_fit.inl"
 
 #define TUILI_STRING_OF(x) #x
 #define TUILI_STRING(x) TUILI_STRING_OF(x)
@@ -47,6 +48,7 @@ const Kernels& TUILI_ISA_TABLE() {
         .block_max = block_max,
         .count_greater = count_greater,
         .multiply = multiply,
+        .fit_blocks = fit_blocks,
         .read_bytes = read_bytes,
         .dot_operations = dot_operations,
         .fma_operations = fma_operations,

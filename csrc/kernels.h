@@ -119,6 +119,8 @@ inline size_t cache_plane_bytes(CacheFormat format, int head_dim, int block_size
     return block_size * (values * cache_element_bytes(format) + scales);
 }
 
+struct WeightBlock;
+
 struct Kernels {
     const char* isa;
 
@@ -190,6 +192,9 @@ struct Kernels {
     void (*block_max)(const float* x, int n, float* out);  // [ceil(n / 32)]
     int (*count_greater)(const float* x, float threshold, int n);
     void (*multiply)(float* x, float factor, int n);
+
+    // Fits a quantized format to 16 groups of weights, whole blocks (weight_block.h).
+    void (*fit_blocks)(Format format, const float* values, WeightBlock* out);
 
     // What the machine can do at most (probe.inl): a value that depends on all num_bytes (a multiple of 256, 64-byte
     // aligned, prefetched up to 4 KiB past the end), and operations done in `rounds` of register work.

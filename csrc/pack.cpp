@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "half.h"
 #include "packed_layout.h"
 
 namespace tuili {
@@ -20,18 +21,6 @@ uint32_t read_u32(const uint8_t* p) {
     uint32_t value;
     memcpy(&value, p, 4);
     return value;
-}
-
-float float_from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-
-// IEEE binary16 to binary32, exact.
-float half_to_float(uint16_t h) {
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
-    const uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
-    if (exponent == 31) return float_from_bits(sign | 0x7F800000 | mantissa << 13);
-    if (exponent) return float_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
 }
 
 // One 32-group of a row: what its block of the panel takes from this row. Codes are in the panel's order already: a

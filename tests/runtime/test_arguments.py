@@ -8,7 +8,7 @@ import pytest
 
 from tuili import SamplingParams
 from tuili.config import SpeculativeConfig
-from tuili.errors import InvalidRequestError, UnsupportedModelError
+from tuili.errors import InvalidRequestError
 from tuili.runtime.arguments import LLMArguments
 
 
@@ -65,9 +65,23 @@ def test_a_bad_argument_is_named(name: str, value: Any, allowed: str) -> None:
     assert name in str(caught.value)
 
 
-def test_quantizing_at_load_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="quantization='awq'"):
-        LLMArguments.parse({"quantization": "awq"})
+@pytest.mark.parametrize("name", ["awq", "gptq_marlin", "fp8", "bitsandbytes"])
+def test_kinds_of_checkpoints_are_no_recipes(name: str) -> None:
+    words = f"quantization must be one of q4_0, .*q4_k_m.*, got '{name}': checkpoints of that kind are not read here"
+    with pytest.raises(InvalidRequestError, match=words):
+        LLMArguments.parse({"quantization": name})
+
+
+@pytest.mark.parametrize("name", ["q5", "", "Q4_K_XL"])
+def test_unknown_recipes_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"got '{name}'$") as caught:
+        LLMArguments.parse({"quantization": name})
+    assert caught.value.param == "quantization"
+
+
+def test_recipes_reach_the_loader() -> None:
+    for name in ("q4_k_m", "Q8_0", "gguf", None):
+        assert LLMArguments.parse({"quantization": name}).load_options().quantization == name
 
 
 @pytest.mark.parametrize(

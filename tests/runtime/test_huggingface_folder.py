@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from support import tiny_models
 from tuili import LLM, SamplingParams
+from tuili.errors import InvalidRequestError
+from tuili.runtime.loading import LoadOptions, open_model
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "größe naïve café 東京", "one two three four five six"] * 8
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
@@ -79,3 +81,31 @@ def test_a_folder_answers_as_transformers_does(
         rendered = tokenizer.apply_chat_template(messages, tokenize=False)
         assert chat.prompt == rendered
         assert _regret(model, list(chat.prompt_token_ids), list(chat.outputs[0].token_ids)) <= slack
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("recipe", "slack"), [("bf16", 0.05), ("q8_0", 0.05)])
+def test_quantized_at_load_the_model_stays_what_it_was(
+    folder: tuple[Path, PreTrainedModel, PreTrainedTokenizerFast], recipe: str, slack: float, backend: str
+) -> None:
+    path, model, tokenizer = folder
+    greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    with LLM(str(path), backend=backend, num_threads=2, max_num_seqs=4, quantization=recipe) as llm:
+        outputs = llm.generate(PROMPTS, greedy, use_tqdm=False)
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        assert _regret(model, ids, list(output.outputs[0].token_ids)) <= slack
+
+
+def test_quantized_weights_take_less_memory(folder: tuple[Path, PreTrainedModel, PreTrainedTokenizerFast]) -> None:
+    sizes = []
+    for recipe in (None, "bf16", "q8_0", "q4_0"):
+        with open_model(str(folder[0]), LoadOptions(num_threads=1, quantization=recipe)) as pipeline:
+            sizes.append(pipeline.backend.weight_bytes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[3] < sizes[2] < 0.4 * sizes[0]
+
+
+def test_gguf_is_no_quantization_of_a_folder(folder: tuple[Path, PreTrainedModel, PreTrainedTokenizerFast]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"quantization must be one of .*, got 'gguf'"):
+        LLM(str(folder[0]), quantization="gguf")

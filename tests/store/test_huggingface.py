@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.hub_server import COMMIT, HubServer, serving_hub
-from tuili.errors import ModelNotFoundError, TuiliError, UnsupportedModelError
+from tuili.errors import DownloadError, ModelNotFoundError, TuiliError, UnsupportedModelError
 from tuili.store.names import parse_model_name
 from tuili.store.sources.huggingface import choose_files
 
@@ -29,6 +29,7 @@ UNWANTED = (
     *("modeling_x.py", "pytorch_model.bin", "consolidated.safetensors", "model.fp16.safetensors", "optimizer.pt"),
     *("training_args.bin", "x.pkl", "onnx/model.onnx", "adapter_model.safetensors", "sub/config.json"),
 )
+PARTS = ("q/m-Q8_0-00001-of-00002.gguf", "q/m-Q8_0-00002-of-00002.gguf")
 GGUFS = ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "sub/m-BF16.gguf", "m.IQ2_XXS.gguf")
 
 
@@ -51,6 +52,13 @@ def test_the_tag_chooses_among_gguf_files(tag: str, file: str) -> None:
     assert chosen((*SNAPSHOT, *GGUFS), f"org/name:{tag}") == [file]
 
 
+def test_all_parts_of_a_gguf_are_chosen() -> None:
+    assert chosen(PARTS) == list(PARTS)
+    for tag in ("q8_0", "m-Q8_0"):
+        assert chosen((*SNAPSHOT, *GGUFS[:1], *reversed(PARTS)), f"org/name:{tag}") == list(PARTS)
+    assert chosen((*PARTS, "q/m-Q8_0.gguf"), "org/name:Q8_0") == ["q/m-Q8_0.gguf"]
+
+
 def test_without_a_tag_there_is_a_default() -> None:
     assert chosen(GGUFS) == ["m-Q4_K_M.gguf"]
     assert chosen(("only.gguf", "README.md")) == ["only.gguf"]
@@ -70,7 +78,12 @@ def test_without_a_tag_there_is_a_default() -> None:
         (("README.md",), "org/name:x", ModelNotFoundError, "there are none with a tag"),
         (("pytorch_model.bin",), "org/name", UnsupportedModelError, "weights in other formats are not fetched"),
         (("model.safetensors",), "org/name", UnsupportedModelError, "has safetensors without a config.json"),
-        (("m-Q8_0-00001-of-00002.gguf",), "org/name", UnsupportedModelError, "one piece of a split GGUF"),
+        (
+            PARTS[:1],
+            "org/name",
+            DownloadError,
+            "org/name lacks q/m-Q8_0-00002-of-00002.gguf, a part of m-Q8_0-00001-of",
+        ),
     ],
 )
 def test_what_cannot_be_chosen_is_said(
@@ -145,6 +158,17 @@ def test_one_quantization_is_pulled_and_a_damaged_one_fetched_again(machine: Mac
     assert "m-Q4_K_M.gguf arrived damaged twice: its sha256 or size differs" in machine("pull", "org/quants", code=1)
     models: list[dict[str, Any]] = json.loads(machine("list", "--json"))
     assert [(model["name"], model["quantization"]) for model in models] == [("org/quants:q8_0", "Q8_0")]
+
+
+def test_a_gguf_in_parts_is_pulled_whole(machine: Machine, hub: HubServer) -> None:
+    hub.repositories["org/parts"] = dict(zip(PARTS, (b"GGUF1", b"GGUF22"), strict=True))
+    machine("pull", "org/parts")
+    assert sorted(hub.fetched()) == [Path(part).name for part in PARTS]
+    first = Path(machine("show", "org/parts", "--path").strip())
+    assert (first.name, first.read_bytes()) == ("m-Q8_0-00001-of-00002.gguf", b"GGUF1")
+    assert first.with_name("m-Q8_0-00002-of-00002.gguf").read_bytes() == b"GGUF22"
+    (model,) = json.loads(machine("list", "--json"))
+    assert (model["size"], model["quantization"]) == (11, "Q8_0")
 
 
 def test_a_cache_filled_by_others_serves_offline(machine: Machine, tmp_path: Path) -> None:

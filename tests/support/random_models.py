@@ -43,22 +43,5 @@ def random_weights(spec: ModelSpec, format_name: str = "F32", *, seed: int = 0, 
 
 
 def quantized(fmt: QuantFormat, values: np.ndarray) -> Tensor:
-    """`values` in a format; formats without a quantizer of ours get random bytes of a like scale."""
-    rows = values.reshape(-1, values.shape[-1])
-    data = fmt.quantize(rows) if fmt.quantize is not None else _random_k_quant(fmt, rows)
-    return Tensor(fmt, values.shape, data)
-
-
-def _random_k_quant(fmt: QuantFormat, rows: np.ndarray) -> np.ndarray:
-    """Random codes and scales; the f16 super scales make weights about as large as `rows`."""
-    generator = np.random.default_rng(rows.shape[0])
-    data = generator.integers(0, 256, (*rows.shape[:1], fmt.row_bytes(rows.shape[1])), np.uint8)
-    groups = data.reshape(rows.shape[0], -1, fmt.group_bytes)
-    spread = float(rows.std())
-    if fmt.name == "Q6_K":
-        groups[..., -2:] = np.array([spread / 1200], np.float16).view(np.uint8)
-    else:
-        top = 15 if fmt.name == "Q4_K" else 31
-        scales = np.array([spread / (10 * top), spread / 20], np.float16)
-        groups[..., :4] = scales.view(np.uint8)
-    return data
+    """`values` in a format."""
+    return Tensor(fmt, values.shape, fmt.quantize(values.reshape(-1, values.shape[-1])))

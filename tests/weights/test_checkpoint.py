@@ -209,9 +209,8 @@ def test_reordered_rows_stay_packed(llama: PreTrainedModel, folder: Path, tmp_pa
     found, plain = open_checkpoint(tmp_path / "tiny.gguf").weights, open_checkpoint(folder).weights
     for name in ("layers.1.q_proj.weight", "layers.2.k_proj.weight", "layers.0.up_proj.weight"):
         assert found[name].format is quant.BY_NAME[kind]
-        quantize = quant.BY_NAME[kind].quantize
-        assert quantize is not None
-        np.testing.assert_array_equal(found[name].data, quantize(plain[name].dequantize()))
+        expected = quant.BY_NAME[kind].quantize(plain[name].dequantize())
+        np.testing.assert_array_equal(found[name].data, expected)
 
 
 def test_what_a_gguf_says_beside_its_weights(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -443,17 +442,6 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
 def test_gguf_files_that_are_no_model_of_ours(tmp_path: Path, pairs: list[bytes], words: str) -> None:
     (tmp_path / "tiny.gguf").write_bytes(g.Gguf(pairs=pairs).encode())
     assert words in refusal(tmp_path / "tiny.gguf")
-
-
-def test_split_gguf_files_are_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "a-00001-of-00003.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found = refusal(tmp_path / "a-00001-of-00003.gguf", UnsupportedModelError)
-    assert "one of 3 parts of a split file, merge them into one first" in found
 
 
 def test_smollm2(smollm2_gguf: Path) -> None:

@@ -23,7 +23,6 @@ def spec(rotated: int | None) -> ModelSpec:
 
 def packed(values: Floats, name: str = "F32") -> Tensor:
     weight_format = quant.BY_NAME[name]
-    assert weight_format.quantize is not None
     return Tensor(weight_format, values.shape, weight_format.quantize(values.reshape(-1, values.shape[-1])))
 
 

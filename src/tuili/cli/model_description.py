@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from tuili.weights.checkpoint import Checkpoint
 
 
-def describe(files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything `--json` prints: sizes in bytes, counts, and the template by its sha256."""
-    formats = _formats(checkpoint)
+def describe(files: ModelFiles, checkpoint: Checkpoint, quantization: str | None = None) -> dict[str, Any]:
+    """Everything `--json` prints: sizes in bytes, counts, and the template by its sha256.
+
+    quantization is the recipe that `formats` are shown after; None shows them as the files hold them.
+    """
+    formats = _formats(checkpoint, quantization)
     from tuili.runtime.text_parts import chat_template_source
 
     template = chat_template_source(checkpoint)
@@ -70,14 +73,21 @@ def _left_out(names: list[str]) -> str:
     return f"{len(names)} tensors: {', '.join(parts)}"
 
 
-def _formats(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+def _formats(checkpoint: Checkpoint, quantization: str | None) -> dict[str, dict[str, int]]:
     """Tensors, parameters and bytes by quantization format, the largest first."""
+    from tuili.weights.quantizing import check_quantizable, target_format
+    from tuili.weights.recipes import find_recipe
+
+    recipe = None if quantization is None else find_recipe(quantization)
+    if recipe is not None:
+        check_quantizable(checkpoint.weights, checkpoint.spec, recipe)
     formats: dict[str, dict[str, int]] = {}
-    for tensor in checkpoint.weights.values():
-        entry = formats.setdefault(tensor.format.name, {"num_tensors": 0, "num_parameters": 0, "num_bytes": 0})
+    for name, tensor in checkpoint.weights.items():
+        found = tensor.format if recipe is None else target_format(tensor, recipe, name, checkpoint.spec)
+        entry = formats.setdefault(found.name, {"num_tensors": 0, "num_parameters": 0, "num_bytes": 0})
         entry["num_tensors"] += 1
         entry["num_parameters"] += math.prod(tensor.shape)
-        entry["num_bytes"] += tensor.num_bytes
+        entry["num_bytes"] += len(tensor.data) * found.row_bytes(tensor.shape[-1])
     return dict(sorted(formats.items(), key=lambda item: -item[1]["num_bytes"]))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuili.cli.answer import print_answer, timing_lines
 from tuili.cli.conversation import Conversation
 from tuili.cli.model_argument import split_arguments
+from tuili.cli.quantize_option import check_recipe
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
@@ -34,6 +35,7 @@ class RunSettings:
     max_model_len: int | None = None
     num_threads: int = 0
     kv_cache_dtype: str = "auto"
+    quantize: str | None = None
     backend: str | None = None
     speculative_config: str | None = None
 
@@ -97,6 +99,7 @@ def fetch_if_missing(store: Store, model: str) -> None:
 def _check(prompt: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
     parse_speculative(settings.speculative_config)
+    check_recipe(settings.quantize)
     if settings.raw and prompt is None:
         raise InvalidRequestError("raw needs a prompt: a chat is made of a template", param="raw")
     if settings.raw and settings.system is not None:
@@ -111,6 +114,7 @@ def _loaded(model: str, settings: RunSettings) -> Iterator[Pipeline]:
         backend=settings.backend,
         num_threads=settings.num_threads,
         kv_cache_dtype=settings.kv_cache_dtype,
+        quantization=settings.quantize,
         max_model_len=settings.max_model_len,
         max_num_seqs=1,
         speculative=parse_speculative(settings.speculative_config),

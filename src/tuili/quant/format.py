@@ -17,7 +17,7 @@ class QuantFormat:
     """One storage format: groups of `group_size` consecutive weights of a row take `group_bytes`.
 
     dequantize: uint8 [rows, row_bytes] -> float32 [rows, cols], exact to the format's definition.
-    quantize:   float32 [rows, cols] -> uint8 [rows, row_bytes], or None where not written yet.
+    quantize:   float32 [rows, cols], finite -> uint8 [rows, row_bytes].
     """
 
     name: str
@@ -25,7 +25,7 @@ class QuantFormat:
     group_size: int
     group_bytes: int
     dequantize: Callable[[Bytes], Floats]
-    quantize: Callable[[Floats], Bytes] | None = None
+    quantize: Callable[[Floats], Bytes]
     safetensors_dtype: str | None = None
 
     def row_bytes(self, cols: int) -> int:

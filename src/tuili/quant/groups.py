@@ -23,7 +23,7 @@ Encode = Callable[[Floats], Bytes]  # float32 [n, group_size] -> uint8 [n, group
 
 
 def grouped_format(
-    *, name: str, gguf_id: int, group_size: int, group_bytes: int, decode: Decode, encode: Encode | None = None
+    *, name: str, gguf_id: int, group_size: int, group_bytes: int, decode: Decode, encode: Encode
 ) -> QuantFormat:
     """A format whose rows are groups side by side, from functions that treat groups one by one."""
 
@@ -37,7 +37,6 @@ def grouped_format(
         return weights.reshape(*data.shape[:-1], data.shape[-1] // group_bytes * group_size)
 
     def quantize(weights: Floats) -> Bytes:
-        assert encode is not None
         groups = np.ascontiguousarray(weights, np.float32).reshape(-1, group_size)
         return encode(groups).reshape(*weights.shape[:-1], weights.shape[-1] // group_size * group_bytes)
 
@@ -47,7 +46,7 @@ def grouped_format(
         group_size=group_size,
         group_bytes=group_bytes,
         dequantize=dequantize,
-        quantize=None if encode is None else quantize,
+        quantize=quantize,
     )
 
 
@@ -109,6 +108,13 @@ def reciprocal(scales: Floats) -> Floats:
 def round_down_to(levels: Floats, highest: int) -> Bytes:
     """Truncates levels to integers in [0, highest]; with a half added before, this rounds."""
     return np.clip(np.trunc(levels), 0, highest).astype(np.uint8)
+
+
+def pack_scales_and_mins(scales: Floats, mins: Floats) -> Bytes:
+    """The inverse of unpack_scales_and_mins: two float32 [n, 8] of integers -> uint8 [n, 12]."""
+    s, m = scales.astype(np.uint8), mins.astype(np.uint8)
+    upper = [half[:, :4] | half[:, 4:] >> 4 << 6 for half in (s, m)]
+    return np.concatenate([*upper, s[:, 4:] & 0x0F | m[:, 4:] << 4], axis=1)
 
 
 def unpack_scales_and_mins(packed: Bytes) -> tuple[Floats, Floats]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping, shown
+from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
 from tuili.config import SpeculativeConfig
-from tuili.errors import InvalidRequestError, UnsupportedModelError
+from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.vllm_arguments import split_arguments
@@ -74,10 +74,6 @@ class LLMArguments:
         check_optional_count("seed", self.seed, 0)
         check_optional_mapping("speculative_config", self.speculative_config)
         check_optional_mapping("override_generation_config", self.override_generation_config)
-        if self.quantization is not None:
-            raise UnsupportedModelError(
-                f"quantization={shown(self.quantization)} is not implemented: weights run in their file's own format"
-            )
         SamplingParams(**sampling_defaults(self.override_generation_config or {}))
         self.load_options()
 
@@ -89,6 +85,7 @@ class LLMArguments:
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""
         return LoadOptions(
+            quantization=self.quantization,
             backend=self.backend,
             num_threads=self.num_threads,
             max_model_len=self.max_model_len,

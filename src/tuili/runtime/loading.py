@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuili.backend import Backend, BackendOptions
-from tuili.backends import BACKENDS, load_backend
+from tuili.backends import BACKENDS, load_backend, load_quantizer
 from tuili.checks import (
     check_choice,
     check_count,
@@ -27,11 +27,14 @@ from tuili.config import BLOCK_SIZES, MAX_NUM_SEQS, EngineConfig, KvCacheDtype, 
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
+from tuili.quant.format import Tensor
 from tuili.runtime.fetching import find_model
 from tuili.runtime.memory import size_cache
 from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
+from tuili.weights.quantizing import quantized_weights
+from tuili.weights.recipes import find_recipe
 
 if TYPE_CHECKING:
     from tuili.runtime.pipeline import Pipeline
@@ -48,7 +51,8 @@ class LoadOptions:
 
     max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
     kv_cache_dtype is auto, bfloat16 or int8. chat_template is Jinja source or the path of a file with it;
-    tokenizer names other files to take the tokenizer from.
+    tokenizer names other files to take the tokenizer from. quantization is a recipe of weights.recipes that float
+    weights are quantized by as they are loaded; "gguf", for a GGUF file, is the format it has.
     """
 
     backend: str | None = None
@@ -64,6 +68,7 @@ class LoadOptions:
     speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
     chat_template: str | None = None
     tokenizer: str | None = None
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""
@@ -81,6 +86,9 @@ class LoadOptions:
             raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
         check_optional_text("chat_template", self.chat_template)
         check_optional_text("tokenizer", self.tokenizer)
+        check_optional_text("quantization", self.quantization)
+        if self.quantization not in (None, "gguf"):
+            find_recipe(self.quantization)
 
 
 def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -> Pipeline:
@@ -207,7 +215,17 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         num_threads=options.num_threads,
         kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
     )
-    return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, checkpoint.weights, backend_options)
+    weights = _weights(checkpoint, options)
+    return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, weights, backend_options)
+
+
+def _weights(checkpoint: Checkpoint, options: LoadOptions) -> Mapping[str, Tensor]:
+    """The checkpoint's, quantized where that is asked for."""
+    if options.quantization is None or (options.quantization == "gguf" and checkpoint.source == "gguf"):
+        return checkpoint.weights
+    recipe = find_recipe(options.quantization)
+    quantize = load_quantizer(options.backend or DEFAULT_BACKEND, options.num_threads)
+    return quantized_weights(checkpoint.weights, checkpoint.spec, recipe, quantize)
 
 
 def _engine_config(

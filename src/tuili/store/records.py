@@ -117,7 +117,7 @@ class Records:
         return self._root / "blobs" / f"sha256-{record.sha256}"
 
     def _model_files(self, manifest: Manifest) -> ModelFiles:
-        is_file = len(manifest.files) == 1
+        is_file = len(manifest.files) == 1 or all(file.name.lower().endswith(".gguf") for file in manifest.files)
         return ModelFiles(
             name=manifest.name,
             path=self._file_path(manifest, manifest.files[0]) if is_file else Path(str(manifest.folder)),

@@ -17,6 +17,7 @@ from tuili.text.template_source import DEFAULT, templates_from_directory, templa
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Message
 from tuili.weights.gguf import GgufFile
+from tuili.weights.gguf_parts import first_part
 
 Side = Literal["left", "right"]
 _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -53,7 +54,7 @@ class PretrainedTokenizer:
         if path.is_dir():
             return cls(tokenizer_from_directory(path), _pick(templates_from_directory(path)))
         if path.is_file():
-            metadata = GgufFile(path).metadata
+            metadata = GgufFile(first_part(path)).metadata
             return cls(tokenizer_from_gguf(metadata), _pick(templates_from_gguf(metadata)))
         raise ModelNotFoundError(f"{path.name}: neither a model directory nor a GGUF file")
 

@@ -1,6 +1,6 @@
 """Opens a model from a path: finds out how it was packed and hands it to the module that knows.
 
-A path is a GGUF file, a Hugging Face folder, or a folder with a single GGUF file.
+A path is a GGUF file, a Hugging Face folder, or a folder with a single GGUF model, in one file or in parts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from tuili.errors import ModelFileError, ModelNotFoundError
 from tuili.weights.contents import Checkpoint
 from tuili.weights.gguf_checkpoint import open_gguf
+from tuili.weights.gguf_parts import part_group
 from tuili.weights.hf_checkpoint import has_weights, open_huggingface
 from tuili.weights.mapped_file import EXECUTABLE_SUFFIXES, REFUSAL, refuse_executable
 from tuili.weights.model_directory import ModelDirectory
@@ -42,7 +43,7 @@ def _open_directory(path: Path, names: list[str]) -> Checkpoint:
     if has_weights(names):
         return open_huggingface(path)
     gguf_names = [name for name in names if name.lower().endswith(".gguf")]
-    if len(gguf_names) == 1:
+    if len({part_group(name) for name in gguf_names}) == 1:
         found = ModelDirectory(path).find(gguf_names[0])
         assert found is not None
         return open_gguf(found)

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint. Knows GGUF's metadata keys beyond the architecture's own."""
+"""A GGUF model as a checkpoint. Knows GGUF's metadata keys beyond the architecture's own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tuili.errors import ModelFileError, UnsupportedModelError
+from tuili.errors import ModelFileError
 from tuili.models import families
 from tuili.models.gguf_config import gguf_config
 from tuili.models.names import ROPE_VECTORS, table_for
 from tuili.quant.format import Tensor
 from tuili.weights.contents import Checkpoint, token_ids
-from tuili.weights.gguf import GgufFile
+from tuili.weights.gguf_parts import read_gguf
 from tuili.weights.loader import Conventions, canonical_weights
 
 _SAMPLING = {
@@ -29,10 +29,9 @@ _MAX_FREQUENCIES = 1 << 16
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Opens a GGUF file. Raises what GgufFile raises, and ModelFileError when it is no complete model."""
-    file = GgufFile(path)
-    metadata = file.metadata
-    _refuse_split(metadata, path.name)
+    """Opens a GGUF file, with its other parts. Raises what read_gguf raises, ModelFileError for no complete model."""
+    file = read_gguf(path)
+    path, metadata = file.path, file.metadata
     _check_vocabulary(metadata, path.name)
     family = families.for_gguf(_text(metadata, "general.architecture", path.name))
     vectors = {name: _rope_vector(name, file.tensors[name], path.name) for name in ROPE_VECTORS if name in file.tensors}
@@ -61,11 +60,6 @@ def _text(metadata: Mapping[str, Any], key: str, file_name: str) -> str:
         found = "is missing" if value is None else f"is {value!r:.80}"
         raise ModelFileError(f"{file_name}: {key} {found}, a string is expected")
     return value
-
-
-def _refuse_split(metadata: Mapping[str, Any], file_name: str) -> None:
-    if (count := metadata.get("split.count", 1)) not in (0, 1):
-        raise UnsupportedModelError(f"{file_name}: one of {count} parts of a split file, merge them into one first")
 
 
 def _generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:

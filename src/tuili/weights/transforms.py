@@ -44,7 +44,6 @@ def add_one(tensor: Tensor, spec: ModelSpec, name: str) -> Tensor:
     """A norm gain stored as its difference from one, as Gemma's are: in float32 afterwards."""
     gain = tensor.dequantize() + np.float32(1)
     float32 = quant.BY_NAME["F32"]
-    assert float32.quantize is not None
     return Tensor(float32, tensor.shape, float32.quantize(gain.reshape(1, -1)))
 
 

@@ -136,13 +136,13 @@ def test_int8_activations(name: str) -> None:
     assert difference(SPECS[name], "Q8_0") <= INT8_BOUND
 
 
-@pytest.mark.parametrize("format_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("format_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
 def test_formats(format_name: str) -> None:
     bound = FLOAT_BOUND if "F" in format_name else INT8_BOUND
     assert difference(decoder(), format_name) <= bound
 
 
-@pytest.mark.parametrize("format_name", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("format_name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
 def test_k_formats(format_name: str) -> None:
     spec = decoder(layer(mlp=MlpSpec(intermediate_size=256), num_heads=16, num_kv_heads=4), hidden_size=256)
     assert difference(spec, format_name) <= INT8_BOUND

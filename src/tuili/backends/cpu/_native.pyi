@@ -70,6 +70,17 @@ def cpu_name() -> str: ...
 def cpu_features() -> list[str]: ...
 def best_isa() -> str: ...
 def has_isa(name: str) -> bool: ...
+def quantize_weights(
+    target: str,
+    source: str,
+    data: NDArray[np.uint8],
+    cols: int,
+    out: NDArray[np.uint8],
+    num_threads: int,
+    isa: str = "",
+) -> bool:
+    """Fills `out` [rows, row bytes]; False: a weight was not finite. Raises ValueError naming what does not fit."""
+
 def read_bandwidth(num_threads: int, num_bytes: int, seconds: float, isa: str | None = None) -> float:
     """Bytes per second that the threads together read from one buffer: the median pass. MemoryError, ValueError."""
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tuili.cli.model_argument import complete_model
+from tuili.cli.quantize_option import QuantizeOption, check_recipe
 from tuili.cli.terminal import is_plain
 from tuili.errors import InvalidRequestError
 from tuili.store.catalogue import DEFAULT_MODEL
@@ -26,6 +27,7 @@ def command(
     prefill_len: Annotated[int, typer.Option(min=0, help="Tokens of the prefill row; 0: none.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 3,
     num_threads: Annotated[int, typer.Option(min=0, help="0 chooses.")] = 0,
+    quantize: QuantizeOption = None,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
     against: Annotated[
         str | None,
@@ -51,6 +53,7 @@ def command(
 
     if as_json and as_csv:
         raise InvalidRequestError("only one of --json and --csv can be printed")
+    check_recipe(quantize)
     options = BenchOptions(
         batch_sizes=_counts(batch),
         prompt_len=prompt_len,
@@ -58,6 +61,7 @@ def command(
         prefill_len=prefill_len,
         num_rounds=rounds,
         num_threads=num_threads,
+        quantization=quantize,
         seed=seed,
         against=against,
         peer_path=peer_path,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tuili.cli.model_argument import complete_model
+from tuili.cli.quantize_option import QuantizeOption
 from tuili.cli.run_session import RunSettings, run
 from tuili.cli.sampling_options import given_only, taking_sampling
 from tuili.cli.speculative_option import SpeculativeOption
@@ -34,6 +35,7 @@ def command(
     kv_cache_dtype: Annotated[
         str, typer.Option(help="auto, bfloat16, or int8 for half the memory.", rich_help_panel=_LOADING)
     ] = "auto",
+    quantize: QuantizeOption = None,
     backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
     speculative_config: SpeculativeOption = None,
     **given: Any,

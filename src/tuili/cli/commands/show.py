@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuili.cli.model_argument import complete_stored_model
+from tuili.cli.quantize_option import QuantizeOption, check_recipe
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.store.store import Store
@@ -29,6 +30,7 @@ def command(
     path: Annotated[bool, typer.Option("--path", help="Show where the weights are.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Show the chat template.")] = False,
     license_text: Annotated[bool, typer.Option("--license", help="Show the license's text.")] = False,
+    quantize: QuantizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a stored model, a .gguf file or a model directory."""
@@ -37,6 +39,7 @@ def command(
 
     if sum((rendered, tokens is not None, path, template, license_text)) > 1:
         raise InvalidRequestError("only one of --rendered, --tokens, --path, --template and --license can be shown")
+    check_recipe(quantize)
     files = Store(store_dir()).resolve(name)
     if path:
         _show(str(files.path), {"path": str(files.path)}, as_json)
@@ -56,7 +59,7 @@ def command(
         text = _wanted(checkpoint.license_text or files.license or checkpoint.license, files.name, "license")
         _show(text, {"license": text}, as_json)
     else:
-        description = describe(files, checkpoint)
+        description = describe(files, checkpoint, quantize)
         _show(render_description(description).removesuffix("\n"), description, as_json)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuili.quant import fitting
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
@@ -20,4 +21,11 @@ def decode(groups: Bytes) -> Floats:
     return (scales[:, :, None] * levels - mins[:, :, None]).reshape(count, 256)
 
 
-FORMAT = g.grouped_format(name="Q2_K", gguf_id=10, group_size=256, group_bytes=84, decode=decode)
+def encode(groups: Floats) -> Bytes:
+    fit = fitting.fit_shared_with_min(groups, size=16, top=3, first=-0.5, candidates=16, share_top=15)
+    scales = fit.scales.astype(np.uint8) | fit.mins.astype(np.uint8) << 4
+    factors = [g.store_half(fit.scale_factor), g.store_half(fit.min_factor)]
+    return np.concatenate([scales, g.pack_pairs(fit.levels), *factors], axis=1)
+
+
+FORMAT = g.grouped_format(name="Q2_K", gguf_id=10, group_size=256, group_bytes=84, decode=decode, encode=encode)

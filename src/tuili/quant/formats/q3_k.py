@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuili.quant import fitting
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
@@ -28,4 +29,20 @@ def _unpack_scales(packed: Bytes) -> Floats:
     return (g.unpack_nibbles(packed[:, :8]) | pairs.reshape(-1, 16) << 4).astype(np.float32)
 
 
-FORMAT = g.grouped_format(name="Q3_K", gguf_id=11, group_size=256, group_bytes=110, decode=decode)
+def encode(groups: Floats) -> Bytes:
+    fit = fitting.fit_shared_signed(groups, top=4, share_top=32)
+    third_bits = g.pack_bits((fit.levels >> np.uint8(2)).reshape(-1, 8, 32).swapaxes(1, 2).reshape(-1, 256))
+    factor = g.store_half(fit.scale_factor)
+    return np.concatenate(
+        [third_bits, g.pack_pairs(fit.levels & np.uint8(3)), _pack_scales(fit.scales), factor], axis=1
+    )
+
+
+def _pack_scales(scales: Floats) -> Bytes:
+    """The inverse of _unpack_scales for integers -32 .. 31, less the 32 that it leaves in."""
+    raised = (scales + np.float32(32)).astype(np.uint8)
+    pairs: Bytes = np.bitwise_or.reduce((raised >> 4).reshape(-1, 4, 4) << _PAIR_SHIFTS, axis=1)
+    return np.concatenate([g.pack_nibbles(raised & np.uint8(0x0F)), pairs], axis=1)
+
+
+FORMAT = g.grouped_format(name="Q3_K", gguf_id=11, group_size=256, group_bytes=110, decode=decode, encode=encode)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuili.quant import fitting
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
@@ -20,4 +21,11 @@ def decode(groups: Bytes) -> Floats:
     return (scales[:, :, None] * levels - mins[:, :, None]).reshape(count, 256)
 
 
-FORMAT = g.grouped_format(name="Q4_K", gguf_id=12, group_size=256, group_bytes=144, decode=decode)
+def encode(groups: Floats) -> Bytes:
+    fit = fitting.fit_shared_with_min(groups, size=32, top=15, first=-1.0, candidates=21, share_top=63)
+    factors = [g.store_half(fit.scale_factor), g.store_half(fit.min_factor)]
+    nibbles = g.pack_nibbles(fit.levels.reshape(-1, 64)).reshape(-1, 128)
+    return np.concatenate([*factors, g.pack_scales_and_mins(fit.scales, fit.mins), nibbles], axis=1)
+
+
+FORMAT = g.grouped_format(name="Q4_K", gguf_id=12, group_size=256, group_bytes=144, decode=decode, encode=encode)

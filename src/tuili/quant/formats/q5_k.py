@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuili.quant import fitting
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
@@ -22,4 +23,13 @@ def decode(groups: Bytes) -> Floats:
     return (scales[:, :, None] * levels - mins[:, :, None]).reshape(count, 256)
 
 
-FORMAT = g.grouped_format(name="Q5_K", gguf_id=13, group_size=256, group_bytes=176, decode=decode)
+def encode(groups: Floats) -> Bytes:
+    fit = fitting.fit_shared_with_min(groups, size=32, top=31, first=-0.5, candidates=16, share_top=63)
+    factors = [g.store_half(fit.scale_factor), g.store_half(fit.min_factor)]
+    nibbles = g.pack_nibbles((fit.levels & np.uint8(0x0F)).reshape(-1, 64)).reshape(-1, 128)
+    fifth_bits = (fit.levels >> np.uint8(4)).reshape(-1, 8, 32).swapaxes(1, 2).reshape(-1, 256)
+    scales = g.pack_scales_and_mins(fit.scales, fit.mins)
+    return np.concatenate([*factors, scales, g.pack_bits(fifth_bits), nibbles], axis=1)
+
+
+FORMAT = g.grouped_format(name="Q5_K", gguf_id=13, group_size=256, group_bytes=176, decode=decode, encode=encode)

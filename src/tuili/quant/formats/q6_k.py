@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tuili.quant import fitting
 from tuili.quant import groups as g
 from tuili.quant.format import Bytes, Floats
 
@@ -21,4 +22,13 @@ def decode(groups: Bytes) -> Floats:
     return (scales[:, :, None] * levels.reshape(count, 16, 16).astype(np.float32)).reshape(count, 256)
 
 
-FORMAT = g.grouped_format(name="Q6_K", gguf_id=14, group_size=256, group_bytes=210, decode=decode)
+def encode(groups: Floats) -> Bytes:
+    fit = fitting.fit_shared_signed(groups, top=32, share_top=128)
+    nibbles = g.pack_nibbles((fit.levels & np.uint8(0x0F)).reshape(-1, 128)).reshape(-1, 128)
+    scales = fit.scales.astype(np.int8).view(np.uint8)
+    return np.concatenate(
+        [nibbles, g.pack_pairs(fit.levels >> np.uint8(4)), scales, g.store_half(fit.scale_factor)], axis=1
+    )
+
+
+FORMAT = g.grouped_format(name="Q6_K", gguf_id=14, group_size=256, group_bytes=210, decode=decode, encode=encode)

@@ -34,6 +34,7 @@ class BenchOptions:
     prefill_len: int = 512
     num_rounds: int = 3
     num_threads: int = 0
+    quantization: str | None = None
     seed: int = 0
     against: str | None = None
     peer_path: Path | None = None
@@ -58,6 +59,7 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
     max_num_seqs = max(w.num_seqs for w in workloads)
     load_options = LoadOptions(
         num_threads=options.num_threads,
+        quantization=options.quantization,
         max_model_len=max_len,
         max_num_seqs=max_num_seqs,
         speculative=None,  # no peer drafts here, and repetitive answers would flatter

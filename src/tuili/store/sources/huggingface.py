@@ -22,7 +22,7 @@ from tuili.store.source import Fetched
 
 DEFAULT_QUANTIZATION = "Q4_K_M"  # where a repository has many GGUF files and the name has no tag
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_PART = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?:^|[-_.])((?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|F32))\.gguf$", re.IGNORECASE)
 _BESIDE_WEIGHTS = frozenset(
     (
@@ -80,47 +80,61 @@ class HuggingFaceSource:
 def choose_files(names: Mapping[str, object], name: ModelName) -> list[str]:
     """The files to fetch: the tag's GGUF, else safetensors and what belongs to them, else the default GGUF.
 
-    Raises ModelNotFoundError listing the tags there are, UnsupportedModelError for split or pickled models.
+    A GGUF in parts is all its parts. Raises ModelNotFoundError listing the tags there are, DownloadError for one that
+    lacks a part, UnsupportedModelError for pickled models.
     """
     ggufs = sorted(file for file in names if file.lower().endswith(".gguf"))
     if name.tag is not None:
-        return [_gguf_of_tag(ggufs, name.tag, name)]
+        return _gguf_of_tag(ggufs, name.tag, name)
     if any(_WEIGHTS.fullmatch(file) for file in names):
         if "config.json" not in names:
             raise UnsupportedModelError(f"{name.repository} has safetensors without a config.json")
         return sorted(file for file in names if file in _BESIDE_WEIGHTS or _WEIGHTS.fullmatch(file))
-    if len(ggufs) == 1:
-        return [_unsplit(ggufs[0], name)]
+    if len({_whole_name(file) for file in ggufs}) == 1:
+        return _all_parts(ggufs, name)
     if ggufs:
-        return [_gguf_of_tag(ggufs, DEFAULT_QUANTIZATION, name)]
+        return _gguf_of_tag(ggufs, DEFAULT_QUANTIZATION, name)
     raise UnsupportedModelError(
         f"{name.repository} has neither model.safetensors nor a .gguf file: weights in other formats are not fetched"
     )
 
 
-def _gguf_of_tag(ggufs: list[str], tag: str, name: ModelName) -> str:
-    """The file whose quantization, or whose whole name, is the tag; case does not matter."""
+def _gguf_of_tag(ggufs: list[str], tag: str, name: ModelName) -> list[str]:
+    """The file, or the parts, whose quantization, or whose whole name, is the tag; case does not matter."""
     wanted = tag.lower()
-    found = [file for file in ggufs if wanted in (_tag_of(file).lower(), PurePosixPath(file).stem.lower())]
+    models = dict.fromkeys(map(_whole_name, ggufs))
+    found = [whole for whole in models if wanted in (_tag_of(whole).lower(), PurePosixPath(whole).stem.lower())]
     if len(found) == 1:
-        return _unsplit(found[0], name)
-    tags = ", ".join(f"{name.repository}:{_tag_of(file)}" for file in ggufs) or "none with a tag"
+        return _all_parts([file for file in ggufs if _whole_name(file) == found[0]], name)
+    tags = ", ".join(f"{name.repository}:{_tag_of(whole)}" for whole in models) or "none with a tag"
     raise ModelNotFoundError(f"{name.repository} has {len(found)} GGUF files for {tag!r}; there are {tags}")
 
 
+def _whole_name(file: str) -> str:
+    """A GGUF file's name without the number of its part."""
+    return _PART.sub("", file)
+
+
 def _tag_of(file: str) -> str:
-    match = _QUANTIZATION.search(PurePosixPath(file).name)
-    return match[1] if match else PurePosixPath(file).stem
+    whole = PurePosixPath(_whole_name(file))
+    match = _QUANTIZATION.search(whole.name)
+    return match[1] if match else whole.stem
 
 
-def _unsplit(file: str, name: ModelName) -> str:
-    if _SPLIT_GGUF.search(file):
-        raise UnsupportedModelError(f"{name.repository}: {file} is one piece of a split GGUF, which cannot be read yet")
-    return file
+def _all_parts(parts: list[str], name: ModelName) -> list[str]:
+    """`parts` in order, once none is missing, or the whole where there is one. Raises DownloadError naming a part."""
+    match = _PART.search(parts[0])
+    if match is None or _whole_name(parts[0]) in parts:
+        return [_whole_name(parts[0])]
+    for number in range(1, int(match[1]) + 1):
+        expected = f"{parts[0][: match.start()]}-{number:05}-of-{match[1]}{parts[0][match.end() :]}"
+        if expected not in parts:
+            raise DownloadError(f"{name.repository} lacks {expected}, a part of {PurePosixPath(parts[0]).name}")
+    return parts
 
 
 def _quantization(chosen: list[str]) -> str | None:
-    return _tag_of(chosen[0]).upper() if len(chosen) == 1 else None
+    return _tag_of(chosen[0]).upper() if chosen[0].lower().endswith(".gguf") else None
 
 
 def _online_listing(name: ModelName) -> Listing | None:
