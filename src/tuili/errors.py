@@ -36,10 +36,11 @@ class TuiliError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(_one_line(message))
+        super().__init__(bounded_line(message))
 
 
-def _one_line(message: str) -> str:
+def bounded_line(message: str) -> str:
+    """The message as one line of at most MAX_MESSAGE_CHARS printable characters, its middle cut out if need be."""
     if len(message) > MAX_MESSAGE_CHARS:
         message = f"{message[: MAX_MESSAGE_CHARS - _KEPT_END - 5]} ... {message[-_KEPT_END:]}"
     return message if message.isprintable() else "".join(c if c.isprintable() else " " for c in message)

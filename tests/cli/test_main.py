@@ -76,6 +76,7 @@ def _raising(error: BaseException) -> Callable[[], None]:
         (InvalidRequestError("bad"), 2, "error: bad\n"),
         (KeyboardInterrupt(), INTERRUPTED, ""),
         (MemoryError(), 1, "error: out of memory\n"),
+        (PermissionError(13, "Permission denied", "/x/y\n"), 1, "error: '/x/y\\n': Permission denied\n"),
         (KeyError("x"), 1, "error: internal error, KeyError: 'x' (TUILI_DEBUG=1 shows where)\n"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import tuili
+from tuili.checks import shown
 from tuili.cli import commands
 from tuili.cli.terminal import is_debugging, is_plain, report_error
 from tuili.errors import TuiliError
@@ -82,6 +83,9 @@ def _reported(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         report_error(f"standard output: {error.strerror}")
         _drop_output()
+        return 1
+    if isinstance(error, OSError) and error.filename is not None:
+        report_error(f"{shown(str(error.filename))}: {error.strerror}")
         return 1
     report_error(f"internal error, {type(error).__name__}: {error} (TUILI_DEBUG=1 shows where)")
     return 1

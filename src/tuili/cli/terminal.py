@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from tuili.errors import bounded_line
+
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGES = ((31_536_000, "year"), (2_592_000, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
 
@@ -31,7 +33,7 @@ def note(message: str) -> None:
 
 def report_error(message: str) -> None:
     """The one line a failure shows."""
-    sys.stderr.write(f"error: {one_line(message)}\n")
+    sys.stderr.write(f"error: {bounded_line(message).strip()}\n")
 
 
 def one_line(text: str) -> str:
