@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from tuili.runtime.memory import size_cache
 from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
+from tuili.weights.mapped_file import file_stamps
 from tuili.weights.quantizing import quantized_weights
 from tuili.weights.recipes import find_recipe
 
@@ -104,7 +105,24 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
     path = find_model(name)
     start = time.monotonic()
     with _without_collection():
-        return _load(name, path, options, start)
+        return _unchanged(path, lambda: _load(name, path, options, start))
+
+
+def _unchanged(path: Path, load: Callable[[], Pipeline]) -> Pipeline:
+    """What `load` gives, unless the files became others meanwhile: half of each would be no model.
+
+    Raises ModelFileError then. Once loaded, nothing of the files is needed any more.
+    """
+    try:
+        before = file_stamps(path)
+        pipeline = load()
+        is_same = file_stamps(path) == before
+    except FileNotFoundError:
+        raise ModelFileError(f"{path.name}: removed while it was read") from None
+    if not is_same:
+        pipeline.close()
+        raise ModelFileError(f"{path.name}: changed on disk while it was read, load it again")
+    return pipeline
 
 
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:

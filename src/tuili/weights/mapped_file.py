@@ -25,10 +25,18 @@ def refuse_executable(path: Path) -> None:
         raise ModelFileError(f"{path.name}: {REFUSAL}")
 
 
+def file_stamps(path: Path) -> frozenset[tuple[str, int, int, int]]:
+    """Name, size, time of change and inode of a model's file, or of those in its folder: others mean it was changed."""
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return frozenset((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
 def map_file(path: Path) -> Bytes:
     """The whole file as a read-only uint8 array. The mapping lives as long as any view of it.
 
-    The file must not shrink meanwhile: the kernel answers a read past its end with SIGBUS.
+    The file must not shrink meanwhile: the kernel answers a read past its end with SIGBUS, which ends the process.
+    Removing it or renaming another over it is safe.
     Raises ModelNotFoundError when there is no such file; ModelFileError when it is empty, no regular
     file, unreadable, or pickled Python objects under another name.
     """

@@ -79,7 +79,9 @@ def _dequantized(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     for name, tensor in weights.items():
         if tensor.shape != shapes[name]:
             raise ModelFileError(f"weight {name} has shape {tensor.shape}; allowed: {shapes[name]}")
-        arrays[name] = np.ascontiguousarray(tensor.dequantize(), np.float32)
+        values = np.ascontiguousarray(tensor.dequantize(), np.float32)
+        # Float32 weights are views of the mapped file, which may shrink once the model is loaded.
+        arrays[name] = values.copy() if np.may_share_memory(values, tensor.data) else values
     return arrays
 
 
