@@ -194,6 +194,11 @@ size_t block_bytes(const Model& model, const std::string& format, int group, int
     return cache_block_bytes(model.spec(), cache_format(format), group, block_size);
 }
 
+size_t plane_bytes(const std::string& format, int head_dim, int block_size) {
+    if (head_dim < 1 || block_size < 1) throw std::invalid_argument("head_dim and block_size must be positive");
+    return cache_plane_bytes(cache_format(format), head_dim, block_size);
+}
+
 void allocate_cache(Model& model, const std::string& format, int block_size, const std::vector<int>& num_blocks) {
     const CacheFormat known = cache_format(format);
     nb::gil_scoped_release release;
@@ -232,9 +237,11 @@ NB_MODULE(_native, module) {
     module.attr("MAX_THREADS") = kMaxThreads;
     module.def("has_isa", has_isa, nb::arg("name"));
     module.def("best_isa", [] { return best_kernels().isa; });
+    module.def("cache_plane_bytes", plane_bytes, nb::arg("format"), nb::arg("head_dim"), nb::arg("block_size"));
     bind_probes(module);
     bind_weights(module);
     nb::module_ kernels = module.def_submodule("kernels", "Single kernels, for tests and benchmarks.");
     bind_kernels(kernels);
+    module.attr("packed_bytes") = kernels.attr("packed_bytes");
     bind_rows(kernels);
 }

@@ -170,6 +170,12 @@ nb::object matmul(const std::string& isa, const Matrix& matrix, const Inputs& in
     return array(std::move(out), {num_rows, static_cast<size_t>(w.rows)});
 }
 
+size_t packed_bytes(const std::string& format, int rows, int cols) {
+    if (rows < 1 || cols < 1) throw std::invalid_argument("rows and cols must be positive");
+    const PackedMatrix matrix{.format = format_of(format), .rows = rows, .cols = cols};
+    return packed_panel_bytes(matrix.format, cols) * matrix.num_panels();
+}
+
 nb::tuple available_isas() {
     nb::list names;
     for (const char* isa : {"scalar", "avx2", "avx_vnni", "avx512"})
@@ -191,6 +197,8 @@ void bind_kernels(nb::module_& module) {
         .def("groups", &Inputs::groups, "(q, scale, scaled_sum, sum, half_sum), group-major.");
     module.def("matmul", matmul, nb::arg("isa"), nb::arg("matrix"), nb::arg("inputs"), nb::arg("row_begin"),
                nb::arg("row_end"), "Rows of the inputs times the transposed matrix: float32 [rows, matrix rows].");
+    module.def("packed_bytes", packed_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("cols"),
+               "What Matrix.num_bytes will be of such a matrix.");
 }
 
 }  // namespace tuili

@@ -99,18 +99,22 @@ def _system_memory(root: Path) -> int:
     return psutil.virtual_memory().available
 
 
-def process_memory(root: Path = ROOT) -> tuple[int, int]:
-    """Bytes of this process in memory: its own (anonymous), and those of mapped files, which the system may drop.
+def process_memory(root: Path = ROOT, process_id: int | None = None) -> tuple[int, int]:
+    """Bytes of a process in memory: its own (anonymous), and those of mapped files, which the system may drop.
 
-    Where the system does not tell them apart, all count as its own.
+    None is this process. Where the system does not tell them apart, all count as its own; none of one that ended.
     """
-    fields = dict(line.split(":", 1) for line in (_read(root / "proc/self/status") or "").splitlines())
+    folder = "self" if process_id is None else str(process_id)
+    fields = dict(line.split(":", 1) for line in (_read(root / "proc" / folder / "status") or "").splitlines())
     if "RssAnon" in fields:
         own, mapped = (int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
         return own, mapped
     import psutil
 
-    return psutil.Process().memory_info().rss, 0
+    try:
+        return psutil.Process(process_id).memory_info().rss, 0
+    except psutil.Error:
+        return 0, 0
 
 
 def _reclaimable(folder: Path) -> int:

@@ -22,6 +22,8 @@ class HubServer:
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     damaged: dict[str, int] = field(default_factory=dict)
+    has_ranges: bool = True
+    num_bytes_sent: int = 0  # of files
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Authorization
 
     def fetched(self) -> list[str]:
@@ -99,7 +101,13 @@ def _send_file(
     if with_body and state.damaged.get(name, 0) > 0:
         state.damaged[name] -= 1
         data = bytes([data[0] ^ 1]) + data[1:]
-    _send(handler, 200, headers, data, with_body=with_body)
+    status, total = 200, len(data)
+    if state.has_ranges and (asked := handler.headers.get("Range", "")).startswith("bytes="):
+        start, _, end = asked.removeprefix("bytes=").partition("-")
+        data = data[int(start) : int(end) + 1 if end else total]
+        status, headers = 206, headers | {"Content-Range": f"bytes {start}-{int(start) + len(data) - 1}/{total}"}
+    state.num_bytes_sent += len(data) if with_body else 0
+    _send(handler, status, headers, data, with_body=with_body)
 
 
 def _send(

@@ -191,11 +191,13 @@ def _answer(state: IndexServer, handler: BaseHTTPRequestHandler) -> None:
 
 def _answer_file(state: IndexServer, handler: BaseHTTPRequestHandler, data: bytes) -> None:
     requested = handler.headers.get("Range", "")
-    start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested and state.has_ranges else 0
-    exchange = Exchange(handler, data[start:], start)
+    first, _, last = requested.removeprefix("bytes=").partition("-")
+    start = int(first) if requested and state.has_ranges else 0
+    body = data[start : int(last) + 1] if last and state.has_ranges else data[start:]
+    exchange = Exchange(handler, body, start)
     if requested and state.has_ranges:
         exchange.status = 206 if start < len(data) else 416
-        end = f"{start}-{len(data) - 1}" if start < len(data) else "*"
+        end = f"{start}-{start + len(body) - 1}" if start < len(data) else "*"
         exchange.headers["Content-Range"] = f"bytes {end}/{len(data)}"
     if state.faults and state.faults.pop(0)(exchange):
         return

@@ -5,12 +5,15 @@ Sources live one per file in `sources/`, each with a module attribute SOURCE, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tuili.store.manifest import FileRecord, Manifest
 from tuili.store.names import ModelName
+from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.progress import ProgressCallback
 
 
@@ -43,3 +46,6 @@ class Source(Protocol):
 
         Raises DownloadError, ModelNotFoundError or ModelFileError, each one line.
         """
+
+    def offered_files(self, name: ModelName, traffic: Traffic) -> AbstractContextManager[Sequence[OfferedFile]]:
+        """The files `fetch` would get, to be looked into where they are. Raises as `fetch` does."""

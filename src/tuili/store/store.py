@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from tuili.store.catalogue import CATALOGUE, CatalogueEntry, find_entry
 from tuili.store.durable import make_folder, storage_errors
 from tuili.store.manifest import Manifest
 from tuili.store.names import ModelName, is_path_like, name_path, parse_model_name
+from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
 from tuili.store.records import ModelFiles, Records
 from tuili.store.source import Fetched, Source
@@ -117,6 +118,13 @@ class Store:
                 self._records.publish(model, _manifest(model, source, fetched), fetched.part)
             shutil.rmtree(workspace)
             return self._records.load(model)
+
+    @contextmanager
+    def offered_files(self, name: str, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
+        """What `pull` would fetch, to be looked into where it is. Raises as `pull` does."""
+        model = self._canonical(name)
+        with self._source_of(model).offered_files(model, traffic) as files:
+            yield files
 
     def list(self) -> tuple[ModelFiles, ...]:
         """Stored models by name. Damaged records are left out here and named by `check`."""

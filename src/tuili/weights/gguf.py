@@ -14,10 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from tuili import quant
 from tuili.errors import UnsupportedModelError
 from tuili.quant.format import Bytes, QuantFormat, Tensor
-from tuili.weights.gguf_metadata import MAX_ENTRIES, Cursor, Value, read_metadata
+from tuili.weights.gguf_metadata import (
+    MAX_ENTRIES,
+    MAX_HEADER_BYTES,
+    Cursor,
+    HeaderCutError,
+    Value,
+    read_metadata,
+)
 from tuili.weights.mapped_file import map_file
 
 MAX_DIMS = 4
@@ -55,15 +64,10 @@ class GgufFile:
         data = map_file(path)
         cursor = Cursor(data, path.name)
         self.path, self.num_bytes = path, data.size
-        self.version = _read_version(cursor)
-        num_tensors = cursor.uint64("tensor count")
-        if num_tensors > MAX_ENTRIES:
-            cursor.fail(f"{num_tensors} tensors", f"at most {MAX_ENTRIES} are allowed")
-        metadata, types = read_metadata(cursor, cursor.uint64("metadata key count"))
-        self.metadata = MappingProxyType(metadata)
-        self.alignment = _alignment(cursor, metadata, types)
-        entries = [_read_entry(cursor) for _ in range(num_tensors)]
-        self.tensors = MappingProxyType(_place(cursor, data, entries, self.alignment))
+        header = _read_header(cursor)
+        self.version, self.alignment = header.version, header.alignment
+        self.metadata = MappingProxyType(header.metadata)
+        self.tensors = MappingProxyType(_place(cursor, data, header.entries, self.alignment))
 
     @property
     def tensor_types(self) -> Mapping[str, int]:
@@ -87,6 +91,41 @@ class _Entry:
     @property
     def row_bytes(self) -> int:
         return self.format.row_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    version: int
+    alignment: int
+    metadata: dict[str, Value]
+    entries: list[_Entry]
+
+
+def find_tensors(prefix: bytes, file_name: str) -> tuple[int, dict[str, tuple[int, int]]] | None:
+    """Where the data begin and each tensor lies, told from a file's first bytes; None when they are too few to tell.
+
+    Raises ModelFileError and UnsupportedModelError as GgufFile does.
+    """
+    cursor = Cursor(np.frombuffer(prefix, np.uint8), file_name)
+    try:
+        header = _read_header(cursor)
+    except HeaderCutError:
+        if len(prefix) > MAX_HEADER_BYTES:
+            raise
+        return None
+    base = _padded(cursor.position, header.alignment)
+    starts = ((e, base + e.offset) for e in header.entries)
+    return base, {e.name: (start, start + e.num_rows * e.row_bytes) for e, start in starts}
+
+
+def _read_header(cursor: Cursor) -> _Header:
+    version = _read_version(cursor)
+    num_tensors = cursor.uint64("tensor count")
+    if num_tensors > MAX_ENTRIES:
+        cursor.fail(f"{num_tensors} tensors", f"at most {MAX_ENTRIES} are allowed")
+    metadata, types = read_metadata(cursor, cursor.uint64("metadata key count"))
+    alignment = _alignment(cursor, metadata, types)
+    return _Header(version, alignment, metadata, [_read_entry(cursor) for _ in range(num_tensors)])
 
 
 def _read_version(cursor: Cursor) -> int:

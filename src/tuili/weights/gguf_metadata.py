@@ -39,6 +39,10 @@ _NUMBER_DTYPES = {
 _SEPARATOR = "\0" * _UINT64.size
 
 
+class HeaderCutError(ModelFileError):
+    """The header goes on behind the bytes there are."""
+
+
 class Cursor:
     """A position in the header of a file. Every read is checked; every failure names file and position."""
 
@@ -56,7 +60,8 @@ class Cursor:
 
     def fail_at_end(self, what: str, start: int) -> NoReturn:
         bound = "the file has" if self._is_whole_file else "a header has at most"
-        self.fail(f"{what} at byte {start} goes past the end", f"{bound} {self.limit} bytes")
+        found = f"{self.file_name}: {what} at byte {start} goes past the end, {bound} {self.limit} bytes"
+        raise HeaderCutError(found)
 
     def skip(self, count: int, what: str) -> int:
         """Moves past `count` bytes and returns where they start."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Conventions:
 
 def canonical_weights(
     tensors: Mapping[str, Tensor], spec: ModelSpec, conventions: Conventions, file_name: str
-) -> Mapping[str, Tensor]:
+) -> TensorTable:
     """The weights of `spec` by canonical name, each transformed when it is asked for.
 
     Raises ModelFileError naming the first few tensors that are missing, unknown or misshapen.
@@ -55,8 +56,13 @@ def canonical_weights(
     for name, shape in shapes.items():
         _check_shape(tensors, sources[name], shape, file_name)
     return TensorTable(
-        {name: _maker(tensors, sources[name], name, shape, spec, conventions) for name, shape in shapes.items()}
+        {name: _maker(tensors, sources[name], name, shape, spec, conventions) for name, shape in shapes.items()},
+        {name: partial(_format_name, tensors, sources[name].names[0]) for name in shapes},
     )
+
+
+def _format_name(tensors: Mapping[str, Tensor], name: str) -> str:
+    return tensors[name].format.name
 
 
 def left_out(tensors: Iterable[str], conventions: Conventions) -> tuple[str, ...]:

@@ -76,6 +76,14 @@ class SafetensorsFile:
         self.tensors = TensorTable({e.name: partial(_tensor, e, weights, path.name) for e in entries})
 
 
+def header_bytes(prefix: bytes, file_name: str) -> int:
+    """Where the data begin, told from the first 8 bytes. Raises ModelFileError for a length out of bounds."""
+    length = int.from_bytes(prefix[:_LENGTH_BYTES], "little")
+    if len(prefix) < _LENGTH_BYTES or length > MAX_HEADER_BYTES:
+        raise ModelFileError(f"{file_name}: header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    return _LENGTH_BYTES + length
+
+
 def _read_header(data: Bytes, file_name: str) -> tuple[dict[str, Any], int]:
     """The parsed header and the byte where the data begins."""
     if data.size < _LENGTH_BYTES:

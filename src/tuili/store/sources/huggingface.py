@@ -7,9 +7,10 @@ HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are huggingface_hub's business. Code an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,10 +18,12 @@ from tuili.errors import DownloadError, ModelNotFoundError, TuiliError, Unsuppor
 from tuili.store.durable import is_storage_error, sha256_of
 from tuili.store.manifest import FileRecord, Manifest
 from tuili.store.names import ModelName
+from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.progress import ProgressCallback, PullProgress
 from tuili.store.source import Fetched
 
 DEFAULT_QUANTIZATION = "Q4_K_M"  # where a repository has many GGUF files and the name has no tag
+_TIMEOUT_S = 30.0
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PART = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?:^|[-_.])((?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|F32))\.gguf$", re.IGNORECASE)
@@ -75,6 +78,28 @@ class HuggingFaceSource:
             license=listing.license,
             quantization=_quantization(chosen),
         )
+
+    @contextmanager
+    def offered_files(self, name: ModelName, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
+        """The chosen files where the hub keeps them."""
+        import httpx
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        from tuili.store.range_file import RangeClient
+
+        with _hub_errors(name):
+            listing = _online_listing(name)
+            if listing is None:
+                raise DownloadError(f"{name.repository} is not stored and HF_HUB_OFFLINE is set")
+            chosen = [listing.files[file] for file in choose_files(listing.files, name)]
+            urls = [hf_hub_url(name.repository, file.name, revision=listing.revision) for file in chosen]
+        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
+            ranges = RangeClient(client, build_hf_headers(), traffic)
+            yield [
+                OfferedFile(name=file.name, num_bytes=file.num_bytes, open=partial(ranges.open, url, file.name))
+                for file, url in zip(chosen, urls, strict=True)
+            ]
 
 
 def choose_files(names: Mapping[str, object], name: ModelName) -> list[str]:

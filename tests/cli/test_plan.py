@@ -1,0 +1,66 @@
+"""`tuili plan`: the answer first, in words; the exit code says it too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli
+
+
+def test_what_fits_is_said_first(cli: Cli, smollm2_gguf: Path) -> None:
+    outcome = cli("plan", str(smollm2_gguf), "--ctx", "512", "--parallel", "2")
+    assert outcome.code == 0, outcome.err
+    first, *rest = outcome.out.splitlines()
+    assert first.startswith(f"It fits: {smollm2_gguf} with 2 sequences of 512 tokens takes 1")
+    assert rest[0] == ""
+    facts = dict(line.strip().split("  ", 1) for line in rest[1:])
+    assert facts["KV cache"].strip() == "22.5 MiB (bfloat16, 22.5 KiB a token)"
+    assert facts["decode"].strip().startswith("about ")
+    assert "int8" in facts["measured"]
+
+
+def test_what_does_not_fit_is_said_with_what_to_change(
+    cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuili.runtime.plan.plan.available_memory", lambda: 400 << 20)
+    outcome = cli("plan", str(smollm2_gguf), "--ctx", "4096", "--parallel", "2")
+    assert outcome.code == 1
+    lines = outcome.out.split("\n\n")[0].splitlines()
+    assert lines[0].endswith("takes 180.0 MiB of KV cache, which may have 160.0 MiB of the 400.0 MiB that are free.")
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "It fits with --kv-cache-dtype int8",
+        "It fits with --parallel 1",
+        "It fits with --ctx 3584",
+    ]
+    outcome = cli("plan", str(smollm2_gguf), "--json", "--ctx", "4096", "--parallel", "2")
+    assert (outcome.code, json.loads(outcome.out)["fits"]) == (1, False)
+
+
+def test_a_shortened_context_is_named(cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuili.runtime.plan.plan.available_memory", lambda: 300 << 20)
+    out = cli("plan", str(smollm2_gguf)).out.splitlines()
+    assert out[0].startswith("It fits: ")
+    assert out[1] == "That is the longest context that fits; the model knows 8192 tokens."
+    monkeypatch.setattr("tuili.runtime.plan.plan.available_memory", lambda: 100 << 20)
+    outcome = cli("plan", str(smollm2_gguf))
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[1] == "No context fits: free some memory, or take a smaller model."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--ctx", "100000"), 2, "error: ctx must be in [1, 8192] for this model, got 100000"),
+        (("--kv-cache-dtype", "int4"), 2, "error: kv_cache_dtype must be one of auto, bfloat16, int8, got 'int4'"),
+        (("--parallel", "0"), 2, "error: Invalid value for '--parallel'"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    cli: Cli, smollm2_gguf: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    outcome = cli("plan", str(smollm2_gguf), *arguments)
+    assert outcome.code == code
+    assert outcome.err.startswith(message)
