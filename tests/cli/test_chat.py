@@ -47,6 +47,21 @@ def chat(folder: Path) -> Iterator[Terminal]:
         yield terminal
 
 
+@pytest.fixture
+def rich_chat(folder: Path) -> Iterator[Terminal]:
+    """A terminal that shows colours and marks what is pasted."""
+    environment = {
+        "TUILI_HOME": str(folder / "home"),
+        "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'src'}",
+        "TERM": "xterm-256color",
+        "NO_COLOR": "",
+        "LC_ALL": "C.UTF-8",
+    }
+    with in_terminal([sys.executable, "-c", PROGRAM, "--markdown"], folder, environment) as terminal:
+        terminal.wait_for(">>> ")
+        yield terminal
+
+
 def say(chat: Terminal, text: str, expected: str) -> None:
     """Types a line; what it brings must come before the next prompt."""
     chat.type(f"{text}\n")
@@ -91,6 +106,17 @@ def test_ctrl_c_at_the_prompt_clears_the_line(chat: Terminal) -> None:
     assert "asked" not in ended(chat)
 
 
+def test_ctrl_c_twice_at_the_prompt_ends_the_chat(chat: Terminal) -> None:
+    chat.type(CTRL_C)
+    chat.wait_for("Ctrl-C again ends the chat, and so does Ctrl-D")
+    chat.wait_for(">>> ")
+    say(chat, "one", "echo one")
+    chat.type(CTRL_C)
+    chat.wait_for(">>> ")
+    chat.type(CTRL_C)
+    assert "closed True" in ended(chat)
+
+
 def test_a_failed_message_is_not_remembered(chat: Terminal) -> None:
     say(chat, "too long", "error: prompt has 100 tokens, the context holds 99")
     say(chat, "fail", "error: the engine is gone")
@@ -108,6 +134,77 @@ def test_several_lines_between_quotes(chat: Terminal) -> None:
     say(chat, '"""all in one"""', "echo all in one")
     chat.type(CTRL_D)
     assert "asked ['first\\n  second\\nthird'] 1.0\n" in ended(chat)
+
+
+def test_a_line_that_ends_in_a_backslash_goes_on(chat: Terminal) -> None:
+    chat.type("first\\\n")
+    chat.wait_for("... ")
+    say(chat, "second", "echo first second")
+    say(chat, "a backslash \\\\", "echo a backslash")
+    chat.type(CTRL_D)
+    rest = ended(chat)
+    assert "asked ['first\\nsecond'] 1.0\n" in rest
+
+
+def test_what_is_pasted_is_one_message(rich_chat: Terminal) -> None:
+    rich_chat.type("\x1b[200~first\nsecond\x1b[201~")
+    rich_chat.wait_for("second")
+    rich_chat.type("\n")
+    rich_chat.wait_for("echo first second")
+    rich_chat.wait_for(">>> ")
+    rich_chat.type(CTRL_D)
+    assert "asked ['first\\nsecond'] 1.0\n" in ended(rich_chat)
+
+
+def test_markdown_is_rendered_and_remembered_as_written(rich_chat: Terminal) -> None:
+    rich_chat.type("**你好** and `code`\n")
+    rich_chat.wait_for("echo \x1b[1m你好\x1b[0m and ")
+    rich_chat.wait_for(">>> ")
+    rich_chat.type("/set nomarkdown\n")
+    rich_chat.wait_for("markdown is shown as it is")
+    rich_chat.type("**plain**\n")
+    rich_chat.wait_for("echo **plain**")
+    rich_chat.wait_for(">>> ")
+    rich_chat.type(CTRL_D)
+    assert "'echo **你好** and `code`'" in ended(rich_chat)
+
+
+def test_settings_change_the_chat(folder: Path, chat: Terminal) -> None:
+    (folder / "t.jinja").write_text("{{ messages[0].content }}")
+    say(chat, "/set parameter temperature 0.5", "temperature is 0.5")
+    say(chat, "/set system Be brief.", "system text set")
+    say(chat, "/set verbose", "timings are shown")
+    say(chat, "one", "generation  2 tokens, 4.0 tokens/s")
+    say(chat, "/set quiet", "timings are not shown")
+    say(chat, "/set nothink", "thinking is asked not to be done")
+    say(chat, "/set template t.jinja", "template set")
+    say(chat, "/show template", "{{ messages[0].content }}")
+    say(chat, "/set template default", "template is the model's")
+    say(chat, "/show template", "{{ messages }}")
+    say(chat, "/show system", "Be brief.")
+    say(chat, "/show parameters", "temperature            0.5          set here")
+    say(chat, "/set nohistory", "lines are not kept in the history")
+    say(chat, "secret", "echo secret")
+    say(chat, "/?", "/show [WHAT]")
+    chat.type("/exit\n")
+    assert "asked ['Be brief.', 'one'] 0.5\n" in ended(chat)
+    history = folder / "home" / "chat_history"
+    assert "/set nohistory" in history.read_text()
+    assert "secret" not in history.read_text()
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_pictures_and_structure_are_refused(folder: Path, chat: Terminal) -> None:
+    (folder / "a cat.PNG").write_bytes(b"")
+    refusal = "error: images cannot be read yet, found "
+    say(chat, "what is in 'a cat.PNG'?", f"{refusal}'a cat.PNG'")
+    say(chat, "a\\ cat.PNG what is it", f"{refusal}'a cat.PNG'")
+    say(chat, f"{folder}/a\\ cat.PNG", refusal)
+    say(chat, "/image a cat.PNG", refusal)
+    say(chat, "what does none.png mean", "echo what does none.png mean")
+    say(chat, "/set format json", "error: format: structured output is not there yet")
+    chat.type(CTRL_D)
+    ended(chat)
 
 
 def test_commands_change_what_is_asked(chat: Terminal) -> None:
@@ -134,6 +231,8 @@ def test_commands_change_what_is_asked(chat: Terminal) -> None:
             "error: no command '/nonsense': there are /clear, /system, /set, /show, /save, /load",
         ),
         ("/set", "error: /set takes a parameter and a value, as in: /set temperature 0.7"),
+        ("/show nothing", "error: /show takes one of info, parameters, system, template, license, got 'nothing'"),
+        ("/set template none", "error: cannot read the template 'none': No such file or directory"),
         ("/set colour red", "error: no parameter 'colour': there are temperature, top_p"),
         ("/set top_k many", "error: top_k must be an integer, got 'many'"),
         ("/set top_p 2", "error: top_p must be in (0, 1], got 2.0"),

@@ -24,6 +24,7 @@ class FakePipeline:
     default_sampling: dict[str, Any] = field(default_factory=dict)
     load_s: float = 0.25
     max_model_len: int = 99
+    chat_template: Any = field(default_factory=lambda: SimpleNamespace(source="{{ messages }}"))
     spec: Any = field(default_factory=lambda: SimpleNamespace(family="llama"))
     requests: list[GenerateRequest] = field(default_factory=list)
     num_aborted: int = 0

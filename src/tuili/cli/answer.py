@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from tuili.cli.terminal import printable
+from tuili.cli.terminal import is_plain, printable
 from tuili.types import Done, Event, Failed, Finished, FinishReason, TextDelta
+
+if TYPE_CHECKING:
+    from tuili.cli.markdown import MarkdownWriter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +22,17 @@ class PrintedAnswer:
     done: Done | None
 
 
-def print_answer(events: Iterator[Event], out: TextIO, *, is_interruptible: bool = False) -> PrintedAnswer:
+def print_answer(
+    events: Iterator[Event], out: TextIO, *, is_interruptible: bool = False, is_markdown: bool = False
+) -> PrintedAnswer:
     """Prints text as it comes, ending in a newline. With is_interruptible Ctrl-C ends the answer, not the program.
+
+    is_markdown renders it, where the output is a terminal that shows more than plain text.
 
     Raises the error of a Failed event.
     """
     pieces: list[str] = []
+    writer: MarkdownWriter | _PlainPrinter = _markdown(out) if is_markdown and not is_plain(out) else _PlainPrinter(out)
     finish_reason: FinishReason = "abort"
     done = None
     try:
@@ -32,7 +40,7 @@ def print_answer(events: Iterator[Event], out: TextIO, *, is_interruptible: bool
             match event:
                 case TextDelta(text=text):
                     pieces.append(text)
-                    _write(out, text)
+                    writer.write(text)
                 case Finished(finish_reason=reason):
                     finish_reason = reason
                 case Failed(error=error):
@@ -45,9 +53,14 @@ def print_answer(events: Iterator[Event], out: TextIO, *, is_interruptible: bool
     finally:
         if isinstance(events, Generator):
             events.close()  # aborts what is still running
-        if pieces and not "".join(pieces).endswith("\n"):
-            _write(out, "\n")
+        writer.finish()
     return PrintedAnswer(text="".join(pieces), finish_reason=finish_reason, done=done)
+
+
+def _markdown(out: TextIO) -> MarkdownWriter:
+    from tuili.cli.markdown import MarkdownWriter  # rich is slow to import
+
+    return MarkdownWriter(out)
 
 
 def timing_lines(answer: PrintedAnswer, load_s: float) -> list[str]:
@@ -69,6 +82,19 @@ def _rate(num_tokens: int, seconds: float) -> str:
     return f"{num_tokens / seconds:.1f} tokens/s" if num_tokens > 0 and seconds > 0 else "- tokens/s"
 
 
-def _write(out: TextIO, text: str) -> None:
-    out.write(printable(text) if out.isatty() else text)
-    out.flush()
+class _PlainPrinter:
+    """Text as it is, at once."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last = "\n"
+
+    def write(self, text: str) -> None:
+        self._out.write(printable(text) if self._out.isatty() else text)
+        self._out.flush()
+        self._last = text[-1:] or self._last
+
+    def finish(self) -> None:
+        """Ends the last line."""
+        if self._last != "\n":
+            self.write("\n")

@@ -1,6 +1,7 @@
 """The chat: reads entries, answers them with the history so far, keeps going whatever an answer does.
 
-Ctrl-C stops the answer, or clears the line; Ctrl-D ends. Slash commands are `chat_commands.py`'s.
+Ctrl-C stops the answer or clears the line; twice in a row at the prompt it ends the chat, as Ctrl-D does.
+Slash commands are `chat_commands.py`'s.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from tuili.cli.answer import PrintedAnswer, print_answer, timing_lines
 from tuili.cli.conversation import Conversation
 from tuili.cli.line_reader import read_entry
+from tuili.cli.refusals import refuse_pictures
 from tuili.cli.sampling_options import sampling_params
 from tuili.cli.terminal import report_error
 from tuili.errors import TuiliError
@@ -30,10 +32,13 @@ class Chat:
     conversation: Conversation
     out: TextIO
     is_verbose: bool = False
+    is_markdown: bool = False
+    template: str | None = None  # Jinja source in place of the model's
     num_answers: int = 0
 
     def answer(self, text: str) -> None:
         """Answers one message and remembers both. What failed, or was stopped before a word, is not remembered."""
+        refuse_pictures(text)
         conversation = self.conversation
         conversation.messages.append({"role": "user", "content": text})
         answered = None
@@ -52,10 +57,13 @@ class Chat:
             sampling=sampling_params(self.pipeline.default_sampling, self.conversation.sampling),
             messages=self.conversation.prompt_messages(),
             template_args=self.conversation.template_args,
+            chat_template=self.template,
         )
 
     def _printed(self, request: GenerateRequest) -> PrintedAnswer:
-        answered = print_answer(self.pipeline.stream(request), self.out, is_interruptible=True)
+        answered = print_answer(
+            self.pipeline.stream(request), self.out, is_interruptible=True, is_markdown=self.is_markdown
+        )
         if self.is_verbose:
             sys.stderr.write("".join(f"{line}\n" for line in timing_lines(answered, self.pipeline.load_s)))
         return answered
@@ -67,18 +75,31 @@ def run_chat(chat: Chat, run_command: Callable[[Chat, str], bool], read: Callabl
     `run_command` gets the entries that start with a slash and returns whether to go on.
     """
     chat.out.write("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends\n")
+    was_interrupted = False
     while True:
         try:
             entry = read()
-            if entry.startswith("/"):
-                if not run_command(chat, entry):
-                    return
-            elif entry:
-                chat.answer(entry)
+        except (EOFError, KeyboardInterrupt) as error:
+            chat.out.write("\n")
+            if was_interrupted or isinstance(error, EOFError):
+                return
+            was_interrupted = True
+            chat.out.write("Ctrl-C again ends the chat, and so does Ctrl-D\n")
+            continue
+        was_interrupted = False
+        try:
+            if not _take(chat, entry, run_command):
+                return
         except KeyboardInterrupt:
             chat.out.write("\n")
-        except EOFError:
-            chat.out.write("\n")
-            return
         except TuiliError as error:
             report_error(str(error))
+
+
+def _take(chat: Chat, entry: str, run_command: Callable[[Chat, str], bool]) -> bool:
+    """Runs or answers one entry; whether the chat goes on."""
+    if entry.startswith("/"):
+        return run_command(chat, entry)
+    if entry:
+        chat.answer(entry)
+    return True

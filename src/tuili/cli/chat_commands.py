@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuili.cli.chat import Chat
-from tuili.cli.sampling_options import parse_value, sampling_params
+from tuili.cli.chat_settings import SETTINGS, change_setting, set_system
+from tuili.cli.chat_views import VIEWS, show
+from tuili.cli.refusals import refuse_picture, refuse_pictures
 from tuili.errors import InvalidRequestError
 
 
@@ -23,8 +25,9 @@ class ChatCommand:
 def run_chat_command(chat: Chat, entry: str) -> bool:
     """Runs "/name argument". Raises InvalidRequestError for a name that is none, or a wrong argument."""
     name, _, argument = entry[1:].partition(" ")
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
+        refuse_pictures(entry)
         known = ", ".join(f"/{known}" for known in COMMANDS)
         raise InvalidRequestError(f"no command {'/' + name!a:.80}: there are {known}")
     return command.run(chat, argument.strip())
@@ -34,7 +37,8 @@ def _help(chat: Chat, _: str) -> bool:
     width = max(len(command.usage) for command in COMMANDS.values())
     for command in COMMANDS.values():
         chat.out.write(f"{command.usage.ljust(width)}  {command.help}\n")
-    chat.out.write('"""'.ljust(width) + "  begins and ends a message of several lines\n")
+    for key, meaning in _KEYS.items():
+        chat.out.write(f"{key.ljust(width)}  {meaning}\n")
     return True
 
 
@@ -45,36 +49,22 @@ def _clear(chat: Chat, _: str) -> bool:
 
 
 def _system(chat: Chat, text: str) -> bool:
-    chat.conversation.system = text or None
-    chat.out.write("system text set\n" if text else "system text removed\n")
+    set_system(chat, text)
     return True
 
 
 def _set(chat: Chat, argument: str) -> bool:
-    """Checks the whole combination before it takes effect; the value "default" takes an option back."""
-    name, _, text = argument.partition(" ")
-    name, text = name.removeprefix("--").replace("-", "_"), text.strip()
-    if not name or not text:
-        raise InvalidRequestError("/set takes a parameter and a value, as in: /set temperature 0.7")
-    wanted = {key: value for key, value in chat.conversation.sampling.items() if key != name}
-    if text != "default":
-        wanted[name] = parse_value(name, text)
-    sampling_params(chat.pipeline.default_sampling, wanted)
-    chat.conversation.sampling = wanted
-    chat.out.write(f"{name} is {text}\n")
+    change_setting(chat, argument)
     return True
 
 
-def _show(chat: Chat, _: str) -> bool:
-    conversation, pipeline = chat.conversation, chat.pipeline
-    settings = ", ".join(f"{name}={value}" for name, value in conversation.sampling.items()) or "the model's defaults"
-    chat.out.write(
-        f"model     {pipeline.name} ({pipeline.spec.family}, context {pipeline.max_model_len} tokens)\n"
-        f"sampling  {settings}\n"
-        f"system    {conversation.system or '-'}\n"
-        f"history   {len(conversation.messages)} messages\n"
-    )
+def _show(chat: Chat, what: str) -> bool:
+    show(chat, what)
     return True
+
+
+def _image(_: Chat, path: str) -> bool:
+    refuse_picture(path or "no file")
 
 
 def _save(chat: Chat, argument: str) -> bool:
@@ -103,9 +93,16 @@ COMMANDS: dict[str, ChatCommand] = {
     "clear": ChatCommand("/clear", "forget the messages so far", _clear),
     "system": ChatCommand("/system TEXT", "set the system text; none removes it", _system),
     "set": ChatCommand("/set PARAM VALUE", "set a sampling parameter; the value default takes it back", _set),
-    "show": ChatCommand("/show", "show model, settings and size of the history", _show),
+    "show": ChatCommand("/show [WHAT]", f"show one of {', '.join(VIEWS)}", _show),
     "save": ChatCommand("/save FILE", "write the conversation to a file", _save),
     "load": ChatCommand("/load FILE", "continue a saved conversation", _load),
+    "image": ChatCommand("/image FILE", "refused: no model here sees", _image),
     "help": ChatCommand("/help", "show this", _help),
     "bye": ChatCommand("/bye", "end the chat", _bye),
+}
+_ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}
+_KEYS = {
+    "/set SETTING": f"or one of {', '.join(SETTINGS)}",
+    '"""': "begins and ends a message of several lines; so does \\ at a line's end go on in the next",
+    "Ctrl-C": "stops an answer and keeps the chat; twice at the prompt ends it, as Ctrl-D does",
 }

@@ -12,6 +12,7 @@ from tuili.cli.answer import print_answer, timing_lines
 from tuili.cli.conversation import Conversation
 from tuili.cli.model_argument import split_arguments
 from tuili.cli.quantize_option import check_recipe
+from tuili.cli.refusals import refuse_format, refuse_pictures
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
@@ -32,6 +33,8 @@ class RunSettings:
     raw: bool = False
     think: bool | None = None
     verbose: bool = False
+    markdown: bool = False
+    format: str | None = None
     max_model_len: int | None = None
     num_threads: int = 0
     kv_cache_dtype: str = "auto"
@@ -98,6 +101,10 @@ def fetch_if_missing(store: Store, model: str) -> None:
 
 def _check(prompt: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
+    if settings.format is not None:
+        refuse_format()
+    if prompt is not None:
+        refuse_pictures(prompt)
     parse_speculative(settings.speculative_config)
     check_recipe(settings.quantize)
     if settings.raw and prompt is None:
@@ -143,7 +150,7 @@ def _answer_once(pipeline: Pipeline, prompt: str, settings: RunSettings, samplin
         messages=None if is_raw else conversation.prompt_messages(),
         template_args=conversation.template_args,
     )
-    answer = print_answer(pipeline.stream(request), sys.stdout)
+    answer = print_answer(pipeline.stream(request), sys.stdout, is_markdown=settings.markdown)
     if settings.verbose:
         lines = [*timing_lines(answer, pipeline.load_s), sampling_line(pipeline.default_sampling, sampling)]
         sys.stderr.write("".join(f"{line}\n" for line in lines))
@@ -159,6 +166,12 @@ def _chat(pipeline: Pipeline, settings: RunSettings, sampling: Mapping[str, Any]
             f"{pipeline.name} has no chat template, so there is no chat with it: give a prompt to complete",
             param="prompt",
         )
-    chat = Chat(pipeline, _conversation(settings, sampling), sys.stdout, is_verbose=settings.verbose)
+    chat = Chat(
+        pipeline,
+        _conversation(settings, sampling),
+        sys.stdout,
+        is_verbose=settings.verbose,
+        is_markdown=settings.markdown,
+    )
     with line_history(store_dir() / "chat_history"):
         run_chat(chat, run_chat_command)

@@ -125,7 +125,7 @@ def _wheels(data: bytes, compression: int) -> tuple[CatalogueEntry, dict[str, by
         sha256=hashlib.sha256(data).hexdigest(),
         parts=tuple(members),
         quantization="Q4_1",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         summary="for tests",
     )
     return entry, wheels

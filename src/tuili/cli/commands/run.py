@@ -29,7 +29,9 @@ def command(
     system: Annotated[str | None, typer.Option(help="System text.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Complete the prompt as it is, without a template.")] = False,
     think: Annotated[bool | None, typer.Option(help="Ask for, or against, thinking (enable_thinking).")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show timings afterwards.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "--stats", help="Show speed and timings afterwards.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Render markdown, at a terminal.")] = False,
+    format: Annotated[str | None, typer.Option(help="Refused until there is structured output.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.", rich_help_panel=_LOADING)] = None,
     num_threads: Annotated[int, typer.Option(help="0 chooses.", rich_help_panel=_LOADING)] = 0,
     kv_cache_dtype: Annotated[

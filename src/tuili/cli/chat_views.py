@@ -1,0 +1,72 @@
+"""What `/show` of a chat prints: of the model and of the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from tuili.cli.chat import Chat
+from tuili.cli.sampling_options import sampling_params
+from tuili.config import store_dir
+from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.store.store import Store
+
+
+def show(chat: Chat, what: str) -> None:
+    """Prints one of VIEWS; "" is the overview. Raises InvalidRequestError for another."""
+    view = VIEWS.get(what or "info")
+    if view is None:
+        raise InvalidRequestError(f"/show takes one of {', '.join(VIEWS)}, got {what!a:.80}")
+    chat.out.write(view(chat).rstrip("\n") + "\n")
+
+
+def _info(chat: Chat) -> str:
+    conversation, pipeline = chat.conversation, chat.pipeline
+    settings = ", ".join(f"{name}={value}" for name, value in conversation.sampling.items()) or "the model's defaults"
+    return (
+        f"model     {pipeline.name} ({pipeline.spec.family}, context {pipeline.max_model_len} tokens)\n"
+        f"sampling  {settings}\n"
+        f"system    {conversation.system or '-'}\n"
+        f"history   {len(conversation.messages)} messages"
+    )
+
+
+def _parameters(chat: Chat) -> str:
+    """Every parameter as it takes effect, and where it comes from if that is not the library."""
+    given, defaults = chat.conversation.sampling, chat.pipeline.default_sampling
+    effective = sampling_params(defaults, given)
+    lines = []
+    for field in fields(effective):
+        value = getattr(effective, field.name)
+        origin = "set here" if field.name in given else "the model's" if field.name in defaults else ""
+        lines.append(f"{field.name.ljust(22)} {value!s:<12} {origin}".rstrip())
+    return "\n".join(lines)
+
+
+def _system(chat: Chat) -> str:
+    return chat.conversation.system or "no system text"
+
+
+def _template(chat: Chat) -> str:
+    model = chat.pipeline.chat_template
+    return chat.template or ("no template" if model is None else model.source)
+
+
+def _license(chat: Chat) -> str:
+    from tuili.weights.checkpoint import open_checkpoint
+
+    try:
+        files = Store(store_dir()).resolve(chat.pipeline.name)
+    except ModelNotFoundError:
+        return "not stated"
+    checkpoint = open_checkpoint(files.path)
+    return checkpoint.license_text or files.license or checkpoint.license or "not stated"
+
+
+VIEWS: dict[str, Callable[[Chat], str]] = {
+    "info": _info,
+    "parameters": _parameters,
+    "system": _system,
+    "template": _template,
+    "license": _license,
+}
