@@ -57,6 +57,7 @@ RUNS = {
     "fsck": "fsck",
     "show": "show smollm2:135m --json",
     "explain": "explain smollm2:135m Hi --max-tokens 2 --no-inside --html page.html",
+    "plan": "plan smollm2:135m --ctx 256",
     "bench": "bench smollm2:135m --batch 1 --prompt-len 4 --output-len 2 --prefill-len 0 --rounds 1",
     "doctor": "doctor",
 }

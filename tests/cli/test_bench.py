@@ -43,6 +43,15 @@ def test_people_get_a_table_and_spreadsheets_csv(cli: Cli, smollm2_gguf: Path) -
     assert [record["num_seqs"] for record in records] == ["1", "1", "2"]
 
 
+def test_figures_are_drawn(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "bench.png"
+    with serving_completions() as server:
+        outcome = cli("bench", str(smollm2_gguf), *SMALL, "--plot", str(picture), "--against", server.url)
+    assert outcome.code == 0, outcome.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_server_is_measured_by_the_same_meter(cli: Cli, smollm2_gguf: Path) -> None:
     with serving_completions() as server:
         outcome = cli("bench", str(smollm2_gguf), *SMALL, "--against", server.url, "--json")
@@ -65,6 +74,8 @@ def test_a_peer_that_is_not_there_is_one_line(cli: Cli, smollm2_gguf: Path, monk
     [
         (("--batch", "1,x"), "batch must be numbers in [1, 256]"),
         (("--batch", "0"), "batch must be numbers in [1, 256]"),
+        (("--plot", "bench.gif"), "plot must be the name of a .png file, got 'bench.gif'"),
+        (("--plot", "none/bench.png"), "plot: there is no folder 'none'"),
         (("--json", "--csv"), "only one of --json and --csv"),
     ],
 )

@@ -43,17 +43,21 @@ def command(
     api_key: Annotated[str | None, typer.Option(help="For the server.", rich_help_panel=_PEER)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this PNG file.")] = None,
 ) -> None:
     """Measure prefill, decode, latency, memory and load time of a model on random prompts, none of them twice.
 
     Decode counts the time in which every sequence decodes; with --against both run in turns.
     """
     from tuili.cli.bench_display import render_csv, render_report
+    from tuili.cli.bench_plot import check_plot, write_plot
     from tuili.runtime.bench.run import BenchOptions, run_bench
 
     if as_json and as_csv:
         raise InvalidRequestError("only one of --json and --csv can be printed")
     check_recipe(quantize)
+    if plot is not None:
+        check_plot(plot)
     options = BenchOptions(
         batch_sizes=_counts(batch),
         prompt_len=prompt_len,
@@ -69,6 +73,8 @@ def command(
         api_key=api_key,
     )
     report = run_bench(model, options, _progress)
+    if plot is not None:
+        write_plot(report, plot)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:

@@ -40,10 +40,10 @@ def write_headers(files: Sequence[OfferedFile], folder: Path) -> Path:
     Raises DownloadError, ModelFileError.
     """
     ggufs = [file for file in files if file.name.lower().endswith(".gguf")]
+    for file in ggufs:  # several are parts of one model
+        _write_gguf(file, folder / PurePosixPath(file.name).name)
     if ggufs:
-        path = folder / PurePosixPath(ggufs[0].name).name
-        _write_gguf(ggufs[0], path)
-        return path
+        return folder / PurePosixPath(min(file.name for file in ggufs)).name
     for file in files:
         path = folder / PurePosixPath(file.name).name
         if file.name in _TEXTS:
