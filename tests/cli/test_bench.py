@@ -62,6 +62,18 @@ def test_a_server_is_measured_by_the_same_meter(cli: Cli, smollm2_gguf: Path) ->
     assert len(server.requests) == 4
 
 
+def test_a_server_is_measured_without_a_model_of_ours(cli: Cli) -> None:
+    with serving_completions() as server:
+        report = json.loads(cli("bench", server.url, *SMALL, "--json").out)
+        table = cli("bench", server.url, *SMALL).out
+        refused = cli("bench", server.url, *SMALL, "--num-threads", "1")
+    assert [row["num_seqs"] for row in report["rows"]] == [1, 1, 2]
+    assert all(row["ours"]["prefill_tokens_per_s"] > 0 for row in report["rows"])
+    assert (report["model"], report["memory"], report["engine"]) == (server.url, None, {})
+    assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()] == ["model", "versions"]
+    assert (refused.code, refused.err.split(" ")[1]) == (2, "num_threads")
+
+
 def test_a_peer_that_is_not_there_is_one_line(cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     outcome = cli("bench", str(smollm2_gguf), *SMALL, "--against", "llama.cpp")

@@ -373,7 +373,7 @@ def _help(command: Callable[..., None], name: str) -> str:
 def test_it_has_the_sampling_and_loading_options_of_run() -> None:
     ours, theirs = (inspect.signature(module.command).parameters for module in (generate_command, run_command))
     assert set(SAMPLING_NAMES) <= ours.keys()
-    for name in ours.keys() & theirs.keys() - {"model", "system", "raw", "verbose"}:
+    for name in ours.keys() & theirs.keys() - {"model", "system", "raw", "verbose", "format"}:
         assert ours[name].default == theirs[name].default
         assert _help(generate_command.command, name) == _help(run_command.command, name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -34,28 +34,28 @@ def render_csv(report: BenchReport) -> str:
     return out.getvalue()
 
 
-def _facts(report: BenchReport) -> list[tuple[str, str]]:
-    engine, memory = report.engine, report.memory
-    quota = "none" if engine["quota"] is None else f"{engine['quota']:g}"
-    parts = (
-        ("anonymous", memory.anonymous_bytes),
-        ("mapped", memory.mapped_bytes),
-        ("weights", memory.weight_bytes),
-        ("KV cache", memory.kv_cache_bytes),
-    )
-    hits, queries = report.num_prefix_hits, report.num_prefix_queries
-    facts = [
-        ("model", report.model),
-        ("load", f"{report.load_s:.2f} s"),
-        ("memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size is not None)),
-        ("prefix cache", f"{hits} of {queries} prompt tokens found ({hits / queries if queries else 0:.0%})"),
-        ("kernels", engine["isa"] or "reference"),
-        ("threads", f"{engine['num_threads']}, by {engine['threads_by']} (control group quota {quota})"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
-    ]
+def _facts(report: BenchReport) -> Iterator[tuple[str, str]]:
+    yield "model", report.model
+    if report.load_s is not None:
+        yield "load", f"{report.load_s:.2f} s"
+    if (memory := report.memory) is not None:
+        parts = (
+            ("anonymous", memory.anonymous_bytes),
+            ("mapped", memory.mapped_bytes),
+            ("weights", memory.weight_bytes),
+            ("KV cache", memory.kv_cache_bytes),
+        )
+        yield "memory", ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size is not None)
+    if report.num_prefix_queries is not None and report.num_prefix_hits is not None:
+        hits, queries = report.num_prefix_hits, report.num_prefix_queries
+        yield "prefix cache", f"{hits} of {queries} prompt tokens found ({hits / queries if queries else 0:.0%})"
+    if engine := report.engine:
+        quota = "none" if engine["quota"] is None else f"{engine['quota']:g}"
+        yield "kernels", engine["isa"] or "reference"
+        yield "threads", f"{engine['num_threads']}, by {engine['threads_by']} (control group quota {quota})"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     if report.peer:
-        facts.append(("against", " ".join(report.peer.values())))
-    return facts
+        yield "against", " ".join(report.peer.values())
 
 
 def _cells(row: BenchRow) -> Sequence[str]:

@@ -33,7 +33,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
     throughput, latency = figure.subplots(1, 2)
     rows = [row for row in report.rows if row.output_len > 0]
     sizes = [row.num_seqs for row in rows]
-    contenders: dict[str, list[Figures]] = {"tuili": [row.ours for row in rows]}
+    contenders: dict[str, list[Figures]] = {"tuili" if report.engine else "server": [row.ours for row in rows]}
     if report.peer:
         contenders[report.peer["name"]] = [row.peer for row in rows if row.peer is not None]
     for name, figures in contenders.items():
@@ -47,7 +47,9 @@ def write_plot(report: BenchReport, path: Path) -> None:
         axes.set(xlabel="sequences at once", ylabel=what, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{report.model}, {report.engine['num_threads']} threads, {report.engine['isa'] or 'reference'}")
+    engine = report.engine
+    ran_on = f", {engine['num_threads']} threads, {engine['isa'] or 'reference'}" if engine else ""
+    figure.suptitle(report.model + ran_on)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuili.cli.generate_display import showing, summary
+from tuili.cli.quantize_option import check_recipe
 from tuili.cli.run_session import fetch_if_missing
 from tuili.cli.sampling_options import sampling_params
 from tuili.cli.speculative_option import parse_speculative
@@ -56,6 +57,7 @@ class GenerateSettings:
     max_model_len: int | None = None
     num_threads: int = 0
     kv_cache_dtype: str = "auto"
+    quantize: str | None = None
     backend: str | None = None
     speculative_config: str | None = None
 
@@ -89,6 +91,7 @@ def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]
 def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
     parse_speculative(settings.speculative_config)
+    check_recipe(settings.quantize)
     if (settings.input is None) == (settings.count is None):
         raise InvalidRequestError("give either --input FILE or --count N", param="input")
     if settings.output is not None and settings.output_dir is not None:
@@ -205,6 +208,7 @@ def _loaded(job: Job, settings: GenerateSettings) -> Iterator[Pipeline]:
         backend=settings.backend,
         num_threads=settings.num_threads,
         kv_cache_dtype=settings.kv_cache_dtype,
+        quantization=settings.quantize,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         speculative=parse_speculative(settings.speculative_config),

@@ -6,11 +6,12 @@ Names, meanings and ranges are SamplingParams'. An option not given leaves the m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from tuili.cli.shared_options import Command, with_options
 from tuili.errors import InvalidRequestError
 from tuili.types import SamplingParams
 
@@ -57,13 +58,9 @@ _TYPES = {float: float | None, int: int | None, bool: bool | None, str: str | No
 _TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
-def taking_sampling(command: Callable[..., None]) -> Callable[..., None]:
+def taking_sampling(command: Command) -> Command:
     """Gives a command every sampling option as a keyword argument."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    marked: Any = command
-    marked.__signature__ = signature.replace(parameters=[*own, *map(_parameter, SAMPLING_NAMES)])
-    return command
+    return with_options(command, map(_parameter, SAMPLING_NAMES))
 
 
 def _parameter(name: str) -> inspect.Parameter:

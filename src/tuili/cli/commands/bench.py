@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Measure prefill, decode, latency, memory and load time of a model on random prompts, none of them twice.
 
-    Decode counts the time in which every sequence decodes; with --against both run in turns.
+    Decode counts the time in which every sequence decodes; with --against both run in turns. MODEL may be the URL of
+    a server that speaks OpenAI's protocol: then only that is measured, on the model that --peer-model names.
     """
     from tuili.cli.bench_display import render_csv, render_report
     from tuili.cli.bench_plot import check_plot, write_plot

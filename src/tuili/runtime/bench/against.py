@@ -19,13 +19,18 @@ def peer_modules() -> dict[str, ModuleType]:
     return index([(module.NAME, module) for module in discover(peers).values()], "peer")
 
 
+def is_url(name: str) -> bool:
+    """Whether this names a server."""
+    return name.startswith(("http://", "https://"))
+
+
 def open_peer(against: str, target: PeerTarget) -> Contender:
     """Opens a peer by its name or URL.
 
     Raises InvalidRequestError for an unknown one or a missing option, PeerError where it does not start.
     """
     modules = peer_modules()
-    if against.startswith(("http://", "https://")):
+    if is_url(against):
         against, target = URL, replace(target, url=against)
     if against not in modules:
         raise InvalidRequestError(

@@ -10,7 +10,6 @@ from typing import Any
 
 from tuili.backend import Backend
 from tuili.machine import thread_limits
-from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.workload import Contender, Measurement, Workload, median_ratio, percentile
 from tuili.runtime.pipeline import Pipeline
 
@@ -54,16 +53,16 @@ class MemoryReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchReport:
-    """Everything `tuili bench` tells."""
+    """Everything `tuili bench` tells. A server shows its rates only: the rest is None or empty then."""
 
     model: str
-    load_s: float
     rows: Sequence[BenchRow]
-    memory: MemoryReport
-    num_prefix_queries: int
-    num_prefix_hits: int
-    engine: dict[str, Any]  # backend, isa, threads and why
     versions: dict[str, str]
+    load_s: float | None = None
+    memory: MemoryReport | None = None
+    num_prefix_queries: int | None = None
+    num_prefix_hits: int | None = None
+    engine: dict[str, Any] = field(default_factory=dict)  # backend, isa, threads and why
     peer: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class BenchReport:
 
 
 def run_workloads(
-    ours: PipelineMeter,
+    ours: Contender,
     peer: Contender | None,
     workloads: Sequence[Workload],
     num_rounds: int,

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import tuili
-from tuili.runtime.bench.against import open_peer
+from tuili.errors import InvalidRequestError
+from tuili.runtime.bench.against import is_url, open_peer
+from tuili.runtime.bench.peers.endpoint import Endpoint
 from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.report import BenchReport, engine_report, memory_report, run_workloads
 from tuili.runtime.bench.target import PeerTarget
@@ -50,10 +52,12 @@ class BenchOptions:
 
 
 def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) -> BenchReport:
-    """`report` hears what is being measured.
+    """`report` hears what is being measured. Of a model that is a server's URL only that server is measured.
 
     Raises what open_model raises, InvalidRequestError for options and PeerError for a peer that fails.
     """
+    if is_url(model):
+        return _run_on_server(model, options, report)
     workloads = options.workloads()
     max_len = max(w.prompt_len + w.max_tokens for w in workloads) + _SPARE_TOKENS
     max_num_seqs = max(w.num_seqs for w in workloads)
@@ -84,9 +88,25 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
             num_prefix_queries=stats.num_prefix_queries,
             num_prefix_hits=stats.num_prefix_hits,
             engine=engine_report(pipeline.backend, options.num_threads),
-            versions={"tuili": tuili.__version__, "numpy": np.__version__, "python": platform.python_version()},
+            versions=_versions(),
             peer=_peer_facts(peer),
         )
+
+
+def _run_on_server(url: str, options: BenchOptions, report: Callable[[str], None]) -> BenchReport:
+    """Only what can be seen from outside: rates and latency."""
+    for name in ("num_threads", "quantization", "against", "peer_path"):
+        if getattr(options, name):
+            raise InvalidRequestError(f"{name} has no place where a server is measured: {url} decides", param=name)
+    report(f"asking {url}")
+    with closing(Endpoint(url, options.peer_model, options.api_key, random.Random(options.seed))) as server:
+        rows = run_workloads(server, None, options.workloads(), options.num_rounds, report)
+    report("")
+    return BenchReport(model=url, rows=rows, versions=_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {"tuili": tuili.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def _peer_target(model: str, options: BenchOptions, pipeline: Pipeline, max_len: int, max_num_seqs: int) -> PeerTarget:

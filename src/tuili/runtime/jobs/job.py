@@ -36,6 +36,7 @@ class JobSettings:
     name: str | None = None
     max_model_len: int | None = None
     kv_cache_dtype: str = "auto"
+    quantize: str | None = None
     backend: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
