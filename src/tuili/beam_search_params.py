@@ -17,8 +17,9 @@ class BeamSearchParams:
     """How to search beams, under vLLM's names; early_stopping is transformers'.
 
     A beam's score is the sum of its tokens' log probabilities over its length to the power of length_penalty.
-    temperature above 0 divides the logits first. early_stopping True ends as soon as beam_width answers are complete;
-    False when no running beam could do better at its present length; "never" when none could at any length.
+    temperature above 0, at least 0.01, divides the logits first; length_penalty is in [-10, 10].
+    early_stopping True ends as soon as beam_width answers are complete; False when no running beam could do better at
+    its present length; "never" when none could at any length.
     Raises InvalidRequestError naming the field, what was found and what is allowed.
     """
 
@@ -36,7 +37,9 @@ class BeamSearchParams:
         check_number("beam_width", self.beam_width, Bounds(1, MAX_BEAMS, f"an integer in [1, {MAX_BEAMS}]", True))
         check_number("max_tokens", self.max_tokens, Bounds(1, 2**31 - 1, f"an integer in [1, {2**31 - 1}]", True))
         check_number("temperature", self.temperature, Bounds(0, 2, "in [0, 2]"))
-        check_number("length_penalty", self.length_penalty, Bounds(-100, 100, "in [-100, 100]"))
+        if 0 < self.temperature < 0.01:
+            object.__setattr__(self, "temperature", 0.01)
+        check_number("length_penalty", self.length_penalty, Bounds(-10, 10, "in [-10, 10]"))
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise refusal(name, getattr(self, name), "true or false")

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from support import tiny_models
-from support.answers import Answers, ask, assert_idle, make_engine, run
+from support.answers import Answers, ask, assert_idle, assert_solo, make_engine, run
 from support.fake_backend import VOCAB, FakeBackend, chain_of, log_softmax, logits_of
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.config import EngineConfig
 from tuili.engine.beam_search import BeamSearch
 from tuili.engine.engine import Engine
+from tuili.errors import InvalidRequestError
 from tuili.models.families import for_hf
 from tuili.types import BeamSearchParams, SamplingParams, TokenRequest
 
@@ -234,6 +235,71 @@ def test_a_search_can_be_aborted_and_fails_as_a_whole() -> None:
     assert_idle(engine)
     assert [answers.reason("aborted", i) for i in range(3)] == ["abort"] * 3
     assert [answers.reason("failed", i) for i in range(3)] == ["error"] * 3
+
+
+@pytest.mark.parametrize("length_penalty", [-10.0, 10.0])
+@pytest.mark.parametrize("early", [True, False, "never"])
+def test_scores_are_finite_for_every_length(length_penalty: float, early: Any) -> None:
+    params = BeamSearchParams(beam_width=1, max_tokens=2**31 - 1, length_penalty=length_penalty, early_stopping=early)
+    found = BeamSearch(params, frozenset({7}), params.max_tokens)
+    for _ in range(2000):
+        found.advance([[(1, -0.5), (2, -9.0)]])
+    found.advance([[(7, -0.5), (1, -9.0)]])
+    assert all(math.isfinite(f.score) and f.score < 0 for f in found.finished)
+    assert len(found.finished) == 1
+    with pytest.raises(InvalidRequestError, match="length_penalty"):
+        BeamSearchParams(beam_width=1, max_tokens=1, length_penalty=length_penalty * 1.01)
+
+
+def test_a_vanishing_temperature_is_bounded() -> None:
+    request = search("r", PROMPT, beam_width=2, max_tokens=3, temperature=1e-310)
+    for _, score in beams(run(make_engine(), [request]), request):
+        assert math.isfinite(score)
+
+
+def test_a_search_that_fails_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = BeamSearch.advance
+
+    def failing(self: BeamSearch, candidates: Any) -> list[int] | None:
+        if len(self.beams) == 3 and len(self.beams[0].token_ids) == 2:
+            raise OverflowError
+        return advance(self, candidates)
+
+    monkeypatch.setattr(BeamSearch, "advance", failing)
+    other, plain = search("other", PROMPT, beam_width=2, max_tokens=6), ask("plain", PROMPT, max_tokens=8)
+    answers = run(make_engine(), [search("bad", PROMPT, beam_width=3, max_tokens=6), other, plain])
+    assert [answers.reason("bad", i) for i in range(3)] == ["error"] * 3
+    assert_solo_beams(answers, other)
+    assert_solo(answers, plain)
+
+
+def test_beams_tell_when_they_were_first_scheduled() -> None:
+    answers = run(make_engine(), [search("r", PROMPT, beam_width=2, max_tokens=3)])
+    assert all(answers.last("r", i).scheduled_s is not None for i in range(2))
+
+
+def test_an_idle_beam_that_gives_way_is_not_computed_for_nothing() -> None:
+    """Short of blocks, a beam that has told its candidates is parked: nobody computes it to hear the same."""
+    backend = FakeBackend(keep_batches=True)
+    request = search("r", PROMPT, beam_width=4, max_tokens=12)
+    engine = make_engine(backend, 6, max_num_seqs=5, enable_prefix_caching=False)
+    answers = Answers()
+    engine.add(ask("first", PROMPT, max_tokens=40), answers)
+    engine.add(request, answers)
+    told: list[tuple[int, int]] = []
+    group = engine._groups["r"]
+    monkey = group.tell
+
+    def tell(sequence: Any, result: Any, row: int) -> None:
+        told.append((len(sequence.token_ids), sequence.indexes[0]))
+        monkey(sequence, result, row)
+
+    group.tell = tell  # type: ignore[method-assign]
+    while engine.step():
+        engine.check()
+    assert engine.stats().num_preemptions > 0
+    assert len(told) == len(set(told))
+    assert_solo_beams(answers, request)
 
 
 def test_closing_ends_searches() -> None:

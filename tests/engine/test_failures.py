@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from tuili.types import TokenDelta
 
 
 @pytest.mark.parametrize("backend_name", ["cpu", "reference"])
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"logprobs": 2}])
-def test_logits_that_are_not_numbers_end_in_an_error(backend_name: str, sampling: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0}, {"logprobs": 2}, {"logits_processors": [lambda ids, row: row]}]
+)
+def test_logits_that_are_not_numbers_end_in_an_error(backend_name: str, sampling: dict[str, Any]) -> None:
     spec = decoder()
     gains = np.full((1, spec.hidden_size), np.nan, np.float32)
     weights = {**random_weights(spec), "norm.weight": Tensor(BY_NAME["F32"], (spec.hidden_size,), gains.view(np.uint8))}

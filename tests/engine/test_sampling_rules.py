@@ -159,6 +159,7 @@ def test_samplers_follow_processors_and_each_of_n_has_its_own() -> None:
         (lambda ids, logits: None, "must return|raised"),
         (lambda ids, logits: logits - np.inf, "-inf"),
         (lambda ids, logits: logits * np.nan, "nan"),
+        (lambda ids, logits: logits + np.float32(3e38), "1e.30"),
         (lambda: None, "TypeError"),
     ],
 )
@@ -171,6 +172,35 @@ def test_a_bad_processor_ends_its_own_request_only(processor: Any, message: str)
     with pytest.raises(InvalidRequestError, match=message):
         raise error
     assert_solo(answers, good)
+
+
+def test_a_processor_that_fails_for_one_answer_leaves_the_others() -> None:
+    calls = []
+
+    def fails_second(output: list[int], logits: np.ndarray) -> np.ndarray:
+        calls.append(output)
+        if len(calls) == 2:
+            raise ValueError("second")
+        logits[:] = -np.inf if len(calls) == 3 else logits
+        return logits
+
+    answers = run(
+        make_engine(), [ask("r", PROMPT, n=3, max_tokens=3, temperature=1.0, logits_processors=[fails_second])]
+    )
+    assert [answers.reason("r", i) for i in range(3)] == ["length", "error", "error"]
+    assert "raised ValueError: second" in str(answers.last("r", 1).error)
+    assert "largest within 1e" in str(answers.last("r", 2).error)
+
+
+def test_processors_do_not_reach_into_the_sequence() -> None:
+    def clears(prompt: list[int], output: list[int], logits: np.ndarray) -> np.ndarray:
+        prompt.clear()
+        output.clear()
+        return logits
+
+    request = ask("r", PROMPT, max_tokens=6)
+    answers = run(make_engine(), [ask("r", PROMPT, max_tokens=6, logits_processors=[clears, clears])])
+    assert_solo(answers, request)
 
 
 def test_an_answer_that_goes_in_circles_ends() -> None:
@@ -196,6 +226,10 @@ def test_what_leaves_nothing_to_choose_is_refused() -> None:
     engine, answers = make_engine(), Answers()
     for manner in (
         {"allowed_token_ids": [VOCAB]},
+        {"bad_words": ((VOCAB,),)},
+        {"bad_words": ((1, 2), (3, -1))},
+        {"dry_multiplier": 1.0, "dry_breakers": {VOCAB: ((),)}},
+        {"dry_multiplier": 1.0, "dry_breakers": {-1: ((),)}},
         {"allowed_token_ids": [3], "bad_words": ((3,),)},
         {"allowed_token_ids": [3], "min_tokens": 2, "stop_token_ids": [3]},
         {"allowed_token_ids": [3], "min_tokens": 2, "eos": (3,)},

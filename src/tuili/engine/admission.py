@@ -6,6 +6,7 @@ Pure functions of the request and of limits that never change, so any thread may
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 
 from tuili.errors import ContextLengthError, InvalidRequestError
 from tuili.types import TokenRequest
@@ -50,6 +51,8 @@ def _check_values(request: TokenRequest, vocab_size: int) -> None:
     _check_ids("prompt_token_ids", request.prompt_token_ids, vocab_size)
     _check_ids("stop_token_ids", s.stop_token_ids or (), vocab_size)
     _check_ids("logit_bias", s.logit_bias or (), vocab_size)
+    _check_ids("bad_words", list(chain.from_iterable(request.bad_words)), vocab_size)
+    _check_ids("dry_sequence_breakers", request.dry_breakers, vocab_size)
     _check_allowed(request, vocab_size)
     beams = request.beam_search
     if beams is not None and max(2, 1 + len(request.eos_token_ids)) * beams.beam_width > vocab_size:

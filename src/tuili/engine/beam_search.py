@@ -5,6 +5,7 @@ Hypotheses, scores and the end are transformers'. Knows token ids and log probab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class BeamSearch:
             if token_id not in self._stop_ids and length < self._max_tokens:
                 running.append((parent, beam))
             elif rank < width:
-                self.finished.append(Finished(beam.total / length**self._params.length_penalty, beam))
+                self.finished.append(Finished(self._score(beam.total, length), beam))
         self.finished = sorted(self.finished, key=lambda f: -f.score)[:width]
         running = running[:width]
         if not running or self._is_over(running[0][1], length):
@@ -76,4 +77,8 @@ class BeamSearch:
         if p.early_stopping is True:
             return True
         hopeful = self._max_tokens if p.early_stopping == "never" and p.length_penalty > 0 else length
-        return bool(best.total / hopeful**p.length_penalty <= self.finished[-1].score)
+        return self._score(best.total, hopeful) <= self.finished[-1].score
+
+    def _score(self, total: float, length: int) -> float:
+        """Finite for every length: BeamSearchParams bounds the exponent."""
+        return total / math.pow(length, self._params.length_penalty)

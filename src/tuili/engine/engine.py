@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from operator import eq
@@ -86,7 +86,7 @@ class Engine:
         if draft is not None:
             drafter = drafter or DraftModel(draft, num_draft_blocks, config, clock)
         self._speculation = speculation(config, self.blocks, drafter, clock)
-        self._scheduler = Scheduler(self.blocks, config, self._release_draft)
+        self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park)
         self._batches = BatchBuilder(self.blocks)
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
@@ -161,19 +161,19 @@ class Engine:
         started = self._clock()
         chunks = self._scheduler.schedule()
         while not chunks and (idle := self._scheduler.last_idle()) is not None:
-            self._groups[idle.request.request_id].park(idle, self._scheduler, self._live[idle.request.request_id])
+            self._park(idle)
             chunks = self._scheduler.schedule()
         if self._speculation is not None:
             chunks = self._speculation.extend(chunks)
         if chunks:
             try:
                 result = self._backend.execute(self._batches.build(chunks)).result()
-                result = choose_processed(chunks, result, self._backend)
+                result, failures = choose_processed(chunks, result, self._backend)
             except Exception as error:
                 self._fail(chunks, error)
                 self._deliver()
             else:
-                self._commit(chunks, result)
+                self._commit(chunks, result, failures)
                 self._deliver()
                 seconds = self._clock() - started
                 if self._speculation is not None:
@@ -228,7 +228,11 @@ class Engine:
     def _sequences(self) -> list[Sequence]:
         return [sequence for sequences in self._live.values() for sequence in sequences]
 
-    def _commit(self, chunks: ListLike[Chunk], result: StepResult) -> None:
+    def _park(self, idle: Sequence) -> None:
+        request_id = idle.request.request_id
+        self._groups[request_id].park(idle, self._scheduler, self._live[request_id])
+
+    def _commit(self, chunks: ListLike[Chunk], result: StepResult, failures: Mapping[int, TuiliError]) -> None:
         row = 0
         token_ids = result.token_ids.tolist()
         for chunk in chunks:
@@ -243,8 +247,8 @@ class Engine:
                 end = row + 1 + len(draft)
                 if answer.beams is not None:
                     self._groups[sequence.request.request_id].tell(answer, result, row)
-                else:
-                    self._choose(answer, draft, token_ids[row:end], result, row)
+                elif not self._choose(answer, draft, token_ids[row:end], result, row):
+                    self._end_all(answer, failures.get(row) or _damage())
                 row = end
         for group in [group for group in self._groups.values() if group.is_ready]:
             self._advance(group)
@@ -254,8 +258,12 @@ class Engine:
         first = group.sequences[0]
         if group.is_void:
             return self._end_all(first, _damage())
-        if group.advance(self._scheduler, self._live[first.request.request_id]):
-            return None
+        try:
+            if group.advance(self._scheduler, self._live[first.request.request_id]):
+                return None
+        except Exception as error:  # its own affair: the others go on
+            _log.error("a beam search failed", exc_info=error)
+            return self._end_all(first, TuiliError("the beam search failed"))
         results = group.results()
         self._num_output_tokens += sum(len(delta.token_ids) for delta in results)
         self._outbox.extend((first.sink, delta) for delta in results)
@@ -271,8 +279,11 @@ class Engine:
 
     def _choose(
         self, sequence: Sequence, draft: tuple[int, ...], chosen: list[int], result: StepResult, row: int
-    ) -> None:
-        """Takes what the rows from `row` on chose: of a draft's, those up to the first it did not foresee."""
+    ) -> bool:
+        """Takes what the rows from `row` on chose: of a draft's, those up to the first it did not foresee.
+
+        False when the first after them had nothing to choose.
+        """
         reason: FinishReason | None = None
         taken: list[int] = []
         for token_id, foreseen in zip(chosen, (*draft, None), strict=True):
@@ -287,8 +298,7 @@ class Engine:
             self._accept(sequence, draft, taken)
         if taken:
             self._tell(sequence, tuple(taken), reason, result, row)
-        if token_id < 0:
-            self._end_all(sequence, sequence.failure or _damage())
+        return token_id >= 0
 
     def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         self._scheduler.accept(sequence, max(len(taken) - 1, 0))

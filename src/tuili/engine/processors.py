@@ -5,7 +5,6 @@ They run in the engine's thread. What one raises ends its own request and no oth
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence as ListLike
 from dataclasses import replace
@@ -14,45 +13,57 @@ import numpy as np
 
 from tuili.backend import Backend, Float32, Int32, StepResult
 from tuili.engine.rows import sample_row
-from tuili.engine.sampling import SampleRow, allow_mask, sampling_arrays
+from tuili.engine.sampling import Processor, SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
-from tuili.errors import InvalidRequestError, TuiliError
-from tuili.sampling_params import LogitsProcessor
+from tuili.errors import InvalidRequestError
 
 _log = logging.getLogger(__name__)
+_LARGEST = 1e30  # penalties and temperatures leave this much finite
 
 
-def choose_processed(chunks: ListLike[Chunk], result: StepResult, backend: Backend) -> StepResult:
+def choose_processed(
+    chunks: ListLike[Chunk], result: StepResult, backend: Backend
+) -> tuple[StepResult, dict[int, InvalidRequestError]]:
     """The result once the rows with processors have chosen from what these made of the raw logits.
 
-    A sequence whose processor fails gets a `failure` and the choice -1.
+    A row whose processor fails has the choice -1 and its error beside the result; one that held nothing to choose
+    already keeps its -1.
     """
     if result.logits is None:
-        return result
+        return result, {}
     token_ids, mus = result.token_ids.copy(), result.mirostat_mu.copy()
+    failures: dict[int, InvalidRequestError] = {}
     rows: list[int] = []
+    scored: list[int] = []  # of those: with logprobs
     processed: list[Float32] = []
     samples: list[SampleRow] = []
     for chunk, index, r in _sampled(chunks):
-        if chunk.sequence.sampling.processors:
-            token_ids[r] = -1
-            if (logits := _processed(chunk.sequence, result.logits[r])) is not None:
-                rows.append(r)
-                processed.append(logits)
-                samples.append(sample_row(chunk.sequence, index, chunk.end))
+        if not chunk.sequence.sampling.processors or token_ids[r] < 0:
+            continue
+        try:
+            processed.append(_processed(chunk.sequence, result.logits[r]))
+        except InvalidRequestError as error:
+            token_ids[r], failures[r] = -1, error
+        else:
+            rows.append(r)
+            samples.append(sample_row(chunk.sequence, index, chunk.end))
+            if chunk.sequence.num_logprobs >= 0:
+                scored.append(r)
     if rows:
         choices = backend.sample(np.stack(processed), sampling_arrays(samples), allow_mask(samples))
         token_ids[rows], mus[rows] = choices
-    return _rescored(replace(result, token_ids=token_ids, mirostat_mu=mus), result.token_ids, rows)
+    return _rescored(replace(result, token_ids=token_ids, mirostat_mu=mus), result.token_ids, scored), failures
 
 
 def _rescored(result: StepResult, before: Int32, rows: ListLike[int]) -> StepResult:
     """With logprobs and ranks of what `rows` chose now, from those of what they had chosen before."""
+    if not rows:
+        return result
     assert result.logits is not None
     logprobs, ranks = result.logprobs.copy(), result.ranks.copy()
     for r in rows:
-        raw, token_id = result.logits[r].astype(np.float64), result.token_ids[r]
-        logprobs[r] = result.logprobs[r] + raw[token_id] - raw[before[r]]
+        raw, token_id = result.logits[r], result.token_ids[r]
+        logprobs[r] = float(result.logprobs[r]) + float(raw[token_id]) - float(raw[before[r]])
         ranks[r] = 1 + int((raw > raw[token_id]).sum()) if ranks[r] else 0
     return replace(result, logprobs=logprobs, ranks=ranks)
 
@@ -68,44 +79,29 @@ def _sampled(chunks: ListLike[Chunk]) -> list[tuple[Chunk, int, int]]:
     return found
 
 
-def _processed(sequence: Sequence, raw: Float32) -> Float32 | None:
-    """The logits after every processor; None, and the sequence has its failure, when one misbehaves."""
-    prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-    output = sequence.token_ids[sequence.num_prompt_tokens :]
+def _processed(sequence: Sequence, raw: Float32) -> Float32:
+    """The logits after every processor. Raises InvalidRequestError when one misbehaves."""
     logits: Float32 = raw.copy()
-    try:
-        for processor in sequence.sampling.processors:
-            logits = _called(processor, prompt, output, logits)
-    except TuiliError as error:
-        sequence.failure = error
-        return None
+    for processor in sequence.sampling.processors:
+        logits = _called(processor, sequence, logits)
     return logits
 
 
-def _called(processor: LogitsProcessor, prompt: list[int], output: list[int], logits: Float32) -> Float32:
-    shape = logits.shape
+def _called(processor: Processor, sequence: Sequence, logits: Float32) -> Float32:
+    """Slices are copies: what a processor does to its arguments is its own affair."""
+    shape, end = logits.shape, sequence.num_prompt_tokens
+    prompt = (sequence.token_ids[:end],) if processor.takes_prompt else ()
     try:
-        arguments = (prompt, output) if takes_prompt(processor) else (output,)
-        found = np.ascontiguousarray(processor(*map(list, arguments), logits), dtype=np.float32)
+        found = np.ascontiguousarray(processor.call(*prompt, sequence.token_ids[end:], logits), dtype=np.float32)
     except Exception as error:
         _log.warning("a logits processor failed", exc_info=error)
         raise InvalidRequestError(
             f"a logits processor raised {type(error).__name__}: {error!s:.200}", param="logits_processors"
         ) from error
-    if found.shape != shape or not np.isfinite(found.max()):
+    if found.shape != shape or not abs(found.max()) <= _LARGEST:
         what = f"shape {found.shape}" if found.shape != shape else f"a largest logit of {found.max()}"
         raise InvalidRequestError(
-            f"a logits processor must return logits {shape} with a finite largest one, got {what}",
+            f"a logits processor must return logits {shape}, the largest within {_LARGEST:.0e} of 0, got {what}",
             param="logits_processors",
         )
     return found
-
-
-def takes_prompt(processor: LogitsProcessor) -> bool:
-    """Whether it is called with the prompt's ids before the output's: by its number of positional parameters."""
-    try:
-        parameters = inspect.signature(processor).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) >= 3

@@ -5,6 +5,7 @@ What a request's rows have in common is worked out once, when it arrives; a step
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ class Chain(NamedTuple):
     values: Float32  # [C, 3]
 
 
+class Processor(NamedTuple):
+    """A caller's logits processor."""
+
+    call: LogitsProcessor
+    takes_prompt: bool  # before the output's ids
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSampling:
     """What every sampled row of a request has in common."""
@@ -63,7 +71,7 @@ class RowSampling:
     dry: Dry | None = None
     words: tuple[tuple[int, ...], ...] = ()  # bad words of several tokens
     allowed: UInt32 | None = None  # [ceil(vocab / 32)] bits of the ids that may be chosen
-    processors: tuple[LogitsProcessor, ...] = ()
+    processors: tuple[Processor, ...] = ()
     mirostat_mu: float = math.nan  # at first
 
     @property
@@ -114,7 +122,7 @@ def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: in
         dry=_dry(request, vocab_size) if SamplerKind.DRY in kinds else None,
         words=tuple(word for word in request.bad_words if len(word) > 1),
         allowed=None if s.allowed_token_ids is None else _bits(s.allowed_token_ids, vocab_size),
-        processors=tuple(s.logits_processors or ()),
+        processors=tuple(Processor(call, _takes_prompt(call)) for call in s.logits_processors or ()),
         mirostat_mu=2.0 * s.mirostat_tau if kinds and kinds[-1] in _MIROSTAT else math.nan,
     )
 
@@ -185,6 +193,16 @@ def _dry(request: TokenRequest, vocab_size: int) -> Dry:
     is_head[list(request.dry_breakers)] = True
     lengths = (s.dry_allowed_length, s.dry_penalty_last_n)
     return Dry(s.dry_multiplier, s.dry_base, *lengths, request.dry_breakers, is_head)
+
+
+def _takes_prompt(processor: LogitsProcessor) -> bool:
+    """By its number of positional parameters."""
+    try:
+        parameters = inspect.signature(processor).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) >= 3
 
 
 def _bits(ids: ListLike[int], vocab_size: int) -> UInt32:

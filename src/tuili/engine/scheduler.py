@@ -27,9 +27,13 @@ class Scheduler:
     """The waiting and the running sequences, both in order."""
 
     def __init__(
-        self, blocks: BlockManager, config: EngineConfig, on_stop: Callable[[Sequence], None] = lambda _: None
+        self,
+        blocks: BlockManager,
+        config: EngineConfig,
+        on_stop: Callable[[Sequence], None],
+        park: Callable[[Sequence], None],
     ) -> None:
-        """on_stop is told of every sequence that is about to leave its slot."""
+        """on_stop is told of every sequence that is about to leave its slot; park finishes an idle one for now."""
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -38,6 +42,7 @@ class Scheduler:
         self.num_prefix_hits = 0  # tokens of those that were found
         self._config = config
         self._on_stop = on_stop
+        self._park = park
         self._pace = Pace(config.max_slowdown)
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
@@ -162,7 +167,7 @@ class Scheduler:
             victim = self._victim(sequence, chunks)
             if victim is None:
                 return False
-            self._requeue(victim)
+            (self._requeue if victim.num_remaining_tokens else self._park)(victim)
             self.num_preemptions += 1
         return True
 

@@ -14,7 +14,6 @@ from tuili.engine.history import TokenHistory
 from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
 from tuili.engine.token_rules import goes_in_circles
-from tuili.errors import TuiliError
 from tuili.sampling_params import RepetitionDetectionParams
 from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
 
@@ -43,7 +42,6 @@ class Sequence:
         "__weakref__",
         "beams",
         "block_hashes",
-        "failure",
         "history",
         "indexes",
         "max_len",
@@ -97,7 +95,6 @@ class Sequence:
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
         self.mirostat_mu = self.sampling.mirostat_mu
-        self.failure: TuiliError | None = None  # why its next token could not be chosen
         self.stop_reason: str | None = None  # what ended it, if not a token
         self.history = TokenHistory(self.token_ids) if self.sampling.uses_history else None
         self.block_hashes = block_hashes
