@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tuili.cli.commands import run as run_command
 from tuili.cli.generate_display import format_seconds, showing
 from tuili.cli.sampling_options import SAMPLING_NAMES
 from tuili.runtime.in_flight import Inbox
-from tuili.runtime.jobs.journal import locked
+from tuili.runtime.jobs.journal import Journal, locked
 from tuili.runtime.jobs.runner import FinishedRow, JobProgress
 from tuili.runtime.pipeline import Pipeline
 
@@ -111,9 +112,13 @@ def test_another_input_and_other_flags_are_refused_until_restarted(generate: Gen
         "it was, or begin anew with --restart, which drops its 3 answers\n",
     )
     assert "seed was " in generate(*flags, "--seed", "3").err
+    modified_ns = Path("m.gguf").stat().st_mtime_ns
     Path("m.gguf").write_bytes(b"GGUF2")
     assert "model_bytes was 4 and is 5" in generate(*flags).err
+    Path("m.gguf").write_bytes(b"GGVF")
+    assert re.search(r"begun otherwise: model_digest was '\w{64}' and is '\w{64}'", generate(*flags).err)
     Path("m.gguf").write_bytes(b"GGUF")
+    os.utime("m.gguf", ns=(modified_ns, modified_ns))
     Path("in.txt").write_text("thing 0\nthing 1\nthing two\n")
     assert re.search(r"begun otherwise: sha256 was '\w{64}' and is '\w{64}'", generate(*flags).err)
     _write_rows(4)
@@ -189,6 +194,52 @@ def test_answers_may_be_files_of_their_own(generate: Generate) -> None:
     Path("answers/seed_1.txt").write_text("spoiled")
     assert generate("-i", "in.txt", *flags).code == 0
     assert Path("answers/seed_1.txt").read_text() == texts[1]
+
+
+def test_a_file_of_failures_that_no_job_wrote_stays(generate: Generate, loaded: list[Pipeline]) -> None:
+    Path("answers").mkdir()
+    Path("answers/failed.jsonl").write_text("precious")
+    outcome = generate("--count", "2", "-p", "hi", "--output-dir", "answers", "--name", "{i}.txt")
+    assert outcome.code == 2
+    assert "the file 'failed.jsonl' is there already, and no job of ours wrote it" in outcome.err
+    assert Path("answers/failed.jsonl").read_text() == "precious"
+    assert loaded == []
+
+
+def test_a_folder_begun_anew_holds_no_answers_of_the_old_job(generate: Generate) -> None:
+    flags = ("-p", "hi{i}", "--output-dir", "answers", "--restart", "--n", "2", "--name")
+    assert generate("--count", "4", *flags, "{i}_{n}.txt").code == 0
+    for name in ("mine.txt", ".new-3_1.txt", "failed.jsonl"):  # a neighbour's, a write cut off, an old failure
+        Path("answers", name).write_text("x")
+    assert generate("--count", "2", *flags, "{n}-{i}.txt").code == 0
+    left = [".job", "0-0.txt", "0-1.txt", "1-0.txt", "1-1.txt", "mine.txt"]
+    assert sorted(path.name for path in Path("answers").iterdir()) == left
+
+
+def test_answers_that_cannot_be_told_from_others_are_not_dropped(generate: Generate) -> None:
+    flags = ("-p", "hi", "--output-dir", "answers", "--name", "{i}.txt")
+    assert generate("--count", "3", *flags).code == 0
+    journal = Path("answers/.job/journal.jsonl")
+    whole = journal.read_bytes()
+    older = whole.splitlines(keepends=True)[0].replace(b'"version":2', b'"version":1')
+    data = older[older.index(b'{"version"') : -2]
+    journal.write_bytes(b'{"crc":"%08x","record":%b}\n' % (zlib.crc32(data), data))
+    with Journal(journal.parent) as begun:
+        assert begun.header["version"] == 1
+    assert (
+        "begun by another version of tuili: its journal has format 1, and this is 2"
+        in generate("--count", "3", *flags).err
+    )
+    record = b'{"id":"0","failed":false,"result":{"text":"x"}}'
+    journal.write_bytes(journal.read_bytes() + b'{"crc":"%08x","record":%b}\n' % (zlib.crc32(record), record))
+    outcome = generate("--count", "1", *flags, "--restart")
+    assert outcome.code == 2
+    assert (
+        "cannot be dropped: another version of tuili began it, so which files in 'answers' are its own" in outcome.err
+    )
+    journal.write_bytes(whole.replace(b'"failed"', b'"Failed"', 1))
+    assert "cannot be dropped: its journal is damaged" in generate("--count", "1", *flags, "--restart").err
+    assert len(list(Path("answers").glob("*.txt"))) == 3
 
 
 def test_a_row_may_have_several_answers(generate: Generate) -> None:

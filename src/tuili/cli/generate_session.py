@@ -21,6 +21,7 @@ from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.runtime.jobs.durable_job import DurableJob, Target, open_durable
 from tuili.runtime.jobs.job import Job, JobSettings, open_job
+from tuili.runtime.jobs.model_identity import model_digest
 from tuili.runtime.jobs.outputs import OrderedStream
 from tuili.runtime.jobs.rows import CountedRows, FileRows, Row, RowSource
 from tuili.runtime.jobs.runner import JobProgress, Keep, RowRunner
@@ -81,7 +82,9 @@ def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]
         job = open_job(source, _job_settings(model, settings, sampling))
         store = Store(store_dir())
         fetch_if_missing(store, model)
-        job = replace(job, settings=replace(job.settings, model_bytes=store.resolve(model).num_bytes))
+        files = store.resolve(model)
+        known = replace(job.settings, model_bytes=files.num_bytes, model_digest=model_digest(files))
+        job = replace(job, settings=known)
         if (target := settings.target()) is None:
             return _stream(job, settings, seed)
         with open_durable(job, target, seed, restart=settings.restart, retries_failed=settings.retry_failed) as durable:
@@ -136,7 +139,7 @@ def _source(settings: GenerateSettings) -> Iterator[RowSource]:
 def _job_settings(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> JobSettings:
     shared = {f.name for f in fields(JobSettings)} & set(GenerateSettings.option_names())
     given = {name: getattr(settings, name) for name in shared}
-    return JobSettings(model=model, model_bytes=0, sampling=sampling, **given)
+    return JobSettings(model=model, model_bytes=0, model_digest="", sampling=sampling, **given)
 
 
 def _stream(job: Job, settings: GenerateSettings, seed: int | None) -> int:

@@ -5,6 +5,7 @@ A manifest is written last, so a model is visible exactly when all its files are
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -46,6 +47,14 @@ class Manifest:
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)
+
+    @property
+    def digest(self) -> str | None:
+        """Hex digest of what the files hold; None where neither a revision nor checksums tell."""
+        if self.revision is None and any(file.sha256 is None for file in self.files):
+            return None
+        held = [self.revision, sorted((file.name, file.num_bytes, file.sha256 or "") for file in self.files)]
+        return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()

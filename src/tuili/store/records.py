@@ -22,7 +22,8 @@ from tuili.store.names import ModelName, name_path
 class ModelFiles:
     """A model on this machine: `path` is a .gguf file or a Hugging Face directory.
 
-    source is "local" for a path used in place; created is seconds since the epoch.
+    source is "local" for a path used in place; created is seconds since the epoch; digest tells a stored model from
+    every other, as far as its source said what the files hold.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelFiles:
     created: int
     license: str | None = None
     quantization: str | None = None
+    digest: str | None = None
 
 
 class Records:
@@ -126,6 +128,7 @@ class Records:
             created=manifest.created,
             license=manifest.license,
             quantization=manifest.quantization,
+            digest=manifest.digest,
         )
 
     def _sound_manifests(self) -> tuple[list[Manifest], bool]:

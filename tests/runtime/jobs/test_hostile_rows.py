@@ -70,7 +70,7 @@ def test_mutants_are_read_or_refused(file_format: str, tmp_path: Path) -> None:
     for _ in range(NUM_MUTANTS):
         path.write_bytes(_mutated(generator.choice(SEEDS[file_format]).encode(), generator))
         try:
-            open_job(FileRows(path, name="rows"), JobSettings(model="m", model_bytes=1))
+            open_job(FileRows(path, name="rows"), JobSettings(model="m", model_bytes=1, model_digest="d"))
         except InvalidRequestError as error:
             refusals.append(str(error))
     assert len(refusals) > NUM_MUTANTS // 20

@@ -66,6 +66,8 @@ def test_files_of_a_folder_are_written_once_and_failures_told(tmp_path: Path) ->
     folder.write_failures(iter([]))
     folder.sync()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    folder.remove(["a.txt", "never written"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stream_holds_lines_back_until_their_turn() -> None:

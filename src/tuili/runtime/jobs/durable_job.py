@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuili.errors import InvalidRequestError
+from tuili.errors import InvalidRequestError, ModelFileError
 from tuili.runtime.jobs.job import Job
 from tuili.runtime.jobs.journal import Journal, discard, has_journal, locked, require_same
-from tuili.runtime.jobs.outputs import AnswerFolder, answer_texts, publish_lines
+from tuili.runtime.jobs.outputs import FAILED_NAME, AnswerFolder, answer_texts, publish_lines
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Result
 from tuili.store.durable import storage_errors
@@ -63,9 +63,10 @@ class DurableJob:
 
     def keep(self, row: Row, result: Result, is_failure: bool) -> None:
         with self._storage_errors():
-            self._journal.append(self._job.task.row_id(row), result, is_failure=is_failure)
+            files = {} if self._answers is None else self._files(row, result)
+            self._journal.append(self._job.task.row_id(row), result, is_failure=is_failure, file_names=[*files])
             if self._answers is not None:
-                self._write_files(self._answers, row, result)
+                _write_files(self._answers, files)
 
     def sync(self) -> None:
         """Makes what was kept survive a power cut."""
@@ -80,7 +81,7 @@ class DurableJob:
                 publish_lines(self._target.path, (line for line, _ in self._lines()))
                 return
             for row in self._job.rows():
-                self._write_files(self._answers, row, self._result(row))
+                _write_files(self._answers, self._files(row, self._result(row)))
             self._answers.write_failures(line for line, is_failure in self._lines() if is_failure)
             self._answers.sync()
 
@@ -92,14 +93,19 @@ class DurableJob:
     def _result(self, row: Row) -> Result:
         return self._journal.read(self._job.task.row_id(row))
 
-    def _write_files(self, folder: AnswerFolder, row: Row, result: Result) -> None:
-        if (texts := answer_texts(result)) is not None:
-            for name, text in zip(self._job.file_names(row, len(texts)), texts, strict=True):
-                folder.write(name, text)
+    def _files(self, row: Row, result: Result) -> dict[str, str]:
+        """Texts by file name; none of a failure."""
+        texts = answer_texts(result)
+        return {} if texts is None else dict(zip(self._job.file_names(row, len(texts)), texts, strict=True))
 
     def _storage_errors(self) -> Any:
         kept = f"{self.num_answered} of {self._job.num_rows} rows are kept, the same command goes on from there"
         return storage_errors(repr(str(self._target.path)), f"and start again: {kept}")
+
+
+def _write_files(folder: AnswerFolder, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        folder.write(name, text)
 
 
 @contextmanager
@@ -116,7 +122,7 @@ def open_durable(
         with storage_errors(repr(str(target.path)), "and start again"):
             stack.enter_context(locked(folder))
             if restart:
-                discard(folder)
+                _drop(target)
             if not has_journal(folder):
                 if not restart:
                     _refuse_to_replace(job, target)
@@ -129,9 +135,35 @@ def open_durable(
         durable.sync()
 
 
+def _drop(target: Target) -> None:
+    """Takes away what a job has answered: the files it wrote, and last the journal that names them."""
+    if target.is_folder and has_journal(target.job_folder):
+        AnswerFolder(target.path).remove(_own_files(target))
+    discard(target.job_folder)
+
+
+def _own_files(target: Target) -> list[str]:
+    try:
+        with Journal(target.job_folder) as journal:
+            return list(journal.file_names())
+    except (KeyError, ModelFileError) as error:
+        reason = "another version of tuili began it" if isinstance(error, KeyError) else "its journal is damaged"
+        raise InvalidRequestError(
+            f"the job in {str(target.job_folder)!r} cannot be dropped: {reason}, so which files in "
+            f"{str(target.path)!r} are its own is not known. Remove both yourself, or name another folder",
+            param="restart",
+        ) from error
+
+
 def _refuse_to_replace(job: Job, target: Target) -> None:
     if target.is_folder:
-        _refuse_names(job, lambda name: (target.path / name).exists())
+        for name in _names(job):
+            if (target.path / name).exists():
+                raise InvalidRequestError(
+                    f"the file {name!r} is there already, and no job of ours wrote it: name another folder, or replace "
+                    "what is there with --restart",
+                    param="output_dir",
+                )
     elif target.path.exists():
         raise InvalidRequestError(
             f"{str(target.path)!r} is there already, and no job of ours wrote it: name another, or replace it "
@@ -140,13 +172,9 @@ def _refuse_to_replace(job: Job, target: Target) -> None:
         )
 
 
-def _refuse_names(job: Job, is_taken: Callable[[str], bool]) -> None:
+def _names(job: Job) -> Iterator[str]:
+    """Every file the job may write or remove in its folder."""
+    num_answers = job.settings.sampling.get("n") or 1
+    yield FAILED_NAME
     for row in job.rows():
-        num_answers = job.settings.sampling.get("n") or 1
-        for name in job.file_names(row, num_answers):
-            if is_taken(name):
-                raise InvalidRequestError(
-                    f"the file {name!r} is there already, and no job of ours wrote it: name another folder, or replace "
-                    "what is there with --restart",
-                    param="output_dir",
-                )
+        yield from job.file_names(row, num_answers)

@@ -15,19 +15,20 @@ from tuili.runtime.jobs.rows import Row, RowSource
 from tuili.runtime.jobs.task import PromptTask, Served, Task
 from tuili.runtime.jobs.template import Template
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSettings:
     """Everything that decides what the answers are, but for the rows.
 
-    model_bytes is the size of the model's files: another file under the same name is another model. name is
-    the pattern of file names, for one file an answer.
+    model_bytes and model_digest tell another model under the same name. name is the pattern of file names, for one
+    file an answer.
     """
 
     model: str
     model_bytes: int
+    model_digest: str
     prompt: str | None = None
     system: str | None = None
     raw: bool = False

@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +89,15 @@ class Journal(AbstractContextManager["Journal"]):
         """Begins a journal; afterwards there is a whole header or no journal."""
         write_atomic(_file(folder), _encoded(header))
 
-    def append(self, row_id: str, result: Mapping[str, Any], *, is_failure: bool) -> None:
+    def append(
+        self, row_id: str, result: Mapping[str, Any], *, is_failure: bool, file_names: Sequence[str] = ()
+    ) -> None:
         """Adds a row's answer, which takes the place of an earlier one. What was added is safe within a second.
 
+        file_names are the files that the answer is about to be written to.
         Raises OSError when it cannot be written; the journal is then as before.
         """
-        line = _encoded({"id": row_id, "failed": is_failure, "result": result})
+        line = _encoded({"id": row_id, "failed": is_failure, "files": file_names, "result": result})
         try:
             self._write(line)
         except OSError:
@@ -108,12 +111,12 @@ class Journal(AbstractContextManager["Journal"]):
 
     def read(self, row_id: str) -> Mapping[str, Any]:
         """The result of a row that has one."""
-        self._file.seek(self.entries[row_id].offset)
-        record = _decoded(self._file.readline())
-        assert record is not None
-        assert record["id"] == row_id
-        result: Mapping[str, Any] = record["result"]
+        result: Mapping[str, Any] = self._record(row_id)["result"]
         return result
+
+    def file_names(self) -> Iterator[str]:
+        """The files that the answers were written to. Raises KeyError when the journal is of a version without them."""
+        return (name for row_id in self.entries for name in self._record(row_id)["files"])
 
     def sync(self) -> None:
         """Makes everything appended so far survive a power cut."""
@@ -132,6 +135,13 @@ class Journal(AbstractContextManager["Journal"]):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.suppress(*() if kind is None else (OSError,)):  # a full disk has been told of once
             self.close()
+
+    def _record(self, row_id: str) -> dict[str, Any]:
+        self._file.seek(self.entries[row_id].offset)
+        record = _decoded(self._file.readline())
+        assert record is not None
+        assert record["id"] == row_id
+        return record
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)
@@ -209,6 +219,14 @@ def _shown(value: object) -> str:
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path, num_answers: int) -> None:
     """Raises InvalidRequestError saying what changed and how to begin anew, unless nothing did."""
+    was, now = old.get("version"), new.get("version")
+    if was != now:
+        raise InvalidRequestError(
+            f"the job in {str(folder)!r} was begun by another version of tuili: its journal has format {was!r:.20}, "
+            f"and this is {now}. Finish it with that version, or begin anew with --restart, which drops its "
+            f"{num_answers} answers",
+            param="restart",
+        )
     if changes := compare_headers(old, new):
         raise InvalidRequestError(
             f"the job in {str(folder)!r} was begun otherwise: {'; '.join(changes)}. Go on with what it was, or begin "

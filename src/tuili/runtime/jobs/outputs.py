@@ -83,6 +83,13 @@ class AnswerFolder:
             raise
         self._unsynced.add(name)
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Takes answers away, the file of failures too, and what was cut off in writing them."""
+        for name in (*names, FAILED_NAME):
+            for path in (self.folder / name, self.folder / f"{_PART}{name}"):
+                path.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
     def write_failures(self, lines: Iterator[Mapping[str, Any]]) -> None:
         """Puts the rows that have no answer into a file of their own; without any there is no such file."""
         first = next(lines, None)
