@@ -34,6 +34,18 @@ bool load_weights(Format format, const uint8_t* data, size_t first, int count, i
     return is_finite;
 }
 
+constexpr bool has_min(Format format) {
+    return format == Format::kQ4_1 || format == Format::kQ5_1 || format == Format::kQ2_K || format == Format::kQ4_K ||
+           format == Format::kQ5_K;
+}
+
+bool is_finite_half(uint16_t half) { return (half & 0x7C00) != 0x7C00; }
+
+// Weights beyond what float16 scales reach have none.
+bool has_finite_scales(Format format, const WeightBlock& block) {
+    return is_finite_half(block.d) && (!has_min(format) || is_finite_half(block.dmin));
+}
+
 }  // namespace
 
 bool quantize_weights(Format target, Format source, const uint8_t* data, size_t num_weights, const Kernels& kernels,
@@ -42,12 +54,15 @@ bool quantize_weights(Format target, Format source, const uint8_t* data, size_t 
     const size_t per_item = static_cast<size_t>(width) * kFitsPerItem, block_bytes = source_row_bytes(target, block);
     std::atomic<bool> is_finite{true};
     const auto fit = [&](size_t first) {
-        alignas(64) float values[kMaxFitWeights];
+        alignas(64) float values[kMaxFitWeights] = {};
         WeightBlock blocks[kFitGroups];
         const int count = static_cast<int>(std::min<size_t>(width, num_weights - first));
         if (!load_weights(source, data, first, count, width, values)) is_finite = false;
         kernels.fit_blocks(target, values, blocks);
-        for (int b = 0; b * block < count; b++) write_block(target, blocks[b], out + (first / block + b) * block_bytes);
+        for (int b = 0; b * block < count; b++) {
+            if (!has_finite_scales(target, blocks[b])) is_finite = false;
+            write_block(target, blocks[b], out + (first / block + b) * block_bytes);
+        }
     };
     pool.run([&](Worker& worker) {
         worker.stage(static_cast<int>((num_weights + per_item - 1) / per_item), [&](int item) {

@@ -176,6 +176,18 @@ def test_gemma3() -> None:
     assert (capped.logit_softcap, mixers(capped)[0].logit_softcap) == (30.0, 50.0)
 
 
+def test_zero_is_off_where_it_is_neutral() -> None:
+    gemma2 = GEMMA_3_1B | {"model_type": "gemma2", "rope_local_base_freq": None, "sliding_window_pattern": None}
+    for family in (GEMMA_3_1B, gemma2):
+        uncapped = from_hf(family, final_logit_softcapping=0, attn_logit_softcapping=0.0)
+        assert (uncapped.logit_softcap, mixers(uncapped)[0].logit_softcap) == (None, None)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16384, "llama_4_scaling_beta": 0}
+    ministral = from_hf(LLAMA_3_2_1B, model_type="ministral3", rope_scaling=yarn, sliding_window=0)
+    assert (mixers(ministral)[0].query_scaling, set(windows(ministral))) == (None, {None})
+    with pytest.raises(ModelFileError, match="config: final_logit_softcapping is False; allowed: a finite number > 0"):
+        from_hf(GEMMA_3_1B, final_logit_softcapping=False)
+
+
 def test_gemma3_stretches_global_layers_only() -> None:
     stretched = from_hf(GEMMA_3_1B, rope_scaling={"rope_type": "linear", "factor": 8.0})
     local, full = mixers(stretched)[0], mixers(stretched)[5]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import MlpSpec, ModelSpec
 from tuili.quant.format import Tensor
 from tuili.weights.checkpoint import open_checkpoint
-from tuili.weights.quantizing import quantize_tensor, quantized_weights
+from tuili.weights.quantizing import check_quantizable, quantize_tensor, quantized_weights
 from tuili.weights.recipes import RECIPES, find_recipe
+from tuili.weights.tensor_table import TensorTable
 
 # How many matrices llama-quantize of 2026-10 gives each format, without an importance matrix; every one was compared.
 SMOLLM2 = {
@@ -78,6 +81,10 @@ def test_rows_that_no_group_divides_have_no_format() -> None:
     assert RECIPES["f16"].format_of("layers.0.up_proj.weight", 48, spec) is quant.BY_NAME["F16"]
 
 
+def table(weights: Mapping[str, Tensor]) -> TensorTable:
+    return TensorTable({name: partial(weights.__getitem__, name) for name in weights})
+
+
 @pytest.fixture
 def spec() -> ModelSpec:
     return decoder(layer(mlp=MlpSpec(intermediate_size=256)), hidden_size=64, tie_word_embeddings=True)
@@ -85,7 +92,7 @@ def spec() -> ModelSpec:
 
 def test_float_matrices_become_narrower_and_nothing_else(spec: ModelSpec) -> None:
     weights = random_weights(spec, "F32", q_proj="Q4_0", k_proj="F16")
-    found = quantized_weights(weights, spec, RECIPES["q4_k_m"], quantize_tensor)
+    found = quantized_weights(table(weights), spec, RECIPES["q4_k_m"], quantize_tensor)
     assert list(found) == list(weights)
     for name, tensor in weights.items():
         if len(tensor.shape) == 1 or "q_proj" in name:
@@ -109,16 +116,34 @@ def test_float_matrices_become_narrower_and_nothing_else(spec: ModelSpec) -> Non
 def test_what_is_as_narrow_already_stays(spec: ModelSpec) -> None:
     for kind in ("F16", "BF16"):
         with pytest.raises(InvalidRequestError, match=f"the weights are {kind} already, only wider floats"):
-            quantized_weights(random_weights(spec, kind), spec, RECIPES["bf16"], quantize_tensor)
+            quantized_weights(table(random_weights(spec, kind)), spec, RECIPES["bf16"], quantize_tensor)
     with pytest.raises(InvalidRequestError, match="quantization='q2_k': the weights are Q8_0 already"):
-        quantized_weights(random_weights(spec, "Q8_0"), spec, RECIPES["q2_k"], quantize_tensor)
+        quantized_weights(table(random_weights(spec, "Q8_0")), spec, RECIPES["q2_k"], quantize_tensor)
 
 
 def test_learned_positions_are_looked_up_as_they_are() -> None:
     spec = decoder(position="learned")
-    found = quantized_weights(random_weights(spec, "F32"), spec, RECIPES["q8_0"], quantize_tensor)
+    found = quantized_weights(table(random_weights(spec, "F32")), spec, RECIPES["q8_0"], quantize_tensor)
     assert found["embed_positions.weight"].format.name == "F32"
     assert found["embed_tokens.weight"].format.name == "Q8_0"
+
+
+def test_gains_of_each_head_stay() -> None:
+    spec = decoder(layer(qk_norm="each_head", head_dim=32), hidden_size=64)
+    found = quantized_weights(table(random_weights(spec, "F32")), spec, RECIPES["q8_0"], quantize_tensor)
+    assert found["layers.0.q_norm.weight"].format.name == "F32"
+    assert found["layers.0.q_proj.weight"].format.name == "Q8_0"
+
+
+def test_what_can_be_quantized_is_seen_without_a_value(spec: ModelSpec) -> None:
+    def read() -> Tensor:
+        raise AssertionError("a weight was read")
+
+    names = tensor_shapes(spec)
+    weights = TensorTable(dict.fromkeys(names, read), dict.fromkeys(names, lambda: "F16"))
+    check_quantizable(weights, spec, RECIPES["q8_0"])
+    with pytest.raises(InvalidRequestError, match="the weights are F16 already"):
+        check_quantizable(weights, spec, RECIPES["bf16"])
 
 
 def test_large_tensors_are_quantized_in_chunks() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from support.random_models import decoder, layer, quantized
 from tuili import quant
-from tuili.errors import ModelFileError
+from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Floats, Tensor
@@ -62,6 +62,14 @@ def test_groups_of_queries_with_their_key_and_value() -> None:
         assert first_column(weights, "q", kind) == [*range(32), *range(64, 96)]
         assert first_column(weights, "k", kind) == [*range(32, 48), *range(96, 112)]
         assert first_column(weights, "v", kind) == [*range(48, 64), *range(112, 128)]
+
+
+@pytest.mark.parametrize("leaf", ["qkv_proj", "qkv_groups_proj"])
+def test_quantized_vectors_are_not_split(leaf: str) -> None:
+    found = tensors(SPEC, QKV, **{f"layers__0__{leaf}__weight": rows(128)})
+    found[f"layers.0.{leaf}.bias"] = quantized(quant.BY_NAME["Q8_0"], np.ones(128, np.float32))
+    with pytest.raises(UnsupportedModelError, match=rf"^f: layers.0.{leaf}.bias is a vector in Q8_0, only unquantized"):
+        load(found)
 
 
 def test_gate_above_up() -> None:

@@ -83,7 +83,11 @@ def _formats(checkpoint: Checkpoint, quantization: str | None) -> dict[str, dict
         check_quantizable(checkpoint.weights, checkpoint.spec, recipe)
     formats: dict[str, dict[str, int]] = {}
     for name, tensor in checkpoint.weights.items():
-        found = tensor.format if recipe is None else target_format(tensor, recipe, name, checkpoint.spec)
+        found = (
+            tensor.format
+            if recipe is None
+            else target_format(tensor.format, tensor.shape, recipe, name, checkpoint.spec)
+        )
         entry = formats.setdefault(found.name, {"num_tensors": 0, "num_parameters": 0, "num_bytes": 0})
         entry["num_tensors"] += 1
         entry["num_parameters"] += math.prod(tensor.shape)

@@ -43,11 +43,11 @@ class ConfigReader:
         return value
 
     def optional_integer(self, key: str, default: int | None = None) -> int | None:
-        """As integer, but null means none; only a missing key takes the default."""
+        """As integer, but null means none, and 0 where that is neutral; only a missing key takes the default."""
+        value = self._get(key)
         if key not in self._config:
-            self._read.add(key)
             return default
-        return None if self._get(key) is None else self.integer(key)
+        return None if _is_off(key, value) else self.integer(key)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number > 0. What is exact in float32 is read as its shortest decimal, so that a GGUF's
@@ -58,11 +58,11 @@ class ConfigReader:
         return self._positive(key, value)
 
     def optional_number(self, key: str, default: float | None = None) -> float | None:
-        """As number, but null means none; only a missing key takes the default."""
+        """As number, but null means none, and 0 where that is neutral; only a missing key takes the default."""
         value = self._get(key)
         if key not in self._config:
             return default
-        return None if value is None else self._positive(key, value)
+        return None if _is_off(key, value) else self._positive(key, value)
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         """A list of `length` numbers > 0; () when missing."""
@@ -188,6 +188,11 @@ class ConfigReader:
         return UnsupportedModelError(
             f"config: {self._prefix}{key} is {short(value)}, which is not implemented; allowed: {allowed}"
         )
+
+
+def _is_off(key: str, value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and value == 0 and 0 in NEUTRAL.get(key, ()))
 
 
 def short(value: Any) -> str:

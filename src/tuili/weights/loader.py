@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from tuili.errors import ModelFileError
+from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.names import NameTable, is_ignored, leaf, rename
 from tuili.models.shapes import Shape, tensor_shapes
 from tuili.models.spec import ModelSpec
@@ -38,7 +38,8 @@ def canonical_weights(
 ) -> TensorTable:
     """The weights of `spec` by canonical name, each transformed when it is asked for.
 
-    Raises ModelFileError naming the first few tensors that are missing, unknown or misshapen.
+    Raises ModelFileError naming the first few tensors that are missing, unknown or misshapen, UnsupportedModelError
+    for a quantized vector that would have to be split.
     """
     shapes = tensor_shapes(spec)
     sources = _sources(tensors, spec, conventions, file_name)
@@ -55,6 +56,7 @@ def canonical_weights(
         raise ModelFileError(f"{file_name}: {names} no weight of this {spec.family}, others are not allowed")
     for name, shape in shapes.items():
         _check_shape(tensors, sources[name], shape, file_name)
+        _check_format(tensors, sources[name], shape, file_name)
     return TensorTable(
         {name: _maker(tensors, sources[name], name, shape, spec, conventions) for name, shape in shapes.items()},
         {name: partial(_format_name, tensors, sources[name].names[0]) for name in shapes},
@@ -92,8 +94,16 @@ def _check_shape(tensors: Mapping[str, Tensor], source: Source, shape: Shape, fi
             )
     if source.is_stacked and count != shape[0]:
         raise ModelFileError(f"{file_name}: {source.names[0]} and {count - 1} more, {shape[0]} of them are expected")
+
+
+def _check_format(tensors: Mapping[str, Tensor], source: Source, shape: Shape, file_name: str) -> None:
     if len({tensors[name].format.name for name in source.names}) > 1:
         raise ModelFileError(f"{file_name}: {source.names[0]} and its like have several dtypes, one is expected")
+    first = source.names[0]
+    if source.moves_elements(shape) and (found := tensors[first].format).group_size > 1:
+        raise UnsupportedModelError(
+            f"{file_name}: {first} is a vector in {found.name}, only unquantized ones can be split or put together"
+        )
 
 
 def _rename(tensors: Mapping[str, Tensor], conventions: Conventions, file_name: str) -> dict[str, str]:

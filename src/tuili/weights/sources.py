@@ -48,8 +48,12 @@ class Source:
         whole = shape if self.rows is None else (self.num_rows, *shape[1:])
         return whole[::-1] if self.is_transposed else whole
 
+    def moves_elements(self, shape: Shape) -> bool:
+        """Whether single elements are taken out of a vector, or put together: what packed groups do not allow."""
+        return self.is_stacked or (self.rows is not None and len(shape) == 1)
+
     def read(self, tensors: Mapping[str, Tensor], shape: Shape) -> Tensor:
-        """The weight, a view where its rows lie together. Raises nothing: shapes were checked."""
+        """The weight, a view where its rows lie together. Raises nothing: shapes and formats were checked."""
         first = tensors[self.names[0]]
         if self.is_stacked:
             data = np.concatenate([tensors[name].data for name in self.names])

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from tuili import quant
 from tuili.backends.cpu import _native, quantizer
-from tuili.errors import ModelFileError
+from tuili.errors import InvalidRequestError, ModelFileError
 from tuili.quant.format import Tensor
+from tuili.weights.quantizing import quantize_tensor
 
 ISAS: tuple[str, ...] = _native.kernels.available_isas()  # type: ignore[attr-defined]
 TARGETS = tuple(f.name for f in quant.BY_NAME.values() if f.group_size > 1)
@@ -32,9 +33,11 @@ def weights_of(rows: int, cols: int, seed: int = 0) -> Floats:
     return np.ascontiguousarray(values, np.float32)
 
 
-def native(target: str, source: str, data: Bytes, cols: int, isa: str = "", num_threads: int = 1) -> Bytes:
+def native(
+    target: str, source: str, data: Bytes, cols: int, isa: str = "", num_threads: int = 1, is_finite: bool = True
+) -> Bytes:
     out = np.full((len(data), quant.BY_NAME[target].row_bytes(cols)), 0xAA, np.uint8)
-    assert _native.quantize_weights(target, source, data, cols, out, num_threads, isa)
+    assert _native.quantize_weights(target, source, data, cols, out, num_threads, isa) == is_finite
     return out
 
 
@@ -65,13 +68,13 @@ def test_threads_change_nothing(num_threads: int) -> None:
 
 def test_scales_of_every_size_round_to_float16() -> None:
     """Subnormal, halfway and infinite ones included."""
-    peaks = np.ldexp(np.linspace(1, 2, 200, dtype=np.float32), np.arange(-30, 21)[:, None]).reshape(-1, 1)
+    peaks = np.ldexp(np.linspace(1, 2, 200, dtype=np.float32), np.arange(-30, 24)[:, None]).reshape(-1, 1)
     halfway = (np.arange(0x3C00, 0x3C40, dtype=np.uint16).view(np.float16).astype(np.float32) * 127)[:, None]
     weights = np.repeat(np.concatenate([peaks, halfway * np.float32(1 + 2**-11)]), 32, axis=1).astype(np.float32)
     q8_0 = quant.BY_NAME["Q8_0"]
     with np.errstate(over="ignore"):
         expected = q8_0.quantize(weights)
-    np.testing.assert_array_equal(native("Q8_0", "F32", weights.view(np.uint8), 32), expected)
+    np.testing.assert_array_equal(native("Q8_0", "F32", weights.view(np.uint8), 32, is_finite=False), expected)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -84,6 +87,23 @@ def test_weights_must_be_finite(source: str, poison: float) -> None:
     for target in ("Q4_K", "Q8_0", "F16"):
         with pytest.raises(ModelFileError, match=r"^weight a\.weight is not finite, which cannot be quantized$"):
             quantizer(2)(quant.BY_NAME[target], tensor, "a.weight")
+
+
+def of_value(value: float) -> Tensor:
+    values = np.full((3, 256), value, np.float32)
+    return Tensor(quant.BY_NAME["F32"], values.shape, values.view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("target", "fits", "too_large"),
+    [("F16", 65519, 65520), ("BF16", 3e38, 3.4e38), ("Q8_0", 8e6, 9e6), ("Q4_1", -65519, -65520), ("Q4_K", 5e7, 7e7)],
+)
+def test_numbers_must_stay_finite(target: str, fits: float, too_large: float) -> None:
+    f = quant.BY_NAME[target]
+    for quantize in (quantize_tensor, quantizer(1)):
+        assert np.isfinite(quantize(f, of_value(fits), "a").dequantize()).all()
+        with pytest.raises(InvalidRequestError, match=f"^weight a holds numbers too large for {target}, allowed: "):
+            quantize(f, of_value(too_large), "a")
 
 
 def test_what_does_not_fit_is_refused() -> None:

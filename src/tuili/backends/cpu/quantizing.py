@@ -7,7 +7,7 @@ import numpy as np
 from tuili.backends.cpu import _native
 from tuili.machine import thread_limits
 from tuili.quant.format import QuantFormat, Tensor
-from tuili.weights.quantizing import Quantizer, not_finite, quantize_tensor
+from tuili.weights.quantizing import Quantizer, quantize_tensor, refusal
 
 
 def quantizer(num_threads: int) -> Quantizer:
@@ -21,7 +21,7 @@ def quantizer(num_threads: int) -> Quantizer:
         cols = tensor.shape[-1]
         out = np.empty((len(rows), target.row_bytes(cols)), np.uint8)
         if not _native.quantize_weights(target.name, tensor.format.name, rows, cols, out, count):
-            raise not_finite(name)
+            raise refusal(target, tensor, name)
         return Tensor(target, tensor.shape, out)
 
     return quantize
