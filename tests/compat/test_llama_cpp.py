@@ -59,7 +59,7 @@ def _parameters(function: ast.FunctionDef) -> dict[str, ast.expr | None]:
     return {a.arg: d for a, d in [*zip(positional, defaults, strict=True), *keywords]}
 
 
-METHODS = ["__init__", "create_completion", "create_chat_completion", "generate", "tokenize", "detokenize"]
+METHODS = ["__init__", "__call__", "create_completion", "create_chat_completion", "generate", "tokenize", "detokenize"]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "from_pretrained", "set_seed", "set_cache", "reset"])
@@ -124,11 +124,45 @@ def test_stops_and_seeds(llama: Llama) -> None:
     text = llama(PROMPT, max_tokens=12, temperature=0)["choices"][0]["text"]
     cut = llama(PROMPT, max_tokens=12, temperature=0, stop=[text[5:8]])["choices"][0]
     assert (cut["text"], cut["finish_reason"]) == (text[:5], "stop")
-    twice = [llama(PROMPT, max_tokens=8, temperature=1.0)["choices"][0]["text"] for _ in range(2)]
-    assert twice[0] == twice[1]
-    assert llama(PROMPT, max_tokens=8, temperature=1.0, seed=9)["choices"][0]["text"] != twice[0]
+
+
+def test_seeds_go_on_as_theirs_do(llama: Llama) -> None:
+    def ask(**arguments: Any) -> str:
+        return str(llama(PROMPT, max_tokens=8, temperature=1.0, **arguments)["choices"][0]["text"])
+
+    llama.set_seed(7)
+    row = [ask() for _ in range(3)]
+    assert len(set(row)) == 3
+    llama.set_seed(7)
+    assert [ask() for _ in range(3)] == row
+    again = ask(seed=9)
+    assert ask(seed=9) == again
+    after = ask()
     llama.set_seed(9)
-    assert llama(PROMPT, max_tokens=8, temperature=1.0)["choices"][0]["text"] != twice[0]
+    assert ask() == after != again
+
+
+def test_arguments_go_by_place_as_they_do_in_theirs(llama: Llama) -> None:
+    by_name = llama(PROMPT, max_tokens=5, temperature=0.0, top_p=0.9)["choices"][0]["text"]
+    assert llama(PROMPT, None, 5, 0.0, 0.9)["choices"][0]["text"] == by_name
+
+
+@pytest.mark.parametrize("stop", [None, ["🙂"]])
+def test_streamed_logprobs_are_those_of_the_whole(llama: Llama, stop: list[str] | None) -> None:
+    arguments: dict[str, Any] = {"max_tokens": 18, "temperature": 0, "logprobs": 2, "stop": stop}
+    prompt = "🙂🎉🙂🎉🙂🎉🙂"
+    whole = llama(prompt, **arguments)["choices"][0]["logprobs"]
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in llama(prompt, stream=True, **arguments)]
+    assert "" in whole["tokens"]
+    for key, values in whole.items():
+        assert [value for found in chunks if found is not None for value in found[key]] == values, key
+    chat: dict[str, Any] = {**arguments, "logprobs": True, "top_logprobs": 2}
+    messages = [{"role": "user", "content": f"Repeat after me: {prompt}"}]
+    answer = llama.create_chat_completion(messages, **chat)
+    assert isinstance(answer, dict)
+    told = [chunk["choices"][0]["logprobs"] for chunk in llama.create_chat_completion(messages, stream=True, **chat)]
+    content = [entry for found in told if found is not None for entry in found["content"]]
+    assert content == answer["choices"][0]["logprobs"]["content"]
 
 
 def test_a_chat_answer_and_its_chunks_have_the_shape_of_theirs(llama: Llama, shapes: dict[str, set[str]]) -> None:

@@ -6,18 +6,18 @@ name. Logprobs need no logits_all, and equal beginnings of prompts are always re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from tuili.compat.llama_cpp_arguments import llm_options, refuse_given, sampling_params
+from tuili.compat.llama_cpp_arguments import LLAMA_DEFAULT_SEED, llm_options, refuse_given, sampling_params
 from tuili.compat.llama_cpp_responses import ChatResponder, CompletionResponder, Responder
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import open_model
 from tuili.runtime.outputs import OutputStream
 from tuili.types import Event, GenerateRequest, Message, RequestOutputKind, SamplingParams, TextDelta
 
-LLAMA_DEFAULT_SEED = 0xFFFFFFFF
 _NOT_HERE = {
     **dict.fromkeys(("embed", "create_embedding"), "models generate text only"),
     **dict.fromkeys(("eval", "sample", "eval_logits", "scores"), "logits stay in the engine; ask for logprobs"),
@@ -31,9 +31,9 @@ class Llama:
     """A model for one caller at a time.
 
     model_path: a `.gguf` file, a Hugging Face directory or a stored name. n_ctx 0 is all that the model allows;
-    n_threads None chooses. seed is the one of every answer that brings none: as in llama-cpp-python, asking again
-    gives the same answer. Raises InvalidRequestError (a ValueError) naming a bad argument, ModelNotFoundError,
-    ModelFileError.
+    n_threads None chooses. seed begins the row of seeds from which every answer that brings none takes the next: as
+    in llama-cpp-python, asking again gives another answer, running the script again the same ones. Raises
+    InvalidRequestError (a ValueError) naming a bad argument, ModelNotFoundError, ModelFileError.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Llama:
         self.model_path = str(model_path)
         self._pipeline = open_model(self.model_path, options)
         self._tokenizer = self._pipeline.tokenizer
-        self._seed = seed
+        self._seed = seed or LLAMA_DEFAULT_SEED
         self._num_requests = 0
 
     @classmethod
@@ -88,10 +88,6 @@ class Llama:
         why = f"Llama.{name} is not implemented: {_NOT_HERE[name]}" if name in _NOT_HERE else None
         raise AttributeError(why or f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __call__(self, prompt: str, suffix: str | None = None, max_tokens: int | None = 16, **arguments: Any) -> Any:
-        """As create_completion."""
-        return self.create_completion(prompt, suffix, max_tokens, **arguments)
-
     def create_completion(
         self,
         prompt: str | Sequence[int],
@@ -122,15 +118,17 @@ class Llama:
         params = self._sampling(
             {"temperature": temperature, "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "top_k": top_k},
             {"frequency_penalty": frequency_penalty, "presence_penalty": presence_penalty},
-            {"repeat_penalty": repeat_penalty, "max_tokens": max_tokens, "stop": stop, "seed": seed},
+            {"repeat_penalty": repeat_penalty, "max_tokens": max_tokens, "stop": stop, "seed": self._next_seed(seed)},
             others,
             logprobs=logprobs,
             prompt_logprobs=logprobs if echo else None,
         )
         ids = self._tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else prompt
         text = prompt if isinstance(prompt, str) else self._text(ids)
-        responder = CompletionResponder(model or self.model_path, self._text, text if echo else "", len(text))
+        responder = CompletionResponder(model or self.model_path, self.detokenize, text if echo else "", len(text))
         return self._respond(responder, params, stream, prompt_token_ids=tuple(ids))
+
+    __call__: Callable[..., Any] = create_completion
 
     def create_chat_completion(
         self,
@@ -169,11 +167,11 @@ class Llama:
         params = self._sampling(
             {"temperature": temperature, "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "top_k": top_k},
             {"frequency_penalty": frequency_penalty, "presence_penalty": presence_penalty},
-            {"repeat_penalty": repeat_penalty, "max_tokens": max_tokens, "stop": stop, "seed": seed},
+            {"repeat_penalty": repeat_penalty, "max_tokens": max_tokens, "stop": stop, "seed": self._next_seed(seed)},
             others,
             logprobs=(top_logprobs or 0) if logprobs else None,
         )
-        responder = ChatResponder(model or self.model_path, self._text, top_logprobs or 0)
+        responder = ChatResponder(model or self.model_path, self.detokenize, top_logprobs or 0)
         shown = None if tools is None else tuple(tools)
         return self._respond(responder, params, stream, messages=tuple(messages), tools=shown)
 
@@ -195,7 +193,7 @@ class Llama:
         params = self._sampling(
             {"temperature": temp, "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "top_k": top_k},
             {"frequency_penalty": frequency_penalty, "presence_penalty": presence_penalty},
-            {"repeat_penalty": repeat_penalty, "max_tokens": None, "stop": None, "seed": None},
+            {"repeat_penalty": repeat_penalty, "max_tokens": None, "stop": None, "seed": self._seed},
             others,
             ignore_eos=True,
             detokenize=False,
@@ -242,7 +240,7 @@ class Llama:
         return ids[-1] if ids and self._tokenizer.token_bytes(ids[-1]) == b"\n" else -1
 
     def set_seed(self, seed: int) -> None:
-        """The seed of answers that bring none."""
+        """Begins the row of seeds anew, of answers that bring none; a seed given to an answer does so too."""
         self._seed = seed
 
     def set_cache(self, cache: object) -> None:
@@ -256,9 +254,14 @@ class Llama:
         """Frees weights and cache."""
         self._pipeline.close()
 
+    def _next_seed(self, given: int | None) -> int:
+        """llama-cpp-python's row: each seed is drawn by a generator made of the one before."""
+        self._seed = random.Random(self._seed).randint(0, 2**32) if given is None else given
+        return self._seed
+
     def _sampling(self, *given: Mapping[str, Any], **ours: Any) -> SamplingParams:
         arguments = {name: value for group in given for name, value in group.items()}
-        return sampling_params(arguments, self._seed, ours)
+        return sampling_params(arguments, ours)
 
     def _respond(
         self, responder: Responder, params: SamplingParams, stream: bool, **fields: Any

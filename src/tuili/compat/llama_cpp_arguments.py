@@ -17,6 +17,8 @@ from tuili.sampling_params import LogitsProcessor, SamplingParams
 
 _log = logging.getLogger(__name__)
 
+LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # llama.cpp draws one of its own where it meets this
+
 IGNORED = frozenset(
     {
         "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch",
@@ -110,7 +112,7 @@ def llm_options(
     )
 
 
-def sampling_params(given: Mapping[str, Any], default_seed: int, ours: Mapping[str, Any]) -> SamplingParams:
+def sampling_params(given: Mapping[str, Any], ours: Mapping[str, Any]) -> SamplingParams:
     """llama.cpp's sampling arguments under our names. Raises InvalidRequestError naming a bad one."""
     values = {name: value for name, value in given.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
     for name, (nothing, why) in _REFUSED_SAMPLING.items():
@@ -129,7 +131,7 @@ def sampling_params(given: Mapping[str, Any], default_seed: int, ours: Mapping[s
             raise InvalidRequestError(f"unknown argument {name!r}", param=name)
     return SamplingParams(
         max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
-        seed=default_seed if seed is None else seed,
+        seed=None if seed == LLAMA_DEFAULT_SEED else seed,
         samplers=_ORDER,
         **renamed,
         **ours,
