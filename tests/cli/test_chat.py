@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from support.fake_pipeline import FakePipeline
 from support.terminal import CTRL_C, CTRL_D, Terminal, in_terminal
+from tuili.cli.chat import Chat
+from tuili.cli.chat_commands import run_chat_command
+from tuili.cli.conversation import Conversation
+from tuili.cli.sampling_options import SAMPLING_NAMES
+from tuili.errors import InvalidRequestError
+from tuili.runtime.sampling_defaults import SamplingDefaults
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -243,16 +252,32 @@ def test_commands_change_what_is_asked(chat: Terminal) -> None:
     ],
 )
 def test_wrong_commands_are_explained(folder: Path, command: str, message: str) -> None:
-    from support.fake_pipeline import FakePipeline
-    from tuili.cli.chat import Chat
-    from tuili.cli.chat_commands import run_chat_command
-    from tuili.cli.conversation import Conversation
-    from tuili.errors import InvalidRequestError
-
     chat = Chat(FakePipeline(), Conversation(), sys.stdout)
     with pytest.raises(InvalidRequestError) as info:
         run_chat_command(chat, command)
     assert f"error: {info.value}".startswith(message)
+
+
+def shown(pipeline: FakePipeline, what: str, **sampling: object) -> str:
+    out = io.StringIO()
+    run_chat_command(Chat(pipeline, Conversation(sampling=sampling), out), f"/show {what}")
+    return out.getvalue()
+
+
+def test_a_models_template_cannot_paint_the_terminal() -> None:
+    template = SimpleNamespace(source="{# \x1b]0;title\x07\x9b2J #}\n\tend")
+    assert shown(FakePipeline(chat_template=template), "template") == "{# ]0;title2J #}\n\tend\n"
+
+
+def test_parameters_are_those_of_set_with_where_each_is_from() -> None:
+    layers = (("catalogue", {"top_p": 0.9}), ("generation_config", {"temperature": 0.6, "top_k": 20}))
+    pipeline = FakePipeline(default_sampling=SamplingDefaults(layers))  # type: ignore[arg-type]
+    rows = {name: rest for name, *rest in map(str.split, shown(pipeline, "parameters", top_k=7).splitlines())}
+    assert set(rows) == set(SAMPLING_NAMES)
+    assert rows["temperature"] == ["0.6", "generation_config"]
+    assert rows["top_p"] == ["0.9", "catalogue"]
+    assert rows["top_k"] == ["7", "set", "here"]
+    assert rows["min_p"] == ["0.0"]
 
 
 def test_help_lists_every_command(chat: Terminal) -> None:

@@ -55,6 +55,7 @@ def test_a_shortened_context_is_named(cli: Cli, smollm2_gguf: Path, monkeypatch:
     [
         (("--ctx", "100000"), 2, "error: ctx must be in [1, 8192] for this model, got 100000"),
         (("--kv-cache-dtype", "int4"), 2, "error: kv_cache_dtype must be one of auto, bfloat16, int8, got 'int4'"),
+        (("--num-threads", "300"), 2, "error: num_threads must be an integer in [0, 256], got 300"),
         (("--parallel", "0"), 2, "error: Invalid value for '--parallel'"),
     ],
 )
@@ -64,3 +65,9 @@ def test_wrong_options_are_one_line(
     outcome = cli("plan", str(smollm2_gguf), *arguments)
     assert outcome.code == code
     assert outcome.err.startswith(message)
+
+
+def test_an_address_that_is_none_is_one_line(cli: Cli) -> None:
+    outcome = cli("plan", "http://[::1/x.gguf")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: model 'http://[::1/x.gguf' is no URL: ")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 from tuili.cli.chat import Chat
-from tuili.cli.sampling_options import sampling_params
+from tuili.cli.sampling_options import SAMPLING_NAMES, sampling_params
+from tuili.cli.terminal import printable
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
 from tuili.store.store import Store
 
 
 def show(chat: Chat, what: str) -> None:
-    """Prints one of VIEWS; "" is the overview. Raises InvalidRequestError for another."""
+    """Prints one of VIEWS without control characters; "" is the overview. Raises InvalidRequestError for another."""
     view = VIEWS.get(what or "info")
     if view is None:
         raise InvalidRequestError(f"/show takes one of {', '.join(VIEWS)}, got {what!a:.80}")
-    chat.out.write(view(chat).rstrip("\n") + "\n")
+    chat.out.write(printable(view(chat)).rstrip("\n") + "\n")
 
 
 def _info(chat: Chat) -> str:
@@ -32,15 +32,16 @@ def _info(chat: Chat) -> str:
 
 
 def _parameters(chat: Chat) -> str:
-    """Every parameter as it takes effect, and where it comes from if that is not the library."""
+    """What `/set` can change as it takes effect, and where it comes from if that is not the library."""
+    from tuili.runtime.sampling_defaults import LIBRARY, REQUEST, effective_sampling
+
     given, defaults = chat.conversation.sampling, chat.pipeline.default_sampling
-    effective = sampling_params(defaults, given)
-    lines = []
-    for field in fields(effective):
-        value = getattr(effective, field.name)
-        origin = "set here" if field.name in given else "the model's" if field.name in defaults else ""
-        lines.append(f"{field.name.ljust(22)} {value!s:<12} {origin}".rstrip())
-    return "\n".join(lines)
+    said = {LIBRARY: "", REQUEST: "set here"}
+    return "\n".join(
+        f"{name.ljust(22)} {value!s:<12} {said.get(source, source)}".rstrip()
+        for name, value, source in effective_sampling(sampling_params(defaults, given), defaults, given)
+        if name in SAMPLING_NAMES
+    )
 
 
 def _system(chat: Chat) -> str:

@@ -58,6 +58,14 @@ def first_part(path: Path) -> Path:
     return first if first.is_file() else path
 
 
+def all_parts(name: str) -> list[str]:
+    """The names of all files of the model that a file of this name is a part of; only itself where it is none."""
+    match = _PART.fullmatch(name)
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
+        return [name]
+    return _names(match)
+
+
 def part_group(name: str) -> str:
     """What all parts of a model share, and nothing else does: "q4" of "q4-00002-of-00003.gguf", else the name."""
     match = _PART.fullmatch(name)
@@ -71,7 +79,7 @@ def _part_names(file: GgufFile, count: Value) -> list[str]:
         raise ModelFileError(
             f"{file.path.name}: one of {count!r:.20} parts ({_COUNT}), its name must end in -00001-of-0000N.gguf"
         )
-    return [_name(match, number + 1) for number in range(int(match["count"]))]
+    return _names(match)
 
 
 def _open_parts(known: GgufFile, names: Sequence[str]) -> list[GgufFile]:
@@ -86,6 +94,10 @@ def _open_parts(known: GgufFile, names: Sequence[str]) -> list[GgufFile]:
             raise ModelFileError(f"{name}: missing, the model needs all its {len(names)} parts")
         files.append(GgufFile(found))
     return files
+
+
+def _names(match: re.Match[str]) -> list[str]:
+    return [_name(match, number + 1) for number in range(int(match["count"]))]
 
 
 def _name(match: re.Match[str], number: int) -> str:

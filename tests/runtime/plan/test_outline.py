@@ -19,7 +19,9 @@ from support.index_server import IndexServer, serving, wheel_bytes
 from support.shop import Shop
 from tuili.errors import DownloadError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.runtime.plan.outline import Outline, open_outline
+from tuili.runtime.plan.remote import files_at, write_headers
 from tuili.store.catalogue import CatalogueEntry, WheelMember
+from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.store import Store
 
 NAME = "SmolLM2-Q4_1.gguf"
@@ -62,6 +64,25 @@ def test_a_gguf_at_a_url_is_told_from_its_header(hub: HubServer, gguf_bytes: byt
     assert_same(found, outline(smollm2_gguf))
     assert found.has_tokenizer
     assert found.num_fetched_bytes == hub.num_bytes_sent < 4_500_000
+
+
+def test_of_a_gguf_in_parts_any_part_names_all(hub: HubServer) -> None:
+    names = [f"q 4-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    files = hub.repositories["org/name"] = {name.replace(" ", "%20"): b"GGUF" for name in names}
+    for name in files:
+        with files_at(f"{hub.url}/org/name/resolve/main/{name}?download=true", Traffic()) as found:
+            assert [file.name for file in found] == names
+            assert all(file.open().read() == b"GGUF" for file in found)
+    files.popitem()
+    with pytest.raises(ModelNotFoundError, match=f"has no {names[2]}"):
+        outline(f"{hub.url}/org/name/resolve/main/q%204-00001-of-00003.gguf")
+
+
+@pytest.mark.parametrize("num_bytes", [2**62, 2**63])
+def test_a_size_that_no_file_can_have_is_one_line(tmp_path: Path, smollm2_gguf: Path, num_bytes: int) -> None:
+    file = OfferedFile(name="m.gguf", num_bytes=num_bytes, open=lambda: smollm2_gguf.open("rb"))
+    with pytest.raises(DownloadError, match=f"m.gguf cannot have {num_bytes} bytes here"):
+        write_headers([file], tmp_path)
 
 
 PRINT = """

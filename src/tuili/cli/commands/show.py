@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuili.cli.model_argument import complete_stored_model
 from tuili.cli.quantize_option import QuantizeOption, check_recipe
+from tuili.cli.terminal import printable
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.store.store import Store
@@ -64,7 +66,9 @@ def command(
 
 
 def _show(text: str, value: object, as_json: bool) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+    """As it is into a pipe or a file; at a terminal without control characters, which a model's file may hold."""
+    shown = json.dumps(value, indent=2, ensure_ascii=False) if as_json else text
+    sys.stdout.write(f"{printable(shown) if sys.stdout.isatty() else shown}\n")
 
 
 def _wanted(text: str | None, name: str, what: str) -> str:

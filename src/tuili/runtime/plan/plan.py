@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuili.backends.cpu import _native
+from tuili.checks import check_count
 from tuili.config import KvCacheDtype, store_dir
 from tuili.errors import InvalidRequestError
 from tuili.machine import ThreadLimits, available_memory, thread_limits
@@ -93,6 +94,7 @@ def make_plan(name: str, options: PlanOptions, report: Callable[[str], None], st
     Raises what opening the model's headers raises, UnsupportedModelError, and InvalidRequestError for options.
     """
     dtype = _checked_dtype(options)
+    check_count("num_threads", options.num_threads, 0, _native.MAX_THREADS)
     report(f"reading the header of {name}")
     with open_outline(name, store or Store(store_dir())) as outline:
         limit = outline.spec.max_position

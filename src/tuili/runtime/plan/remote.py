@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from tuili.errors import DownloadError, InvalidRequestError, ModelNotFoundError
 from tuili.models.names import ROPE_VECTORS
 from tuili.store.offered import OfferedFile, Traffic
 from tuili.weights import gguf, safetensors
+from tuili.weights.gguf_parts import all_parts
 from tuili.weights.hf_checkpoint import CONFIG, INDEX, WEIGHTS
 from tuili.weights.json_file import parse_object
 
@@ -69,14 +70,22 @@ def _write_gguf(file: OfferedFile, path: Path) -> None:
                 source.seek(start)
                 target.seek(start)
                 target.write(source.read(end - start))
-        target.truncate(file.num_bytes)
+        _stretch(target, file)
 
 
 def _write_safetensors(file: OfferedFile, path: Path) -> None:
     with file.open() as source, path.open("wb") as target:
         start = source.read(8)
         target.write(start + source.read(safetensors.header_bytes(start, file.name) - len(start)))
+        _stretch(target, file)
+
+
+def _stretch(target: BinaryIO, file: OfferedFile) -> None:
+    """A hole up to the size that the server tells. Raises DownloadError for a size that no file here can have."""
+    try:
         target.truncate(file.num_bytes)
+    except (OSError, OverflowError) as error:
+        raise DownloadError(f"{file.name} cannot have {file.num_bytes} bytes here: {error}") from error
 
 
 def _read_text(file: OfferedFile) -> bytes:
@@ -89,7 +98,7 @@ def _read_text(file: OfferedFile) -> bytes:
 
 @contextmanager
 def files_at(url: str, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
-    """The files of a GGUF's URL, or of a folder's with config.json and safetensors.
+    """The files of a GGUF's URL, all parts where it names one, or of a folder's with config.json and safetensors.
 
     Raises InvalidRequestError for another URL, ModelNotFoundError, DownloadError.
     """
@@ -97,13 +106,15 @@ def files_at(url: str, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
 
     from tuili.store.range_file import RangeClient
 
-    parts = urlsplit(url)
+    parts = _split(url)
     path = parts.path.replace("/blob/", "/resolve/", 1)  # a hub's page of a file -> the file
     folder, _, name = path.rpartition("/")
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
         ranges = RangeClient(client, {}, traffic)
         if name.lower().endswith(".gguf"):
-            yield [_offered(ranges, urlunsplit(parts._replace(path=path)), unquote(name))]
+            yield [
+                _offered(ranges, urlunsplit(parts._replace(path=f"{folder}/{n}")), unquote(n)) for n in all_parts(name)
+            ]
         elif name in ("", CONFIG, WEIGHTS, INDEX):
             base = urlunsplit(parts._replace(path=f"{folder}/", query=""))
             yield _folder_files(ranges, base)
@@ -112,6 +123,14 @@ def files_at(url: str, traffic: Traffic) -> Iterator[Sequence[OfferedFile]]:
                 f"model URL must end in .gguf, or be a folder's with {CONFIG}, ending in /, got {url!a:.200}",
                 param="model",
             )
+
+
+def _split(url: str) -> SplitResult:
+    """Raises InvalidRequestError for what is no URL, as an address in brackets that is none."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise InvalidRequestError(f"model {url!a:.200} is no URL: {error}", param="model") from error
 
 
 def _folder_files(ranges: RangeClient, base: str) -> list[OfferedFile]:
