@@ -153,10 +153,50 @@ def test_a_named_pipe_is_read_once_and_kept(generate: Generate) -> None:
     rows = "".join(f'{{"word": "{i}"}}\n' for i in range(5))
     writer = threading.Thread(target=lambda: Path("pipe.jsonl").write_text(rows))
     writer.start()
-    flags = ("--format", "jsonl", "--prompt", "Say {word}", "-o", "out.jsonl", "-q")
+    flags = ("--prompt", "Say {word}", "-o", "out.jsonl", "-q")  # the ending says what it holds
     assert generate("-i", "pipe.jsonl", *flags).code == 0
     writer.join()
     assert [line["prompt"] for line in _lines(Path("out.jsonl"))] == [f"Say {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("data", [b'{"prompt": "a"}\n', b'\xef\xbb\xbf\n { "custom_id":', b"{}\n"])
+def test_objects_from_a_pipe_are_not_taken_for_prompts(generate: Generate, loaded: list[Pipeline], data: bytes) -> None:
+    outcome = generate("-i", "-", "-q", stdin=data)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        "error: standard input begins with a JSON object: say --format jsonl, or --format txt to ask its lines as they "
+        "are\n"
+    )
+    assert loaded == []
+
+
+def test_an_object_may_be_meant_as_text(generate: Generate) -> None:
+    outcome = generate("-i", "-", "-q", "--format", "txt", stdin=b'{"prompt": "a"}\n')
+    assert json.loads(outcome.out)["prompt"] == '{"prompt": "a"}'
+
+
+def test_a_job_from_a_pipe_goes_on_too(generate: Generate, loaded: list[Pipeline]) -> None:
+    for _ in range(2):
+        assert generate("-i", "-", "-o", "out.jsonl", "-q", stdin=b"a\nb\n").code == 0
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    "flag", ["--prompt", "--system", "--name", "--id-column", "--backend", "--stop", "--samplers", "--model"]
+)
+def test_flags_that_are_no_text_are_refused_and_leave_nothing(
+    cli: Cli, loaded: list[Pipeline], tmp_path: Path, flag: str
+) -> None:
+    _write_rows(2)
+    before = sorted(tmp_path.rglob("*"))
+    model = "\udcff.gguf" if flag == "--model" else "m.gguf"
+    flags = () if flag == "--model" else (flag, "a\udcff{i}")
+    to = ("--output-dir", "out", *(() if flag == "--name" else ("--name", "{i}.txt")))
+    outcome = cli("generate", model, "-i", "in.txt", *to, *flags)
+    name = flag.strip("-").replace("-", "_")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {name} must be Unicode text without lone surrogates, got '")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_model_without_a_template_completes_and_takes_no_system_text(
@@ -318,6 +358,8 @@ def test_failed_rows_of_a_folder_have_a_file(generate: Generate) -> None:
         (("--count", "2", "--prompt", "{"), "prompt: a lone '{' at character 1"),
         (("--count", "2", "--prompt", "a", "--format", "csv"), "--count has no columns"),
         (("-i", "in.txt", "--raw", "--system", "s"), "system has no place in a raw prompt"),
+        (("-i", "in.txt", "--raw", "--no-think"), "think has no place in a raw prompt"),
+        (("-i", "gone.txt", "-o", "m.gguf"), "cannot read 'gone.txt': No such file or directory"),
         (("-i", "in.txt", "-o", "a", "--output-dir", "b", "--name", "c"), "give either --output or --output-dir"),
         (("-i", "in.txt", "--output-dir", "b"), "--output-dir and --name 'seed_{i}.txt' go together"),
         (

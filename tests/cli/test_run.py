@@ -83,6 +83,7 @@ def test_raw_completes_the_prompt_as_it_is(cli: Cli, pipeline: FakePipeline) -> 
     assert cli("run", "--raw", "--system", "x", "m.gguf", "hi").err.startswith(
         "error: system has no place in a raw prompt"
     )
+    assert cli("run", "--raw", "--think", "m.gguf", "hi").err.startswith("error: think has no place in a raw prompt")
     assert cli("run", "--raw", "m.gguf", is_terminal=True).err.startswith("error: raw needs a prompt")
 
 

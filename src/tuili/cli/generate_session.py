@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tuili.checks import check_optional_text
 from tuili.cli.generate_display import showing, summary
-from tuili.cli.quantize_option import check_recipe
-from tuili.cli.run_session import fetch_if_missing
+from tuili.cli.loading_settings import LoadingSettings
+from tuili.cli.run_session import check_raw, fetch_if_missing
 from tuili.cli.sampling_options import sampling_params
-from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
@@ -23,20 +24,19 @@ from tuili.runtime.jobs.durable_job import DurableJob, Target, open_durable
 from tuili.runtime.jobs.job import Job, JobSettings, open_job
 from tuili.runtime.jobs.model_identity import model_digest
 from tuili.runtime.jobs.outputs import OrderedStream
-from tuili.runtime.jobs.rows import CountedRows, FileRows, Row, RowSource
+from tuili.runtime.jobs.rows import CountedRows, FileRows, Row, RowSource, format_of
 from tuili.runtime.jobs.runner import JobProgress, Keep, RowRunner
 from tuili.runtime.jobs.task import Result
 from tuili.store.store import Store
 
-if TYPE_CHECKING:
-    from tuili.runtime.pipeline import Pipeline
-
 SOME_FAILED = 3
 _STDIN = "-"
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]")
+_MAX_LOOK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateSettings:
+class GenerateSettings(LoadingSettings):
     """The flags of `generate` other than model and sampling."""
 
     input: str | None = None
@@ -55,16 +55,6 @@ class GenerateSettings:
     quiet: bool = False
     verbose: bool = False
     max_num_seqs: int = 32
-    max_model_len: int | None = None
-    num_threads: int = 0
-    kv_cache_dtype: str = "auto"
-    quantize: str | None = None
-    backend: str | None = None
-    speculative_config: str | None = None
-
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls))
 
     def target(self) -> Target | None:
         """Where answers go; None is standard output."""
@@ -75,6 +65,7 @@ class GenerateSettings:
 
 def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> int:
     """Everything `tuili generate` does; gives the exit code. Rows and flags are checked before a model is fetched."""
+    _check_texts(_job_settings(model, settings, sampling))
     _check(settings, sampling)
     sampling = dict(sampling)
     seed = sampling.pop("seed", None)
@@ -93,23 +84,35 @@ def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]
 
 def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
-    parse_speculative(settings.speculative_config)
-    check_recipe(settings.quantize)
+    settings.check()
     if (settings.input is None) == (settings.count is None):
         raise InvalidRequestError("give either --input FILE or --count N", param="input")
     if settings.output is not None and settings.output_dir is not None:
         raise InvalidRequestError("give either --output or --output-dir", param="output")
-    output = settings.output
-    if output is not None and not output.is_file() and (output.exists() or not output.name):
-        raise InvalidRequestError(f"output must be a file, and {str(output)!r} is none", param="output")
-    if output is not None and settings.input is not None and output.exists() and output.samefile(settings.input):
-        raise InvalidRequestError("output must not be the input", param="output")
+    if settings.output is not None:
+        _check_output(settings.output, settings.input)
     if (settings.output_dir is None) != (settings.name is None):
         raise InvalidRequestError("--output-dir and --name 'seed_{i}.txt' go together", param="name")
     if settings.target() is None and (settings.restart or settings.retry_failed):
         raise InvalidRequestError("--restart and --retry-failed need --output or --output-dir", param="restart")
-    if settings.raw and settings.system is not None:
-        raise InvalidRequestError("system has no place in a raw prompt: put it into the prompt", param="system")
+    if settings.raw:
+        check_raw(settings.system, settings.think)
+
+
+def _check_texts(settings: JobSettings) -> None:
+    """Bytes of the command line that are no text: neither a tokenizer nor a journal could take them."""
+    for name, value in settings.given().items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text:
+                check_optional_text(name, text)
+
+
+def _check_output(output: Path, rows: str | None) -> None:
+    if not output.is_file() and (output.exists() or not output.name):
+        raise InvalidRequestError(f"output must be a file, and {str(output)!r} is none", param="output")
+    is_file = rows not in (None, _STDIN) and output.exists() and Path(str(rows)).exists()
+    if is_file and output.samefile(str(rows)):
+        raise InvalidRequestError("output must not be the input", param="output")
 
 
 @contextmanager
@@ -133,7 +136,23 @@ def _source(settings: GenerateSettings) -> Iterator[RowSource]:
         kept = stack.enter_context(tempfile.NamedTemporaryFile())
         shutil.copyfileobj(pipe, kept)
         kept.flush()
-        yield FileRows(Path(kept.name), settings.format or "txt", name)
+        yield FileRows(Path(kept.name), settings.format or _piped_format(path, Path(kept.name), name), name)
+
+
+def _piped_format(path: Path, kept: Path, name: str) -> str:
+    """What a pipe's name says it holds, else text: objects that were taken for prompts would be answered all the same.
+
+    Raises InvalidRequestError for what begins like an object.
+    """
+    if (by_ending := format_of(path)) is not None:
+        return by_ending
+    with kept.open("rb") as file:
+        if _OBJECT.match(file.read(_MAX_LOOK_BYTES)):
+            raise InvalidRequestError(
+                f"{name} begins with a JSON object: say --format jsonl, or --format txt to ask its lines as they are",
+                param="format",
+            )
+    return "txt"
 
 
 def _job_settings(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> JobSettings:
@@ -193,7 +212,7 @@ def _run(
     *,
     is_quiet: bool,
 ) -> None:
-    with _loaded(job, settings) as pipeline:
+    with settings.opened(job.settings.model, settings.max_num_seqs) as pipeline:
         if not pipeline.has_chat_template and not settings.raw:
             if settings.system is not None:
                 raise InvalidRequestError("system needs a chat template, and this model has none", param="system")
@@ -201,20 +220,3 @@ def _run(
         progress.start()
         with showing(progress, is_quiet=is_quiet, is_verbose=settings.verbose) as show:
             RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)
-
-
-@contextmanager
-def _loaded(job: Job, settings: GenerateSettings) -> Iterator[Pipeline]:
-    from tuili.runtime.loading import LoadOptions, open_model
-
-    options = LoadOptions(
-        backend=settings.backend,
-        num_threads=settings.num_threads,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        quantization=settings.quantize,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        speculative=parse_speculative(settings.speculative_config),
-    )
-    with closing(open_model(job.settings.model, options)) as pipeline:
-        yield pipeline

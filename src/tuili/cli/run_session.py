@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuili.cli.answer import print_answer, timing_lines
 from tuili.cli.conversation import Conversation
+from tuili.cli.loading_settings import LoadingSettings
 from tuili.cli.model_argument import split_arguments
-from tuili.cli.quantize_option import check_recipe
 from tuili.cli.refusals import refuse_format, refuse_pictures
 from tuili.cli.sampling_options import sampling_line, sampling_params
-from tuili.cli.speculative_option import parse_speculative
 from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunSettings:
+class RunSettings(LoadingSettings):
     """The flags of `run` other than model and sampling."""
 
     system: str | None = None
@@ -35,16 +33,6 @@ class RunSettings:
     verbose: bool = False
     markdown: bool = False
     format: str | None = None
-    max_model_len: int | None = None
-    num_threads: int = 0
-    kv_cache_dtype: str = "auto"
-    quantize: str | None = None
-    backend: str | None = None
-    speculative_config: str | None = None
-
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls))
 
 
 def run(arguments: Sequence[str], forced_model: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
@@ -54,7 +42,7 @@ def run(arguments: Sequence[str], forced_model: str | None, settings: RunSetting
     prompt = joined_prompt(choice.prompt, piped_text())
     _check(prompt, settings, sampling)
     fetch_if_missing(store, choice.model)
-    with _loaded(choice.model, settings) as pipeline:
+    with settings.opened(choice.model, max_num_seqs=1) as pipeline:
         if prompt is None:
             _chat(pipeline, settings, sampling)
         else:
@@ -99,35 +87,25 @@ def fetch_if_missing(store: Store, model: str) -> None:
         pull_visibly(store, model)
 
 
+def check_raw(system: str | None, think: bool | None) -> None:
+    """Raises InvalidRequestError for what only a template could put into a prompt."""
+    if system is not None:
+        raise InvalidRequestError("system has no place in a raw prompt: put it into the prompt", param="system")
+    if think is not None:
+        raise InvalidRequestError("think has no place in a raw prompt: it asks the model's template", param="think")
+
+
 def _check(prompt: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
     if settings.format is not None:
         refuse_format()
     if prompt is not None:
         refuse_pictures(prompt)
-    parse_speculative(settings.speculative_config)
-    check_recipe(settings.quantize)
+    settings.check()
     if settings.raw and prompt is None:
         raise InvalidRequestError("raw needs a prompt: a chat is made of a template", param="raw")
-    if settings.raw and settings.system is not None:
-        raise InvalidRequestError("system has no place in a raw prompt: put it into the prompt", param="system")
-
-
-@contextmanager
-def _loaded(model: str, settings: RunSettings) -> Iterator[Pipeline]:
-    from tuili.runtime.loading import LoadOptions, open_model
-
-    options = LoadOptions(
-        backend=settings.backend,
-        num_threads=settings.num_threads,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        quantization=settings.quantize,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=1,
-        speculative=parse_speculative(settings.speculative_config),
-    )
-    with closing(open_model(model, options)) as pipeline:
-        yield pipeline
+    if settings.raw:
+        check_raw(settings.system, settings.think)
 
 
 def _conversation(settings: RunSettings, sampling: Mapping[str, Any]) -> Conversation:

@@ -67,7 +67,7 @@ class FileRows:
 
     def __init__(self, path: Path, file_format: str | None = None, name: str | None = None) -> None:
         self.name = name or str(path)
-        self.file_format = file_format or _ENDINGS.get(path.suffix.lower(), "")
+        self.file_format = file_format or format_of(path) or ""
         if self.file_format not in FORMATS:
             found = f"format {file_format!r}" if file_format else f"the ending of {self.name!r}"
             raise InvalidRequestError(
@@ -213,3 +213,8 @@ FORMATS: Mapping[str, Callable[[FileRows], Numbered]] = {
     "parquet": _parquet_rows,
 }
 _ENDINGS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a name's ending says."""
+    return _ENDINGS.get(path.suffix.lower())
