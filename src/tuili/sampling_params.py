@@ -93,7 +93,7 @@ _LISTS: Mapping[str, str] = {  # fields that hold several values, and what of
     "allowed_token_ids": "a list of token ids",
     "logits_processors": "a list of callables",
 }
-_REFUSED: Mapping[str, str] = {  # vLLM's fields without a meaning here, and why
+UNSUPPORTED: Mapping[str, str] = {  # vLLM's fields without a meaning here, and why
     "structured_outputs": "structured output comes later",
     "guided_decoding": "structured output comes later",
     "logprob_token_ids": "ask for logprobs=-1 and pick the ids",
@@ -235,7 +235,7 @@ class SamplingParams:
             raise InvalidRequestError("stop needs detokenize=True: stop strings are found in text", param="stop")
 
     def _check_types(self) -> None:
-        for name, reason in _REFUSED.items():
+        for name, reason in UNSUPPORTED.items():
             if getattr(self, name) not in (None, False, -1, {}, [], ()):
                 raise InvalidRequestError(f"{name} is not supported: {reason}", param=name)
         for name in _BOOLEANS:

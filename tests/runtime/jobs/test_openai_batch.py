@@ -49,6 +49,31 @@ def test_a_chat_body_becomes_a_request() -> None:
     assert _request(messages=MESSAGES, logprobs=True, top_logprobs=3).sampling.logprobs == 3
 
 
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"parallel_tool_calls": True},
+        {"parallel_tool_calls": False},
+        {"function_call": "auto"},
+        {"tools": [], "tool_choice": "auto"},
+        {"prompt_cache_key": "k", "store": True, "service_tier": "flex", "metadata": {"a": "b"}},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"stream": False, "stream_options": {"include_usage": True}},
+        {"structured_outputs": None, "extra_args": None},
+    ],
+)
+def test_what_asks_for_nothing_is_taken(harmless: dict[str, Any]) -> None:
+    assert _request(messages=MESSAGES, **harmless) == _request(messages=MESSAGES)
+
+
+def test_the_fields_a_refusal_names_are_those_that_work() -> None:
+    with pytest.raises(InvalidRequestError, match=r"body\.wat is not implemented; known are ") as refused:
+        _request(messages=MESSAGES, wat=1)
+    known = set(str(refused.value).partition("known are ")[2].split(", "))
+    assert {"messages", "temperature", "dry_multiplier", "priority", "n"} <= known
+    assert not known & {"structured_outputs", "watermarking", "extra_args", "best_of", "stream", "logits_processors"}
+
+
 def test_a_completions_body_becomes_a_request() -> None:
     for prompt in ("Once", ["Once"]):
         request = _request(COMPLETIONS, prompt=prompt, best_of=1, echo=False)
@@ -79,7 +104,11 @@ def test_a_completions_body_becomes_a_request() -> None:
         (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, r"body.top_logprobs must be in \[0, 20\] beside logprobs"),
         (CHAT, {"messages": MESSAGES, "chat_template_kwargs": 3}, "body.chat_template_kwargs must be an object"),
         (CHAT, {"messages": MESSAGES, "priority": True}, "body.priority must be of type int, got True"),
-        (COMPLETIONS, {"prompt": ["a", "b"]}, "body.prompt must be one text or one list of token ids"),
+        (CHAT, {"messages": MESSAGES, "function_call": {"name": "f"}}, "it may be 'none' or 'auto' or absent"),
+        (CHAT, {"messages": MESSAGES, "parallel_tool_calls": "yes"}, "it may be True or False or absent"),
+        (COMPLETIONS, {"prompt": ["a", "b"]}, "body.prompt holds 2 prompts, and .*: give each a line of its own"),
+        (COMPLETIONS, {"prompt": [[1], [2], [3]]}, "body.prompt holds 3 prompts"),
+        (COMPLETIONS, {"prompt": [1, "a"]}, "body.prompt must be one text or one list of token ids"),
         (COMPLETIONS, {"prompt": ""}, "body.prompt must be one text"),
         (COMPLETIONS, {"prompt": "a", "logprobs": True}, "body.logprobs must be a whole number"),
         ("/v1/embeddings", {}, "url must be one of /v1/chat/completions, /v1/completions, got '/v1/embeddings'"),

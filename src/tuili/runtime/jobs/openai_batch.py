@@ -15,16 +15,24 @@ from tuili.runtime.jobs.openai_logprobs import chat_logprobs, completion_logprob
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Result, Served, checked_messages, row_sampling
 from tuili.runtime.outputs import RequestOutput
+from tuili.sampling_params import UNSUPPORTED
 from tuili.types import GenerateRequest, SamplingParams
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _LINE = ("custom_id", "method", "url", "body")
-_WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "prediction", "stream_options"),
+    }
+)
 _OFF: Mapping[str, tuple[Any, ...]] = {  # what is not implemented may be asked for in its neutral form
     "stream": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "echo": (False,),
@@ -135,7 +143,7 @@ def _checked_body(row: Row, url: str) -> dict[str, Any]:
                     f"body.{name} = {value!r:.80} is not implemented; it may be {allowed} or absent", param=name
                 )
         elif name not in _SAMPLING | _FIELDS[url] | _REQUEST.keys():
-            known = ", ".join(sorted(_SAMPLING | _FIELDS[url]))
+            known = ", ".join(sorted((_SAMPLING - UNSUPPORTED.keys() - _OFF.keys()) | _FIELDS[url] | _REQUEST.keys()))
             raise InvalidRequestError(f"body.{name} is not implemented; known are {known}", param=name)
         kind = _REQUEST.get(name)
         if kind is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
@@ -181,13 +189,18 @@ def _chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompt_fields(prompt: object) -> dict[str, Any]:
-    """Text or token ids, or a list of just one of them."""
+    """Text or token ids, or a list of just one of them: a line is one row, and so one prompt."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str) and prompt:
         return {"prompt": prompt}
     if isinstance(prompt, list) and prompt and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
         return {"prompt_token_ids": tuple(prompt)}
+    if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str | list) for one in prompt):
+        raise InvalidRequestError(
+            f"body.prompt holds {len(prompt)} prompts, and a line is answered with one: give each a line of its own",
+            param="prompt",
+        )
     raise InvalidRequestError(
         f"body.prompt must be one text or one list of token ids, got {prompt!r:.80}", param="prompt"
     )
