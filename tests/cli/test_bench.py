@@ -88,6 +88,10 @@ def test_a_peer_that_is_not_there_is_one_line(cli: Cli, smollm2_gguf: Path, monk
         (("--batch", "0"), "batch must be numbers in [1, 256]"),
         (("--plot", "bench.gif"), "plot must be the name of a .png file, got 'bench.gif'"),
         (("--plot", "none/bench.png"), "plot: there is no folder 'none'"),
+        (("--peer-path", "bin"), "peer_path says how to reach a peer, and there is none: add --against"),
+        (("--peer-model", "m"), "peer_model says how to reach a peer"),
+        (("--api-key", "k"), "api_key says how to reach a peer"),
+        (("--num-threads", "-1"), "num_threads must be an integer >= 0, got -1"),
         (("--json", "--csv"), "only one of --json and --csv"),
     ],
 )

@@ -27,6 +27,11 @@ def test_a_page_that_cannot_be_written_is_refused_first(cli: Cli, smollm2_gguf: 
     assert outcome.err.count("\n") == 1
 
 
+def test_a_folder_is_no_page(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("explain", "never-looked-for", "Hi", "--html", str(tmp_path))
+    assert (outcome.code, outcome.err) == (2, f"error: --html {tmp_path}: a folder, not a file\n")
+
+
 def test_an_unknown_model(cli: Cli) -> None:
     outcome = cli("explain", "never/heard-of.gguf", "Hi")
     assert outcome.code != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from tuili.cli.terminal import (
     is_plain,
     one_line,
     printable,
+    showing_status,
 )
 
 
@@ -69,3 +71,23 @@ def test_plain_where_there_is_no_terminal_or_it_was_asked_for(monkeypatch: pytes
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert is_plain(_Terminal())
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_status_is_gone_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setattr("sys.stderr", screen := _Screen())
+    with suppress(KeyError), showing_status() as status:
+        status("reading\x1b the header")
+        raise KeyError
+    assert screen.getvalue() == "\r\x1b[Kreading  th\r\x1b[K"
+    monkeypatch.setattr("sys.stderr", pipe := io.StringIO())
+    with showing_status() as status:
+        status("reading")
+    assert pipe.getvalue() == ""

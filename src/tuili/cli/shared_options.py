@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Command = Callable[..., None]
+Command = Callable[..., int | None]
 
 
 def with_options(command: Command, options: Iterable[inspect.Parameter]) -> Command:

@@ -6,8 +6,10 @@ Knows no models.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from tuili.errors import bounded_line
@@ -34,6 +36,23 @@ def note(message: str) -> None:
 def report_error(message: str) -> None:
     """The one line a failure shows."""
     sys.stderr.write(f"error: {bounded_line(message).strip()}\n")
+
+
+@contextmanager
+def showing_status() -> Iterator[Callable[[str], None]]:
+    """Yields what tells a person at a terminal, on one line of stderr, what takes the time; it is gone at the end."""
+    is_shown = not is_plain(sys.stderr)
+
+    def report(message: str) -> None:
+        if is_shown:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
+            sys.stderr.write(f"\r\x1b[K{one_line(message)[:width]}")
+            sys.stderr.flush()
+
+    try:
+        yield report
+    finally:
+        report("")
 
 
 def one_line(text: str) -> str:

@@ -27,7 +27,6 @@ from tuili.config import BLOCK_SIZES, MAX_NUM_SEQS, EngineConfig, KvCacheDtype, 
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
-from tuili.quant.format import Tensor
 from tuili.runtime.fetching import find_model
 from tuili.runtime.memory import size_cache
 from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
@@ -36,6 +35,7 @@ from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 from tuili.weights.mapped_file import file_stamps
 from tuili.weights.quantizing import quantized_weights
 from tuili.weights.recipes import find_recipe
+from tuili.weights.tensor_table import TensorTable
 
 if TYPE_CHECKING:
     from tuili.runtime.pipeline import Pipeline
@@ -233,12 +233,12 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         num_threads=options.num_threads,
         kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
     )
-    weights = _weights(checkpoint, options)
+    weights = weights_to_run(checkpoint, options)
     return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, weights, backend_options)
 
 
-def _weights(checkpoint: Checkpoint, options: LoadOptions) -> Mapping[str, Tensor]:
-    """The checkpoint's, quantized where that is asked for."""
+def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
+    """The checkpoint's, each quantized when it is asked for where the options want that."""
     if options.quantization is None or (options.quantization == "gguf" and checkpoint.source == "gguf"):
         return checkpoint.weights
     recipe = find_recipe(options.quantization)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -25,9 +25,7 @@ _GAINS = "norm.weight"  # multiplied one by one, also where there is a row of th
 _LOOKED_UP = ("embed_positions.weight",)  # added as they are, never multiplied
 
 
-def quantized_weights(
-    weights: TensorTable, spec: ModelSpec, recipe: Recipe, quantize: Quantizer
-) -> Mapping[str, Tensor]:
+def quantized_weights(weights: TensorTable, spec: ModelSpec, recipe: Recipe, quantize: Quantizer) -> TensorTable:
     """`weights` with every float matrix in the format that the recipe gives it, where that is narrower.
 
     What is quantized already stays as it is: its numbers would suffer twice. Raises what check_quantizable raises.

@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.random_models import decoder, layer, random_weights
 from tuili import LLM, SamplingParams
 from tuili.backend import CacheGroup
 from tuili.errors import InvalidRequestError
+from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import MlpSpec, ModelSpec
 from tuili.runtime.explain import words
 from tuili.runtime.explain.facts import Explanation, InsideFacts, TokenFact
 from tuili.runtime.explain.gather import ExplainOptions, _request, explain
 from tuili.runtime.explain.inside import look_inside
-from tuili.runtime.explain.model_facts import cache_facts, layer_groups
+from tuili.runtime.explain.model_facts import cache_facts, describe_as_run, layer_groups, model_facts
 from tuili.runtime.explain.page import render_page
 from tuili.runtime.explain.text import render_text
 from tuili.runtime.loading import LoadOptions
 from tuili.weights.checkpoint import Checkpoint
+from tuili.weights.quantizing import quantize_tensor, quantized_weights
+from tuili.weights.recipes import find_recipe
+from tuili.weights.tensor_table import TensorTable
 
 PROMPT = "What is 2 + 2?"
 LOAD = LoadOptions(max_model_len=512)
@@ -211,6 +217,30 @@ def test_any_decoder_is_looked_into_and_described(name: str) -> None:
     assert sum(len(group.layers) for group in layer_groups(checkpoint, 2.0)) == spec.num_layers
     kinds = {group.attention for group in layer_groups(checkpoint, 2.0)}
     assert kinds == {"multi-query": {"MQA", "MHA"}, "alibi": {"MHA"}}.get(name, {"GQA"})
+
+
+@pytest.mark.parametrize("name", ["plain", "multi-query"])
+def test_facts_of_a_recipe_are_those_of_its_weights(name: str) -> None:
+    spec = replace(SPECS[name], tie_word_embeddings=True)
+    checkpoint = _checkpoint(spec)
+    weights = TensorTable({n: partial(checkpoint.weights.__getitem__, n) for n in tensor_shapes(spec)})
+    checkpoint = replace(checkpoint, weights=weights)
+    real = quantized_weights(weights, spec, find_recipe("q4_0"), quantize_tensor)
+    described = describe_as_run(checkpoint, "q4_0")
+    assert model_facts("m", described) == model_facts("m", replace(checkpoint, weights=real))
+    assert model_facts("m", described) != model_facts("m", checkpoint)
+    assert describe_as_run(checkpoint, None) is checkpoint
+
+
+def test_a_layer_that_adds_nothing_changes_nothing() -> None:
+    checkpoint = _checkpoint(SPECS["plain"])
+    weights = dict(checkpoint.weights)
+    for name in ("layers.0.o_proj.weight", "layers.0.down_proj.weight"):
+        weights[name] = replace(weights[name], data=np.zeros_like(weights[name].data))
+    silent = replace(checkpoint, weights=weights)  # type: ignore[arg-type]
+    first, second, *_ = look_inside(silent, [5, 3, 99], str).views
+    assert first.change == 0.0
+    assert second.change > 0.0
 
 
 def test_a_long_prompt_and_a_large_model_are_not_drawn() -> None:

@@ -11,14 +11,18 @@ from typing import IO
 
 import pytest
 
+from support import tiny_models
 from tuili.backend import BackendOptions
 from tuili.backends.cpu.backend import load
-from tuili.errors import ModelFileError
+from tuili.errors import InvalidRequestError, ModelFileError
 from tuili.machine import process_memory
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.plan import Plan, PlanOptions, make_plan
 from tuili.runtime.plan.python_side import PythonSide, measure_python_side
 from tuili.store.store import Store
+from tuili.weights.checkpoint import open_checkpoint
+from tuili.weights.quantizing import quantize_tensor, quantized_weights
+from tuili.weights.recipes import find_recipe
 
 WORK = """
 import sys
@@ -89,7 +93,6 @@ def outline(path: Path) -> Outline:
 @pytest.mark.parametrize("model", ["smollm2_gguf", "gemma3_gguf"])
 def test_sizes_are_the_backends_own(request: pytest.FixtureRequest, model: str) -> None:
     from tuili.backends.cpu.footprint import cache_groups, weight_bytes
-    from tuili.weights.checkpoint import open_checkpoint
 
     path: Path = request.getfixturevalue(model)
     checkpoint = open_checkpoint(path)
@@ -121,6 +124,29 @@ def test_every_change_offered_helps(smollm2_gguf: Path) -> None:
     assert plan(smollm2_gguf, **{**asked, "parallel": int(changes["--parallel"])}).fits
     assert plan(smollm2_gguf, **{**asked, "ctx": int(changes["--ctx"])}).fits
     assert plan(smollm2_gguf, **{**asked, "free_bytes": 50 << 20}).alternatives == ()
+
+
+@pytest.mark.usefixtures("known_side")
+def test_a_recipe_is_planned_as_it_is_loaded_and_advised_where_it_helps(tmp_path: Path) -> None:
+    tiny_models.build("llama", hidden_size=256, tie_word_embeddings=True).save_pretrained(tmp_path)
+    checkpoint, recipe = open_checkpoint(tmp_path), find_recipe("q4_k_m")
+    weights = quantized_weights(checkpoint.weights, checkpoint.spec, recipe, quantize_tensor)
+    backend = load(checkpoint.spec, weights, BackendOptions(max_model_len=64))
+    narrow = plan(tmp_path, ctx=64, quantization="q4_k_m")
+    assert narrow.need.weight_bytes == backend.weight_bytes  # type: ignore[attr-defined]
+    backend.close()
+    found = plan(tmp_path, ctx=64, free_bytes=narrow.need.peak_own_bytes)
+    assert not found.fits
+    assert [a.change for a in found.alternatives if a.change.startswith("--quantize")] == ["--quantize q4_k_m"]
+    assert plan(tmp_path, ctx=64, quantization="q4_k_m", free_bytes=narrow.need.peak_own_bytes).fits
+
+
+@pytest.mark.usefixtures("known_side")
+def test_a_recipe_that_makes_nothing_smaller_is_refused(smollm2_gguf: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="only wider floats can be quantized"):
+        plan(smollm2_gguf, quantization="q8_0")
+    with pytest.raises(InvalidRequestError, match="quantization must be one of"):
+        plan(smollm2_gguf, quantization="q4")
 
 
 @pytest.mark.usefixtures("known_side")

@@ -40,7 +40,8 @@ class Forward:
 
     weights: canonical names -> float32 arrays, exactly those of tensor_shapes(spec). context_len is the longest text
     there will be (max_model_len); rotary frequencies depend on it. Observers are shown, of each layer, the hidden
-    states [T, hidden] that leave it, and the attention weights [num_heads, queries, keys] of each sequence.
+    states [T, hidden] that leave it (as layer -1 those that enter the first), and the attention weights
+    [num_heads, queries, keys] of each sequence.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Forward:
         ropes = {a.rope for a in self._mixers if a.rope is not None}
         step = Step(batch, {rope: rotation(rope, batch.positions, self._context_len) for rope in ropes})
         x = self._embed(input_ids, batch.positions)
+        if self._observe_hidden is not None:
+            self._observe_hidden(-1, x)
         for i, layer in enumerate(self._spec.layers):
             x = self._layer(i, layer, x, step, cache)
             if self._observe_hidden is not None:

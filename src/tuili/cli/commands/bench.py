@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tuili.cli.commands import run
 from tuili.cli.model_argument import complete_model
-from tuili.cli.quantize_option import QuantizeOption, check_recipe
-from tuili.cli.terminal import is_plain
+from tuili.cli.quantize_option import check_recipe
+from tuili.cli.shared_options import taking_options
+from tuili.cli.terminal import showing_status
 from tuili.errors import InvalidRequestError
 from tuili.store.catalogue import DEFAULT_MODEL
 
@@ -19,6 +20,17 @@ _PEER = "Beside another engine"
 _MAX_BATCH = 256
 
 
+_Against = Annotated[
+    str | None, typer.Option(help="llama.cpp, openvino, vllm, or a server's URL.", rich_help_panel=_PEER)
+]
+_PeerPath = Annotated[
+    Path | None, typer.Option(help="Folder of llama.cpp's tools, or the other's interpreter.", rich_help_panel=_PEER)
+]
+_PeerModel = Annotated[str | None, typer.Option(help="What it runs, if not our file.", rich_help_panel=_PEER)]
+_ApiKey = Annotated[str | None, typer.Option(help="For the server.", rich_help_panel=_PEER)]
+
+
+@taking_options(("num_threads", "quantize"), run.command)
 def command(
     model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
     batch: Annotated[str, typer.Option(help="Sequences at once, one row each.")] = "1,4,16",
@@ -26,24 +38,15 @@ def command(
     output_len: Annotated[int, typer.Option(min=1, help="Tokens decoded after each first one.")] = 64,
     prefill_len: Annotated[int, typer.Option(min=0, help="Tokens of the prefill row; 0: none.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 3,
-    num_threads: Annotated[int, typer.Option(min=0, help="0 chooses.")] = 0,
-    quantize: QuantizeOption = None,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
-    against: Annotated[
-        str | None,
-        typer.Option(help="llama.cpp, openvino, vllm, or a server's URL.", rich_help_panel=_PEER),
-    ] = None,
-    peer_path: Annotated[
-        Path | None,
-        typer.Option(help="Folder of llama.cpp's tools, or the other's interpreter.", rich_help_panel=_PEER),
-    ] = None,
-    peer_model: Annotated[
-        str | None, typer.Option(help="What it runs, if not our file.", rich_help_panel=_PEER)
-    ] = None,
-    api_key: Annotated[str | None, typer.Option(help="For the server.", rich_help_panel=_PEER)] = None,
+    against: _Against = None,
+    peer_path: _PeerPath = None,
+    peer_model: _PeerModel = None,
+    api_key: _ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures into this PNG file.")] = None,
+    **loading: Any,
 ) -> None:
     """Measure prefill, decode, latency, memory and load time of a model on random prompts, none of them twice.
 
@@ -56,7 +59,7 @@ def command(
 
     if as_json and as_csv:
         raise InvalidRequestError("only one of --json and --csv can be printed")
-    check_recipe(quantize)
+    check_recipe(loading["quantize"])
     if plot is not None:
         check_plot(plot)
     options = BenchOptions(
@@ -65,15 +68,16 @@ def command(
         output_len=output_len,
         prefill_len=prefill_len,
         num_rounds=rounds,
-        num_threads=num_threads,
-        quantization=quantize,
+        num_threads=loading["num_threads"],
+        quantization=loading["quantize"],
         seed=seed,
         against=against,
         peer_path=peer_path,
         peer_model=peer_model,
         api_key=api_key,
     )
-    report = run_bench(model, options, _progress)
+    with showing_status() as status:
+        report = run_bench(model, options, status)
     if plot is not None:
         write_plot(report, plot)
     if as_json:
@@ -92,10 +96,3 @@ def _counts(text: str) -> tuple[int, ...]:
             f"batch must be numbers in [1, {_MAX_BATCH}] separated by commas, got {text!r:.80}", param="batch"
         )
     return counts
-
-
-def _progress(message: str) -> None:
-    """Tells a person at a terminal what is being measured."""
-    if not is_plain(sys.stderr):
-        sys.stderr.write(f"\r\x1b[K{message}")
-        sys.stderr.flush()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tuili.cli.commands import run
 from tuili.cli.model_argument import complete_model
+from tuili.cli.shared_options import taking_options
 from tuili.cli.terminal import note, printable
 from tuili.errors import InvalidRequestError
 
-_LOADING = "Loading"
 
-
+@taking_options(("num_threads", "quantize", "backend"), run.command)
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_model)],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
@@ -26,15 +27,14 @@ def command(
     inside: Annotated[bool, typer.Option(help="Look at attention with the reference backend.")] = True,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    num_threads: Annotated[int, typer.Option(help="0 chooses.", rich_help_panel=_LOADING)] = 0,
-    backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
+    **loading: Any,
 ) -> None:
     """Follow a prompt through a model: template, tokens, layers, attention, KV cache, candidates, time.
 
     A model that is not stored yet is pulled first.
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise InvalidRequestError(f"--html {html}: no such folder", param="html")
+    if html is not None:
+        _check_page(html)
     from tuili.runtime.explain.gather import ExplainOptions, explain
     from tuili.runtime.loading import LoadOptions
 
@@ -46,7 +46,7 @@ def command(
         raw=raw,
         system=system,
         inside=inside,
-        load=LoadOptions(num_threads=num_threads, backend=backend),
+        load=LoadOptions(quantization=loading.pop("quantize"), **loading),
     )
     found = explain(model, prompt, options)
     if html is not None:
@@ -63,3 +63,11 @@ def command(
         from tuili.runtime.explain.text import render_text
 
         typer.echo(printable(render_text(found)).removesuffix("\n"))
+
+
+def _check_page(path: Path) -> None:
+    """Raises InvalidRequestError for a place where no page can be written, before anything takes time."""
+    if path.is_dir():
+        raise InvalidRequestError(f"--html {path}: a folder, not a file", param="html")
+    if not path.absolute().parent.is_dir():
+        raise InvalidRequestError(f"--html {path}: no such folder", param="html")

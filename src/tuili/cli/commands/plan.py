@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tuili.cli.commands import run
 from tuili.cli.model_argument import complete_model
-from tuili.cli.terminal import is_plain
+from tuili.cli.shared_options import taking_options
+from tuili.cli.terminal import showing_status
 
 
+@taking_options(("num_threads", "kv_cache_dtype", "quantize"), run.command)
 def command(
     model: Annotated[
         str,
@@ -24,9 +26,8 @@ def command(
         int | None, typer.Option(min=1, help="Context in tokens; by default as much of the model's as fits.")
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, max=4096, help="Sequences at once, each with all that context.")] = 1,
-    kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16, or int8 for half the memory.")] = "auto",
-    num_threads: Annotated[int, typer.Option(min=0, help="0 chooses.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **loading: Any,
 ) -> int:
     """Tell whether a model fits into this machine's free memory, what it takes, and how fast it may be.
 
@@ -36,15 +37,8 @@ def command(
     from tuili.cli.plan_display import render_plan
     from tuili.runtime.plan.plan import PlanOptions, make_plan
 
-    options = PlanOptions(ctx=ctx, parallel=parallel, kv_cache_dtype=kv_cache_dtype, num_threads=num_threads)
-    plan = make_plan(model, options, _progress)
-    _progress("")
+    options = PlanOptions(ctx=ctx, parallel=parallel, quantization=loading.pop("quantize"), **loading)
+    with showing_status() as status:
+        plan = make_plan(model, options, status)
     typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else render_plan(plan), nl=as_json)
     return 0 if plan.fits else 1
-
-
-def _progress(message: str) -> None:
-    """Tells a person at a terminal what takes the time."""
-    if not is_plain(sys.stderr):
-        sys.stderr.write(f"\r\x1b[K{message}")
-        sys.stderr.flush()

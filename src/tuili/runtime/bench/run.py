@@ -58,6 +58,7 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
     """
     if is_url(model):
         return _run_on_server(model, options, report)
+    _check_peer(options)
     workloads = options.workloads()
     max_len = max(w.prompt_len + w.max_tokens for w in workloads) + _SPARE_TOKENS
     max_num_seqs = max(w.num_seqs for w in workloads)
@@ -78,7 +79,6 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
             target = _peer_target(model, options, pipeline, max_len, max_num_seqs)
             peer = stack.enter_context(closing(open_peer(options.against, target)))
         rows = run_workloads(ours, peer, workloads, options.num_rounds, report)
-        report("")
         stats = pipeline.loop.stats()
         return BenchReport(
             model=model,
@@ -93,6 +93,12 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
         )
 
 
+def _check_peer(options: BenchOptions) -> None:
+    for name in ("peer_path", "peer_model", "api_key"):
+        if options.against is None and getattr(options, name):
+            raise InvalidRequestError(f"{name} says how to reach a peer, and there is none: add --against", param=name)
+
+
 def _run_on_server(url: str, options: BenchOptions, report: Callable[[str], None]) -> BenchReport:
     """Only what can be seen from outside: rates and latency."""
     for name in ("num_threads", "quantization", "against", "peer_path"):
@@ -101,7 +107,6 @@ def _run_on_server(url: str, options: BenchOptions, report: Callable[[str], None
     report(f"asking {url}")
     with closing(Endpoint(url, options.peer_model, options.api_key, random.Random(options.seed))) as server:
         rows = run_workloads(server, None, options.workloads(), options.num_rounds, report)
-    report("")
     return BenchReport(model=url, rows=rows, versions=_versions())
 
 

@@ -89,7 +89,7 @@ class LayerView:
 
     layer: int
     norm: float
-    change: float
+    change: float  # length of what the layer added, as a share of norm
     guess: Candidate
 
 

@@ -18,8 +18,8 @@ from tuili.runtime.explain.facts import (
     TokenFact,
 )
 from tuili.runtime.explain.inside import look_inside
-from tuili.runtime.explain.model_facts import cache_facts, layer_groups, model_facts
-from tuili.runtime.loading import DEFAULT_BACKEND, LoadOptions, open_model
+from tuili.runtime.explain.model_facts import cache_facts, describe_as_run, layer_groups, model_facts
+from tuili.runtime.loading import DEFAULT_BACKEND, LoadOptions, open_model, weights_to_run
 from tuili.runtime.pipeline import Pipeline
 from tuili.store.store import Store
 from tuili.text.detokenizer import Detokenizer
@@ -63,6 +63,7 @@ def explain(name: str, prompt: str, options: ExplainOptions) -> Explanation:
 
 def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions, load: LoadOptions) -> Explanation:
     checkpoint = open_checkpoint(Store(store_dir()).path(name))
+    described = describe_as_run(checkpoint, load.quantization)
     request = _request(pipeline, prompt, options)
     rendered, token_ids, text_times = _timed_text(pipeline, request)
     found = _generate(pipeline, request)
@@ -76,13 +77,14 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
     )
     inside = InsideFacts(skipped="it was not asked for")
     if options.inside:
-        inside = look_inside(checkpoint, token_ids, lambda token_id: _text(pipeline, token_id))
+        as_run = replace(checkpoint, weights=weights_to_run(checkpoint, load))
+        inside = look_inside(as_run, token_ids, lambda token_id: _text(pipeline, token_id))
     return Explanation(
-        model=model_facts(name, checkpoint),
+        model=model_facts(name, described),
         prompt=prompt,
         rendered=rendered,
         tokens=tuple(TokenFact(i, _text(pipeline, i), pipeline.tokenizer.is_special(i)) for i in token_ids),
-        layers=layer_groups(checkpoint, cache.bytes_per_number),
+        layers=layer_groups(described, cache.bytes_per_number),
         cache=cache,
         generated=tuple(found.tokens),
         answer=found.text,

@@ -84,7 +84,7 @@ def look_inside(checkpoint: Checkpoint, token_ids: Sequence[int], decode: Callab
         hidden, attention, logits = _run(checkpoint.spec, checkpoint.weights, token_ids)
     except UnsupportedModelError as error:
         return InsideFacts(skipped=str(error))
-    views = tuple(_view(i, hidden, logits[i], decode) for i in range(len(logits)))
+    views = tuple(_view(i, hidden[i][-1], hidden[i + 1][-1], logits[i], decode) for i in range(len(logits)))
     return InsideFacts(views, _maps(attention), time.perf_counter() - start)
 
 
@@ -121,14 +121,12 @@ def _run(
     cache.allocate([1] * len(groups))
     text = _Text.of(len(token_ids), len(groups))
     forward.hidden(cast(Batch, text), np.array(token_ids, np.int32), cache)
-    last = np.stack([forward.final_norm(x[-1:])[0] for x in hidden])
+    last = np.stack([forward.final_norm(x[-1:])[0] for x in hidden[1:]])
     return hidden, attention, forward.logits(last)
 
 
-def _view(layer: int, hidden: Sequence[Float32], logits: Float32, decode: Callable[[int], str]) -> LayerView:
-    """Of the last token."""
-    now = hidden[layer][-1]
-    before = hidden[layer - 1][-1] if layer else np.zeros_like(now)
+def _view(layer: int, before: Float32, now: Float32, logits: Float32, decode: Callable[[int], str]) -> LayerView:
+    """Of one token, whose vector enters the layer as `before` and leaves it as `now`."""
     best = int(logits.argmax())
     spread = logits.astype(np.float64) - float(logits.max())
     probability = 1.0 / float(np.exp(spread).sum())

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
+
+from tuili import quant
 from tuili.backend import CacheGroup
 from tuili.models.shapes import norm_names, tensor_shapes
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec
+from tuili.quant.format import Tensor
 from tuili.runtime.explain.facts import CacheFacts, LayerGroup, Matrix, ModelFacts
 from tuili.weights.checkpoint import Checkpoint
+from tuili.weights.quantizing import target_format
+from tuili.weights.recipes import find_recipe
+from tuili.weights.tensor_table import TensorTable
 
 _POSITIONS = {
     "rope": "rotary (RoPE): queries and keys are turned by an angle that grows with their position",
@@ -21,6 +30,22 @@ _POSITIONS = {
 _NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
 _MIN_CURVE_BLOCKS = 8
 _MAX_STAIRS = 64
+
+
+def describe_as_run(checkpoint: Checkpoint, quantization: str | None) -> Checkpoint:
+    """The checkpoint with weights in the formats they are loaded in; those of a recipe have sizes and no values."""
+    if quantization in (None, "gguf"):
+        return checkpoint
+    recipe, spec = find_recipe(str(quantization)), checkpoint.spec
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        stored = quant.BY_NAME[checkpoint.weights.stored_format(name)]
+        found = target_format(stored, shape, recipe, name, spec)
+        size = math.prod(shape[:-1]), found.row_bytes(shape[-1])
+        return Tensor(found, shape, np.broadcast_to(np.uint8(0), size))  # takes no memory
+
+    weights = TensorTable({name: partial(weight, name, shape) for name, shape in tensor_shapes(spec).items()})
+    return replace(checkpoint, weights=weights)
 
 
 def model_facts(name: str, checkpoint: Checkpoint) -> ModelFacts:

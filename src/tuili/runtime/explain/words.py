@@ -175,7 +175,7 @@ def _lens(e: Explanation) -> Section:
         "6. Layer by layer",
         (
             "What the model would say if it stopped after a layer: the final norm and the head applied to the last "
-            "token's vector there (the logit lens). Length is the vector's, change the length of what the layer added.",
+            "token's vector there (the logit lens). Length is the vector's, change what the layer added to it.",
         ),
         ("after layer", "length", "change", "best guess", "probability"),
         tuple(

@@ -20,8 +20,8 @@ from tuili.store.names import parse_model_name
 from tuili.store.offered import Traffic
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
-
-NARROW = "Q4_K"  # the format of most files that people choose for being small
+from tuili.weights.quantizing import check_quantizable, target_format
+from tuili.weights.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,21 +41,21 @@ class Outline:
     has_tokenizer: bool
     num_fetched_bytes: int | None = None
 
-    def narrowed(self) -> Outline:
-        """The same model with every matrix that is wider in NARROW, where its rows allow that."""
-        return replace(self, stored={name: _narrowed(*weight) for name, weight in self.stored.items()})
+    def quantized(self, recipe: Recipe) -> Outline:
+        """The same model as it is loaded with that recipe."""
 
+        def run_as(name: str, weight_format: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+            return target_format(quant.BY_NAME[weight_format], shape, recipe, name, self.spec).name, shape
 
-def _narrowed(weight_format: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    narrow, given = quant.BY_NAME[NARROW], quant.BY_NAME[weight_format]
-    cols = narrow.group_size
-    is_wider = len(shape) == 2 and shape[1] % cols == 0 and given.row_bytes(shape[1]) > narrow.row_bytes(shape[1])
-    return (NARROW if is_wider else weight_format), shape
+        return replace(self, stored={name: run_as(name, *weight) for name, weight in self.stored.items()})
 
 
 @contextmanager
-def open_outline(name: str, store: Store) -> Iterator[Outline]:
-    """Raises what Store.resolve, a source and open_checkpoint raise; a remote model's headers go with the context."""
+def open_outline(name: str, store: Store, recipe: Recipe | None = None) -> Iterator[Outline]:
+    """The model as it is loaded, quantized where there is a recipe; a remote model's headers go with the context.
+
+    Raises what Store.resolve, a source, open_checkpoint and check_quantizable raise.
+    """
     try:
         path = None if is_url(name) else store.path(name)
     except ModelNotFoundError:
@@ -63,13 +63,13 @@ def open_outline(name: str, store: Store) -> Iterator[Outline]:
             raise
         path = None
     if path is not None:
-        yield _outline(name, open_checkpoint(path), None)
+        yield _outline(name, open_checkpoint(path), recipe, None)
         return
     traffic = Traffic()
     with tempfile.TemporaryDirectory() as folder:
         with files_at(name, traffic) if is_url(name) else store.offered_files(name, traffic) as files:
             path = write_headers(files, Path(folder))
-        yield _outline(name, open_checkpoint(path), traffic.num_bytes)
+        yield _outline(name, open_checkpoint(path), recipe, traffic.num_bytes)
 
 
 def _is_offered(name: str, store: Store) -> bool:
@@ -79,10 +79,10 @@ def _is_offered(name: str, store: Store) -> bool:
         return False
 
 
-def _outline(name: str, checkpoint: Checkpoint, num_fetched_bytes: int | None) -> Outline:
+def _outline(name: str, checkpoint: Checkpoint, recipe: Recipe | None, num_fetched_bytes: int | None) -> Outline:
     shapes = tensor_shapes(checkpoint.spec)
     stored = {name: (checkpoint.weights.stored_format(name), shape) for name, shape in shapes.items()}
-    return Outline(
+    found = Outline(
         name=name,
         path=checkpoint.path,
         spec=checkpoint.spec,
@@ -91,3 +91,7 @@ def _outline(name: str, checkpoint: Checkpoint, num_fetched_bytes: int | None) -
         has_tokenizer=num_fetched_bytes is None or checkpoint.source == "gguf",
         num_fetched_bytes=num_fetched_bytes,
     )
+    if recipe is None:
+        return found
+    check_quantizable(checkpoint.weights, checkpoint.spec, recipe)
+    return found.quantized(recipe)

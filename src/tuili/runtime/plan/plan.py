@@ -14,10 +14,13 @@ from tuili.machine import ThreadLimits, available_memory, thread_limits
 from tuili.runtime.loading import KV_CACHE_DTYPES
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.plan.memory import MemoryModel, MemoryNeed
-from tuili.runtime.plan.outline import NARROW, Outline, open_outline
+from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.python_side import measure_python_side
 from tuili.runtime.plan.speed import MachineSpeed, ModelWork
 from tuili.store.store import Store
+from tuili.weights.recipes import find_recipe
+
+NARROW = "q4_k_m"  # the recipe of most files that people choose for being small
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,7 @@ class PlanOptions:
     ctx: int | None = None
     parallel: int = 1
     kv_cache_dtype: str = "auto"
+    quantization: str | None = None  # a recipe of weights.recipes
     num_threads: int = 0
     probe_s: float = 1.0
     free_bytes: int | None = None  # None: what this machine and its control group leave
@@ -61,6 +65,7 @@ class Plan:
     max_ctx: int  # the model's own
     parallel: int
     kv_cache_dtype: KvCacheDtype
+    quantization: str | None
     free_bytes: int
     kv_limit_bytes: int
     kv_token_bytes: float
@@ -95,8 +100,9 @@ def make_plan(name: str, options: PlanOptions, report: Callable[[str], None], st
     """
     dtype = _checked_dtype(options)
     check_count("num_threads", options.num_threads, 0, _native.MAX_THREADS)
+    recipe = None if options.quantization is None else find_recipe(options.quantization)
     report(f"reading the header of {name}")
-    with open_outline(name, store or Store(store_dir())) as outline:
+    with open_outline(name, store or Store(store_dir()), recipe) as outline:
         limit = outline.spec.max_position
         if options.ctx is not None and not 1 <= options.ctx <= limit:
             raise InvalidRequestError(f"ctx must be in [1, {limit}] for this model, got {options.ctx}", param="ctx")
@@ -107,7 +113,7 @@ def make_plan(name: str, options: PlanOptions, report: Callable[[str], None], st
         models = MemoryModels(
             asked=MemoryModel(outline, side, dtype, threads.num_threads, free_bytes),
             int8=MemoryModel(outline, side, "int8", threads.num_threads, free_bytes),
-            narrow=MemoryModel(outline.narrowed(), side, dtype, threads.num_threads, free_bytes),
+            narrow=MemoryModel(outline.quantized(find_recipe(NARROW)), side, dtype, threads.num_threads, free_bytes),
         )
         report("measuring this machine")
         machine = MachineSpeed.measure(threads.num_threads, options.probe_s)
@@ -135,6 +141,7 @@ def _plan(
         max_ctx=outline.spec.max_position,
         parallel=options.parallel,
         kv_cache_dtype=dtype,
+        quantization=options.quantization,
         free_bytes=memory.free_bytes,
         kv_limit_bytes=int(memory.free_bytes * CACHE_SHARE),
         kv_token_bytes=memory.kv_token_bytes,
@@ -152,13 +159,13 @@ def _plan(
 
 
 def _alternatives(models: MemoryModels, ctx: int, parallel: int) -> list[Alternative]:
-    """One change each, the least intrusive first; of formats only what makes the model smaller."""
+    """One change each, the least intrusive first; a recipe only where it makes the model smaller."""
     asked, int8, narrow = models.asked, models.int8, models.narrow
     is_smaller = narrow.weight_bytes < asked.weight_bytes
     fewer, shorter = asked.largest_parallel(ctx), asked.largest_ctx(parallel)
     candidates = (
         ("--kv-cache-dtype int8", int8.need(ctx, parallel), int8.fits(ctx, parallel)),
-        (f"weights in {NARROW}", narrow.need(ctx, parallel), is_smaller and narrow.fits(ctx, parallel)),
+        (f"--quantize {NARROW}", narrow.need(ctx, parallel), is_smaller and narrow.fits(ctx, parallel)),
         (f"--parallel {fewer}", asked.need(ctx, max(1, fewer)), fewer > 0),
         (f"--ctx {shorter}", asked.need(max(1, shorter), parallel), shorter > 0),
     )
