@@ -21,6 +21,12 @@ double uniform(uint64_t seed, uint32_t position, uint32_t sample_index, uint32_t
     return static_cast<double>(bits) * 0x1p-53;
 }
 
+float penalized(const RowSampling& row, float logit, int count) {
+    const float repeated = logit > 0.0f ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    const float presence = count > 0 ? row.presence_penalty : 0.0f;
+    return bounded(repeated - (row.frequency_penalty * static_cast<float>(count) + presence));
+}
+
 RowSampling row_sampling(const SamplingInput& in, int r, int vocab_size) {
     const int history = in.history_start[r], bias = in.bias_start[r], chain = in.chain_start[r], dry = in.dry_start[r];
     const size_t mask_words = (static_cast<size_t>(vocab_size) + 31) / 32;

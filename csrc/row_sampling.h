@@ -1,5 +1,6 @@
 // How one row's token is to be chosen, and what comes of it: a row of a SamplingInput.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -39,6 +40,15 @@ struct RowSampling {
 };
 
 RowSampling row_sampling(const SamplingInput& input, int row, int vocab_size);
+
+// A logit as near as a float can say: never infinite, so that samplers can reckon with it.
+inline float bounded(float logit) {
+    constexpr float kMost = std::numeric_limits<float>::max();
+    return std::clamp(logit, -kMost, kMost);
+}
+
+// The finite logit of an id seen before, after the row's penalties; count: how often it is in the output.
+float penalized(const RowSampling& row, float logit, int count);
 
 // A row's token, and mirostat's mu for its next: NaN where the chain does not end in mirostat.
 struct Choice {

@@ -15,9 +15,7 @@ constexpr int kBlock = 256;  // ids summed together
 void apply_penalties(const RowSampling& row, float* logits) {
     for (int i = 0; i < row.num_history; i++) {
         float& l = logits[row.history_ids[i]];
-        const int count = row.history_counts[i];
-        l = l > 0.0f ? l / row.repetition_penalty : l * row.repetition_penalty;
-        l -= row.frequency_penalty * static_cast<float>(count) + (count > 0 ? row.presence_penalty : 0.0f);
+        if (l > kLowest) l = penalized(row, l, row.history_counts[i]);
     }
 }
 

@@ -91,18 +91,13 @@ void SamplerChain::apply(const Kernels& kernels, const RowSampling& row, Sampler
 
 void SamplerChain::penalize(const RowSampling& row) {
     for (int i = 0; i < row.num_history; i++) {
-        float* l = find(row.history_ids[i]);
-        if (l == nullptr) continue;
-        const int count = row.history_counts[i];
-        *l = *l > 0.0f ? *l / row.repetition_penalty : *l * row.repetition_penalty;
-        *l -= row.frequency_penalty * static_cast<float>(count);
-        *l -= count > 0 ? row.presence_penalty : 0.0f;
+        if (float* l = find(row.history_ids[i])) *l = penalized(row, *l, row.history_counts[i]);
     }
 }
 
 void SamplerChain::subtract_dry(const RowSampling& row) {
     for (int i = 0; i < row.num_dry; i++) {
-        if (float* l = find(row.dry_ids[i])) *l -= row.dry_values[i];
+        if (float* l = find(row.dry_ids[i])) *l = bounded(*l - row.dry_values[i]);
     }
 }
 
@@ -156,7 +151,7 @@ void SamplerChain::drop_top(const Kernels& kernels, const RowSampling& row, cons
 
 void SamplerChain::divide(const Kernels& kernels, double temperature, double range, double exponent) {
     const auto t = static_cast<float>(dynamic(kernels, temperature, range, exponent));
-    for (float& l : logits_) l /= t;
+    for (float& l : logits_) l = bounded(l / t);
 }
 
 // The temperature by the entropy of the candidates, in [temperature - range, temperature + range].
@@ -264,6 +259,7 @@ void SamplerChain::keep_ranked(size_t first, size_t end) {
     keep_if([&](size_t i) { return kept_[i] != 0; });
 }
 
+// Where none is to be kept, all are: something must be left to choose.
 template <class Predicate>
 void SamplerChain::keep_if(Predicate predicate) {
     size_t count = 0;
@@ -272,6 +268,7 @@ void SamplerChain::keep_if(Predicate predicate) {
         ids_[count] = ids_[i];
         logits_[count++] = logits_[i];
     }
+    if (count == 0) return;
     ids_.resize(count);
     logits_.resize(count);
 }

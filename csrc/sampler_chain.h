@@ -42,7 +42,7 @@ class SamplerChain {
     void keep_if(Predicate predicate);
 
     int vocab_size_ = 0;
-    // Candidates, by ascending id.
+    // Candidates, by ascending id: at least one, and every logit finite.
     std::vector<int> ids_;
     std::vector<float> logits_;
     // Of the candidates at the last weigh().

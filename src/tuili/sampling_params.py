@@ -357,6 +357,9 @@ def parse_samplers(value: object) -> tuple[str, ...]:
     if None in names:
         allowed = f"of {', '.join(SAMPLERS)}, or letters of {''.join(SAMPLER_LETTERS)}"
         raise refusal("samplers", value[names.index(None)], allowed)
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise refusal("samplers", twice, "each sampler at most once")
     return tuple(name for name in names if name is not None)
 
 

@@ -17,6 +17,7 @@ from tuili.backend import Bool, Float32, Int32
 from tuili.sampling_params import RepetitionDetectionParams
 
 _LOG_FLOAT_MAX = 88.7228391
+MAX_DRY = 1e30  # far above every logit, and finite after any temperature
 Tails = tuple[tuple[int, ...], ...]
 
 
@@ -63,7 +64,7 @@ class Dry:
         exponent = length - self.allowed_length
         if self.base > 1.000001:
             exponent = min(exponent, int(_LOG_FLOAT_MAX / math.log(self.base)))
-        return float(min(self.multiplier * self.base**exponent, 1e38))
+        return float(min(self.multiplier * self.base**exponent, MAX_DRY))
 
     def _limit(self, tokens: Int32) -> int:
         """Tokens after the last sequence breaker: no repetition is longer."""

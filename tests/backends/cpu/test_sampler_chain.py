@@ -100,6 +100,37 @@ def test_masked_rows_and_single_candidates(backend: Backend) -> None:
     assert backend.sample(logits, sampling_arrays([row(chain, r) for r in range(6)]), mask).token_ids[1] == 69
 
 
+EXTREMES = st.sampled_from([-3e38, -1e30, -5.0, 0.0, 4.0, 1e30, 3e38])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=5), st.none() | MIROSTAT, st.lists(EXTREMES, min_size=1, max_size=9))
+def test_logits_beyond_floats(
+    backend: Backend, steps: list[tuple[float, ...]], last: tuple[float, ...] | None, values: list[float]
+) -> None:
+    """Huge logits, penalties and temperatures: both choose, and the same, from what is allowed."""
+    logits = np.full((2, VOCAB), -np.inf, np.float32)
+    logits[:, 50 : 50 + len(values)] = values
+    chain = [(Kind.PENALTIES,), (Kind.DRY,), (Kind.TEMPERATURE, 0.01, 0, 1), *steps, *([last] if last else [])]
+    history = {"history": {51: 3, 53: 0}, "repetition_penalty": 1e6, "dry": {50: 3e38, 52: 1e30}}
+    arrays = sampling_arrays([row(chain, r, **history) for r in range(2)])
+    found = backend.sample(logits, arrays, None)
+    assert found.token_ids.tolist() == twin.choose(logits, arrays, None).token_ids.tolist()
+    assert np.isfinite(logits[[0, 1], found.token_ids]).all()
+
+
+def test_a_sampler_elsewhere_in_the_chain_rounds_no_penalty_otherwise(backend: Backend) -> None:
+    """A greedy choice between logits one rounding apart, with a chain and without."""
+    logits = (np.random.default_rng(1).standard_normal((200, VOCAB)) * 0.01 + 9).astype(np.float32)
+    more = {"temperature": 0.0, "history": dict.fromkeys(range(VOCAB), 1), "presence_penalty": 0.7}
+    short = sampling_arrays([row([], r, **more) for r in range(200)])
+    spelled = sampling_arrays([row([(Kind.PENALTIES,), (Kind.TOP_K, 9)], r, **more) for r in range(200)])
+    expected = backend.sample(logits, short, None).token_ids.tolist()
+    assert backend.sample(logits, spelled, None).token_ids.tolist() == expected
+    assert twin.choose(logits, short, None).token_ids.tolist() == expected
+    assert twin.choose(logits, spelled, None).token_ids.tolist() == expected
+
+
 @pytest.mark.parametrize(
     "manner",
     [

@@ -17,6 +17,7 @@ from tuili.backend import Bool, Float32, Int32, Int64, SamplerKind
 Float64 = NDArray[np.float64]
 MIN_TEMPERATURE = 0.01  # of a dynamic temperature
 MIROSTAT_M = 100  # candidates that mirostat 1 looks at
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Candidates:
     """What may still be chosen, and what samplers read beside their own values."""
 
     ids: Int64  # [C] ascending
-    logits: Float32  # [C] all above -inf
+    logits: Float32  # [C] all finite
     penalize: Callable[[Int64, Float32], Float32]  # the row's penalties, on (ids, logits)
     dry: Mapping[int, np.float32]
     chance: float  # in [0, 1), for XTC
@@ -32,7 +33,9 @@ class Candidates:
     vocab_size: int
 
     def keep(self, kept: Bool) -> None:
-        self.ids, self.logits = self.ids[kept], self.logits[kept]
+        """Where none is to be kept, all are: something must be left to choose."""
+        if kept.any():
+            self.ids, self.logits = self.ids[kept], self.logits[kept]
 
     @property
     def shifted(self) -> Float64:
@@ -41,8 +44,14 @@ class Candidates:
 
     @property
     def weights(self) -> Float32:
-        weights: Float32 = np.exp(self.logits - self.logits.max())
+        with np.errstate(over="ignore"):  # logits as far apart as floats can be
+            weights: Float32 = np.exp(self.logits - self.logits.max())
         return weights
+
+
+def bounded(logits: NDArray[np.floating]) -> Float32:
+    """As near as a float32 can say: never infinite, so that samplers can reckon with them."""
+    return np.clip(logits.astype(np.float64), -_MOST, _MOST).astype(np.float32)
 
 
 def running_sums(weights: Float32) -> Float64:
@@ -72,7 +81,8 @@ def _penalties(c: Candidates, values: Float32) -> None:
 
 def _dry(c: Candidates, values: Float32) -> None:
     subtracted = np.array([c.dry.get(i, 0) for i in c.ids.tolist()], np.float32)
-    c.logits = c.logits - subtracted
+    with np.errstate(over="ignore"):
+        c.logits = bounded(c.logits - subtracted)
 
 
 def _top_n_sigma(c: Candidates, values: Float32) -> None:
@@ -98,7 +108,7 @@ def _top_p(c: Candidates, values: Float32) -> None:
 
 
 def _min_p(c: Candidates, values: Float32) -> None:
-    kept = c.shifted >= math.log(float(values[0]))
+    kept = c.shifted >= (math.log(float(values[0])) if values[0] > 0 else -math.inf)
     if kept.sum() >= values[1]:
         c.keep(kept)
     else:
@@ -119,7 +129,8 @@ def _xtc(c: Candidates, values: Float32) -> None:
 
 
 def _temperature(c: Candidates, values: Float32) -> None:
-    c.logits = c.logits / np.float32(_dynamic(c, *values.tolist()))
+    with np.errstate(over="ignore"):
+        c.logits = bounded(c.logits / np.float32(_dynamic(c, *values.tolist())))
 
 
 def _dynamic(c: Candidates, temperature: float, spread: float, exponent: float) -> float:

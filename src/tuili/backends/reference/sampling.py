@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Bool, Choices, Float32, Int64, SamplingArrays, UInt32
-from tuili.backends.reference.sampler_chain import Candidates, next_mu, run_chain, running_sums
+from tuili.backends.reference.sampler_chain import Candidates, bounded, next_mu, run_chain, running_sums
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -143,13 +143,14 @@ def penalize(ids: Int64, logits: Float32, sampling: SamplingArrays, r: int) -> F
     """The row's penalties on the logits [C] of `ids` [C], which ascend."""
     history = slice(int(sampling.history_start[r]), int(sampling.history_start[r + 1]))
     at = np.searchsorted(ids, sampling.history_ids[history])
-    present = np.flatnonzero(np.take(ids, at, mode="clip") == sampling.history_ids[history])
+    is_present = np.take(ids, at, mode="clip") == sampling.history_ids[history]
+    present = np.flatnonzero(is_present & (np.take(logits, at, mode="clip") > -np.inf))
     at, counts = at[present], sampling.history_counts[history][present]
     adjusted, penalty = logits.copy(), sampling.repetition_penalty[r]
     seen = adjusted[at]
-    seen = np.where(seen > 0, seen / penalty, seen * penalty)
-    seen -= sampling.frequency_penalty[r] * counts.astype(np.float32)
-    adjusted[at] = seen - sampling.presence_penalty[r] * (counts > 0)
+    subtracted = sampling.frequency_penalty[r] * counts.astype(np.float32) + sampling.presence_penalty[r] * (counts > 0)
+    with np.errstate(over="ignore"):
+        adjusted[at] = bounded(np.where(seen > 0, seen / penalty, seen * penalty) - subtracted)
     return adjusted
 
 
