@@ -74,6 +74,12 @@ def test_a_server_is_measured_without_a_model_of_ours(cli: Cli) -> None:
     assert (refused.code, refused.err.split(" ")[1]) == (2, "num_threads")
 
 
+def test_an_address_that_is_none_is_one_line(cli: Cli) -> None:
+    outcome = cli("bench", "http://[::1/")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: 'http://[::1/' is no URL: ")
+
+
 def test_a_peer_that_is_not_there_is_one_line(cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     outcome = cli("bench", str(smollm2_gguf), *SMALL, "--against", "llama.cpp")

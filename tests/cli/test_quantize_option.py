@@ -1,4 +1,4 @@
-"""--quantize of run, bench and show: what is refused before anything is fetched, and what show makes of it."""
+"""--quantize of the commands that have it: what is refused before anything is fetched, and what show makes of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from support.fake_pipeline import FakePipeline
 from .conftest import Cli
 
 
-@pytest.mark.parametrize("command", [("run", "no/such", "hello"), ("bench", "no/such"), ("show", "no/such")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "no/such", "hello"),
+        ("bench", "no/such"),
+        ("show", "no/such"),
+        ("plan", "no/such"),
+        ("explain", "no/such", "hello"),
+    ],
+)
 def test_no_recipe_of_that_name(cli: Cli, pipeline: FakePipeline, command: tuple[str, ...]) -> None:
     outcome = cli(*command, "--quantize", "awq")
     assert outcome.code == 2
@@ -34,7 +43,7 @@ def test_show_counts_what_would_be_run(cli: Cli, tmp_path: Path) -> None:
     assert "Q8_0" in cli("show", str(tmp_path / "m"), "--quantize", "q8_0").out
 
 
-@pytest.mark.parametrize("command", [("run", "hello", "--model"), ("show",)])
+@pytest.mark.parametrize("command", [("run", "hello", "--model"), ("show",), ("plan",)])
 def test_what_is_quantized_is_not_quantized_again(cli: Cli, smollm2_gguf: Path, command: tuple[str, ...]) -> None:
     outcome = cli(*command, str(smollm2_gguf), "--quantize", "q4_0")
     words = "quantization='q4_0': the weights are Q8_0 already, only wider floats can be quantized"

@@ -34,8 +34,14 @@ class Endpoint:
     name = "endpoint"
 
     def __init__(self, url: str, model: str | None, api_key: str | None, rng: random.Random) -> None:
-        """`url` is the server's root or ends in its version, as /v1; model None takes the first it lists."""
-        parsed = httpx.URL(url)
+        """`url` is the server's root or ends in its version, as /v1; model None takes the first it lists.
+
+        Raises InvalidRequestError for what is no URL, PeerError.
+        """
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise InvalidRequestError(f"{url!a:.200} is no URL: {error}", param="against") from error
         self._base = str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._rng = rng
