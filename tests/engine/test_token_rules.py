@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.fake_backend import repeats
-from tuili.engine.token_rules import Dry, completed_words, goes_in_circles
+from tuili.engine.token_rules import BadWords, Dry, _common_prefixes, completed_words, goes_in_circles
 from tuili.types import RepetitionDetectionParams
 
 TOKENS = st.lists(st.integers(0, 4), min_size=1, max_size=40)
@@ -16,7 +16,8 @@ TOKENS = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 
 def dry(breakers: dict[int, tuple[tuple[int, ...], ...]], last_n: int = -1, allowed: int = 2) -> Dry:
     is_head = np.isin(np.arange(10), list(breakers))
-    return Dry(0.8, 1.75, allowed, last_n, breakers, is_head)
+    span = max((len(tail) for tails in breakers.values() for tail in tails), default=0)
+    return Dry(0.8, 1.75, allowed, last_n, breakers, is_head, span)
 
 
 def found(rule: Dry, tokens: list[int]) -> dict[int, float]:
@@ -62,12 +63,42 @@ def test_long_repetitions_stay_finite() -> None:
     assert values[1] == pytest.approx(1e30)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=9), st.integers(2, 30), st.integers(0, 9))
+def test_long_repetitions_are_found_as_short_ones_are(pattern: list[int], times: int, cut: int) -> None:
+    """Beyond what is compared step by step."""
+    tokens = [3, *pattern * times, *pattern[:cut]]
+    expected = {i: min(0.8 * 1.75 ** (n - 2), 1e30) for i, n in repeats(tokens).items() if n >= 2}
+    assert found(dry({}), tokens) == pytest.approx(expected if len(tokens) > 2 else {})
+
+
+def test_the_work_is_linear() -> None:
+    """What took half a second a row: every earlier end goes on and on."""
+    calls = 0
+
+    class Counted(int):
+        def __eq__(self, other: object) -> bool:
+            nonlocal calls
+            calls += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    assert _common_prefixes([Counted(1) for _ in range(4000)])[1] == 3999
+    assert calls < 3 * 4000
+
+
 def test_a_bad_word_is_banned_where_its_last_token_would_complete_it() -> None:
     words = [(1, 2), (3, 1, 4), (9, 9, 9, 9)]
     assert completed_words(words, [5, 3, 1]) == [2, 4]
     assert completed_words(words, [1, 3]) == []
     assert completed_words(words, []) == []
     assert completed_words(words, [9, 9, 9]) == [9]
+    bad_words = BadWords.of(words)
+    assert bad_words is not None
+    assert bad_words.span == 3
+    for output in ([5, 3, 1], [1, 3], [], [9, 9, 9]):
+        assert bad_words.banned(output) == completed_words(words, output)
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,7 +9,6 @@ import numpy as np
 from tuili.engine.history import SeenTokens
 from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
 from tuili.engine.sequence import Sequence
-from tuili.engine.token_rules import completed_words
 from tuili.types import SamplingParams, TokenRequest
 
 _GREEDY = row_sampling(
@@ -32,7 +31,11 @@ def sample_row(
     sampling = sequence.sampling
     if seen is None and sequence.history is not None:
         seen = sequence.history.seen
-    dry = None if sampling.dry is None else sampling.dry.penalties([*sequence.token_ids, *ahead])
+    dry = None
+    if sampling.dry is not None:
+        last_n = sampling.dry.last_n
+        start = 0 if last_n < 0 else max(sequence.num_tokens + len(ahead) - last_n, 0)
+        dry = sampling.dry.penalties([*sequence.token_ids[start:], *ahead])
     return SampleRow(
         sampling, index, position, seen, _bias(sequence, ahead), dry, sequence.mirostat_mu, sampling.allowed
     )
@@ -40,15 +43,14 @@ def sample_row(
 
 def _bias(sequence: Sequence, ahead: ListLike[int]) -> Bias | None:
     bias = sequence.bias(len(ahead))
-    words = sequence.sampling.words
-    if not words:
+    words, allowed = sequence.sampling.words, sequence.sampling.allowed_ids
+    if words is None:
         return bias
-    output = [*sequence.token_ids[sequence.num_prompt_tokens :], *ahead]
-    banned = completed_words(words, output)
-    allowed = sequence.request.sampling.allowed_token_ids
+    start = max(sequence.num_prompt_tokens, sequence.num_tokens - words.span)
+    banned = words.banned([*sequence.token_ids[start:], *ahead])
     if not banned:
         return bias
     both = with_bans(bias, banned)
-    if allowed is not None and set(allowed).issubset(both.ids[np.isneginf(both.values)].tolist()):
+    if allowed is not None and allowed.issubset(both.ids[np.isneginf(both.values)].tolist()):
         return bias  # something must be chosen
     return both

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
 from tuili.engine.history import SeenTokens
 from tuili.engine.sampler_order import ChainStep, chain_steps, plain_values
-from tuili.engine.token_rules import Dry, Penalized
+from tuili.engine.token_rules import BadWords, Dry, Penalized
 from tuili.sampling_params import LogitsProcessor
 from tuili.types import TokenRequest
 
@@ -69,8 +69,9 @@ class RowSampling:
     bias_below_min_tokens: Bias | None = None  # the same, with everything that would end the answer banned
     chain: Chain | None = None
     dry: Dry | None = None
-    words: tuple[tuple[int, ...], ...] = ()  # bad words of several tokens
-    allowed: UInt32 | None = None  # [ceil(vocab / 32)] bits of the ids that may be chosen
+    words: BadWords | None = None
+    allowed_ids: frozenset[int] | None = None  # that may be chosen
+    allowed: UInt32 | None = None  # [ceil(vocab / 32)] their bits
     processors: tuple[Processor, ...] = ()
     mirostat_mu: float = math.nan  # at first
 
@@ -120,7 +121,8 @@ def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: in
         bias_below_min_tokens=_bias(biases | banned),
         chain=_chain(steps) if plain is None else None,
         dry=_dry(request, vocab_size) if SamplerKind.DRY in kinds else None,
-        words=tuple(word for word in request.bad_words if len(word) > 1),
+        words=BadWords.of([word for word in request.bad_words if len(word) > 1]),
+        allowed_ids=None if s.allowed_token_ids is None else frozenset(s.allowed_token_ids),
         allowed=None if s.allowed_token_ids is None else _bits(s.allowed_token_ids, vocab_size),
         processors=tuple(Processor(call, _takes_prompt(call)) for call in s.logits_processors or ()),
         mirostat_mu=2.0 * s.mirostat_tau if kinds and kinds[-1] in _MIROSTAT else math.nan,
@@ -192,7 +194,8 @@ def _dry(request: TokenRequest, vocab_size: int) -> Dry:
     s, is_head = request.sampling, np.zeros(vocab_size, np.bool_)
     is_head[list(request.dry_breakers)] = True
     lengths = (s.dry_allowed_length, s.dry_penalty_last_n)
-    return Dry(s.dry_multiplier, s.dry_base, *lengths, request.dry_breakers, is_head)
+    span = max((len(tail) for tails in request.dry_breakers.values() for tail in tails), default=0)
+    return Dry(s.dry_multiplier, s.dry_base, *lengths, request.dry_breakers, is_head, span)
 
 
 def _takes_prompt(processor: LogitsProcessor) -> bool:
