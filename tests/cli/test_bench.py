@@ -44,7 +44,6 @@ def test_people_get_a_table_and_spreadsheets_csv(cli: Cli, smollm2_gguf: Path) -
 
 
 def test_figures_are_drawn(cli: Cli, smollm2_gguf: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     picture = tmp_path / "bench.png"
     with serving_completions() as server:
         outcome = cli("bench", str(smollm2_gguf), *SMALL, "--plot", str(picture), "--against", server.url)
