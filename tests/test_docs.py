@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from support import assets
+from support import assets, huggingface_folder
 from tuili.compat import llama_cpp_arguments
 from tuili.runtime import vllm_arguments
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 COMING_FROM, THEORY = DOCS / "coming_from.md", DOCS / "theory.md"
+# What keeps commands short here that would go on for minutes where people type them.
+SHORTER = {
+    "generate": ("--max-tokens", "2"),
+    "run": ("--max-tokens", "2"),
+    "bench": ("--prompt-len", "4", "--output-len", "2", "--prefill-len", "8", "--rounds", "1"),
+}
 
 
 def blocks(path: Path, language: str = "python") -> list[str]:
@@ -81,3 +92,32 @@ def test_the_page_lists_exactly_the_arguments_there_are(mark: str, names: Collec
         text = page.read_text(encoding="utf-8")
         listed = re.split("[;；]", text.split(f"<!-- {mark} -->")[1].split("\n\n")[0])[0]
         assert set(re.findall(r"`(\w+)`", listed)) == set(names)
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """The arguments of every `tuili` command that a page shows."""
+    lines = [shlex.split(line, comments=True) for block in blocks(page, "sh") for line in block.splitlines()]
+    return [words[1:] for words in lines if words and words[0] == "tuili"]
+
+
+def _write_inputs(folder: Path) -> None:
+    """What the pages' commands read."""
+    (folder / "questions.csv").write_text("question\nHow many legs has a cat?\nWhat is 2 + 2?\n")
+    body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (folder / "batch.jsonl").write_text(json.dumps(line) + "\n")
+    huggingface_folder.save(folder / "Qwen3-0.6B", "qwen3", head_dim=16)
+
+
+@pytest.mark.parametrize("page", [p for p in sorted(DOCS.glob("*.md")) if _commands(p)], ids=lambda path: path.name)
+def test_the_commands_of_a_page_run(page: Path, smollm2_gguf: Path, tmp_path: Path) -> None:
+    assert smollm2_gguf.is_file()
+    _write_inputs(tmp_path)
+    environment = {**os.environ, "TUILI_HOME": str(assets.store_dir())}
+    for words in _commands(page):
+        shorter = (
+            () if "batch.jsonl" in words else SHORTER.get(words[0], ())
+        )  # its lines have lengths
+        command = [sys.executable, "-m", "tuili.cli.main", *words, *shorter]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+        assert done.returncode == 0, f"{words}: {done.stderr.decode()}"

@@ -7,37 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from support import tiny_models
+from support import huggingface_folder
 from tuili import LLM, SamplingParams
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions, open_model
 
-CORPUS = ["the quick brown fox jumps over the lazy dog", "größe naïve café 東京", "one two three four five six"] * 8
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
-SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 PROMPTS = ["the quick brown", "one two three", "café 東京", "x"]
 MODELS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"tie_word_embeddings": False}),
     ("qwen3", {"head_dim": 16}),
     ("gemma3_text", {"head_dim": 16, "sliding_window": 8}),
 ]
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
-    fast.chat_template = TEMPLATE
-    return fast
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=[name for name, _ in MODELS])
@@ -47,11 +29,7 @@ def folder(
     """A random model and a tokenizer trained here, saved together by transformers."""
     model_type, config = request.param
     path = tmp_path_factory.mktemp(model_type)
-    tokenizer = _tokenizer()
-    model = tiny_models.build(model_type, vocab_size=len(tokenizer), **config)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path, model, tokenizer
+    return path, *huggingface_folder.save(path, model_type, **config)
 
 
 def _regret(model: PreTrainedModel, prompt: list[int], chosen: list[int]) -> float:
