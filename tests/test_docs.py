@@ -115,9 +115,7 @@ def test_the_commands_of_a_page_run(page: Path, smollm2_gguf: Path, tmp_path: Pa
     _write_inputs(tmp_path)
     environment = {**os.environ, "TUILI_HOME": str(assets.store_dir())}
     for words in _commands(page):
-        shorter = (
-            () if "batch.jsonl" in words else SHORTER.get(words[0], ())
-        )  # its lines have lengths
+        shorter = () if "batch.jsonl" in words else SHORTER.get(words[0], ())  # its lines have lengths
         command = [sys.executable, "-m", "tuili.cli.main", *words, *shorter]
         done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
         assert done.returncode == 0, f"{words}: {done.stderr.decode()}"
