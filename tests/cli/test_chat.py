@@ -109,21 +109,18 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(chat: Terminal) -> None:
 def test_ctrl_c_at_the_prompt_clears_the_line(chat: Terminal) -> None:
     chat.type("half a li")
     chat.wait_for("half a li")
-    chat.type(CTRL_C)
-    chat.wait_for(">>> ")
+    chat.interrupt(">>> ")
     chat.type(CTRL_D)
     assert "asked" not in ended(chat)
 
 
 def test_ctrl_c_twice_at_the_prompt_ends_the_chat(chat: Terminal) -> None:
-    chat.type(CTRL_C)
-    chat.wait_for("Ctrl-C again ends the chat, and so does Ctrl-D")
+    chat.interrupt("Ctrl-C again ends the chat, and so does Ctrl-D")
     chat.wait_for(">>> ")
     say(chat, "one", "echo one")
-    chat.type(CTRL_C)
-    chat.wait_for(">>> ")
-    chat.type(CTRL_C)
-    assert "closed True" in ended(chat)
+    chat.interrupt(">>> ")
+    chat.interrupt("closed True")
+    ended(chat)
 
 
 def test_a_failed_message_is_not_remembered(chat: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-TIMEOUT_S = 60.0
+TIMEOUT_S, PATIENCE_S = 60.0, 10.0
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
@@ -26,9 +27,21 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
 
-    def wait_for(self, text: str) -> str:
+    def interrupt(self, expected: str) -> str:
+        """Types Ctrl-C at a prompt and waits for `expected`.
+
+        Python's readline sees a signal only while it waits for keys: one between its prompt and that is held back until
+        the next, which is typed when nothing comes.
+        """
+        for _ in range(int(TIMEOUT_S / PATIENCE_S)):
+            self.type(CTRL_C)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(expected, PATIENCE_S)
+        raise AssertionError(f"waited for {expected!r}, the screen shows {self._unread!r}")
+
+    def wait_for(self, text: str, timeout_s: float = TIMEOUT_S) -> str:
         """What was written up to and including `text`; AssertionError when it does not come."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while text not in self._unread:
             piece = self._read(deadline)
             assert piece, f"waited for {text!r}, the screen shows {self._unread!r}"
