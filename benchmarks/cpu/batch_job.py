@@ -52,6 +52,7 @@ def make_job(model: str, rows: Path, max_tokens: int) -> Job:
     settings = JobSettings(
         model=model,
         model_bytes=0,
+        model_digest="",
         prompt="Write {num:2-9} sentences about {topic}, for reader number {n}.",
         sampling={"max_tokens": max_tokens, "temperature": 0.8},
     )
