@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,15 +44,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def started(folder: Path, *arguments: str, **environment: str) -> AbstractContextManager[Terminal]:
+    """PROGRAM in a terminal of its own."""
+    paths = {"TUILI_HOME": str(folder / "home"), "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'src'}"}
+    return in_terminal([sys.executable, "-c", PROGRAM, *arguments], folder, paths | environment)
+
+
 @pytest.fixture
 def chat(folder: Path) -> Iterator[Terminal]:
-    environment = {
-        "TUILI_HOME": str(folder / "home"),
-        "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'src'}",
-        "TERM": "dumb",
-        "NO_COLOR": "1",
-    }
-    with in_terminal([sys.executable, "-c", PROGRAM], folder, environment) as terminal:
+    with started(folder, TERM="dumb", NO_COLOR="1") as terminal:
         terminal.wait_for(">>> ")
         yield terminal
 
@@ -59,14 +60,7 @@ def chat(folder: Path) -> Iterator[Terminal]:
 @pytest.fixture
 def rich_chat(folder: Path) -> Iterator[Terminal]:
     """A terminal that shows colours and marks what is pasted."""
-    environment = {
-        "TUILI_HOME": str(folder / "home"),
-        "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'src'}",
-        "TERM": "xterm-256color",
-        "NO_COLOR": "",
-        "LC_ALL": "C.UTF-8",
-    }
-    with in_terminal([sys.executable, "-c", PROGRAM, "--markdown"], folder, environment) as terminal:
+    with started(folder, "--markdown", TERM="xterm-256color", NO_COLOR="", LC_ALL="C.UTF-8") as terminal:
         terminal.wait_for(">>> ")
         yield terminal
 
