@@ -13,6 +13,7 @@ from support.fake_backend import VOCAB, FakeBackend
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
+from tuili.runtime.front import Front
 from tuili.runtime.pipeline import Pipeline
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.tokenizer import NamedTokens, Tokenizer
@@ -30,23 +31,31 @@ def small_tokenizer() -> Tokenizer:
     return Tokenizer(backend, NamedTokens())
 
 
-def small_model(
-    backend: FakeBackend | None = None, *, template: str | None = TEMPLATE, max_model_len: int = 128, **changes: Any
-) -> Pipeline:
-    """A pipeline; `z` and `Z` end an answer."""
-    backend = backend or FakeBackend()
-    config = EngineConfig(max_model_len=max_model_len, max_num_seqs=4, block_size=16, max_num_batched_tokens=64)
+def small_front(*, template: str | None = TEMPLATE, max_model_len: int = 128, **changes: Any) -> Front:
+    """The text side; `z` and `Z` end an answer."""
     fields: dict[str, Any] = {
         "name": "small",
-        "spec": SimpleNamespace(vocab_size=VOCAB, family="llama"),
+        "vocab_size": VOCAB,
         "tokenizer": small_tokenizer(),
         "eos_token_ids": (25, 51),
         "chat_template": None if template is None else ChatTemplate(template),
-        "backend": backend,
-        "loop": EngineLoop(Engine(backend, config)),
         "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
         "default_sampling": {"temperature": 1.0, "max_tokens": 8},
-        "load_s": 0.0,
     }
-    return Pipeline(**fields | changes)
+    return Front(**fields | changes)
+
+
+def small_model(
+    backend: FakeBackend | None = None, *, template: str | None = TEMPLATE, max_model_len: int = 128, **changes: Any
+) -> Pipeline:
+    """A pipeline over a small front, which `changes` are of."""
+    backend = backend or FakeBackend()
+    config = EngineConfig(max_model_len=max_model_len, max_num_seqs=4, block_size=16, max_num_batched_tokens=64)
+    return Pipeline(
+        front=small_front(template=template, max_model_len=max_model_len, **changes),
+        spec=SimpleNamespace(vocab_size=VOCAB, family="llama"),  # type: ignore[arg-type]
+        backend=backend,
+        loop=EngineLoop(Engine(backend, config)),
+        max_num_seqs=config.max_num_seqs,
+        load_s=0.0,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tuili.runtime.metrics import RequestMeter
 from tuili.text.detokenizer import Detokenizer
@@ -187,3 +188,16 @@ class Answer:
     def _with_text(self, token_id: int, value: Logprob) -> Logprob:
         text = self.tokenizer.decode([token_id], skip_special_tokens=False)
         return Logprob(value.logprob, value.rank, text)
+
+
+class Aborter(Protocol):
+    """An engine, by whatever handle."""
+
+    def abort(self, request_id: str, index: int | None = None) -> None: ...
+
+
+def abort_stopped(engine: Aborter, answer: Answer) -> None:
+    """Tells the engine about answers that ended in text while it still runs them."""
+    for index in answer.stopped:
+        engine.abort(answer.request.request_id, index)
+    answer.stopped.clear()

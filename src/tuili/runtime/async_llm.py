@@ -61,7 +61,7 @@ class AsyncLLM:
         refuse_adapter(lora_request)
         request = self._request(prompt, sampling_params, request_id, priority)
         stream = OutputStream(request.request_id, request.sampling.n, request.sampling.output_kind)
-        async with aclosing(self._pipeline.astream(request, self._client)) as steps:
+        async with aclosing(self._pipeline.front.answer(request, self._client)) as steps:
             async for events in steps:
                 if (output := stream.push(events)) is not None:
                     yield output
@@ -71,7 +71,7 @@ class AsyncLLM:
     ) -> AsyncIterator[Event]:
         """Events of one prompt as they happen."""
         request = self._request(prompt, sampling_params, request_id, 0)
-        async with aclosing(self._pipeline.astream(request, self._client)) as steps:
+        async with aclosing(self._pipeline.front.answer(request, self._client)) as steps:
             async for events in steps:
                 for event in events:
                     yield event

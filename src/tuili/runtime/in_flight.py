@@ -9,7 +9,7 @@ from typing import Protocol
 from tuili.engine.loop import EngineLoop
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
-from tuili.runtime.answer import Answer
+from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.metrics import RequestMeter
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
@@ -117,10 +117,3 @@ class InFlight:
         self._num_in_flight -= answer.request.sampling.n
         if answer.num_running:
             self._model.loop.abort(answer.request.request_id, sink=sink)
-
-
-def abort_stopped(loop: EngineLoop, answer: Answer) -> None:
-    """Tells the engine about answers that ended in text while it still runs them."""
-    for index in answer.stopped:
-        loop.abort(answer.request.request_id, index)
-    answer.stopped.clear()

@@ -9,10 +9,10 @@ from typing import Any
 
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
-from tuili.runtime.answer import Answer
+from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.engine_arguments import EngineArgs
-from tuili.runtime.in_flight import Inbox, abort_stopped
+from tuili.runtime.in_flight import Inbox
 from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import OutputStream, RequestOutput

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ from tuili.weights.recipes import find_recipe
 from tuili.weights.tensor_table import TensorTable
 
 if TYPE_CHECKING:
+    from tuili.runtime.front import Front
     from tuili.runtime.pipeline import Pipeline
     from tuili.text.tokenizer import Tokenizer
 
@@ -128,7 +129,7 @@ def _unchanged(path: Path, load: Callable[[], Pipeline]) -> Pipeline:
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
     checkpoint = open_checkpoint(path)
     draft_checkpoint = _draft_checkpoint(options)
-    tokenizer_source = checkpoint if options.tokenizer is None else _open_tokenizer_source(options.tokenizer)
+    vocabulary = tokenizer_source(checkpoint, options)
     free_bytes = available_memory()
     with ThreadPoolExecutor(1) as executor:
         packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options)
@@ -137,40 +138,59 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
         from tuili.engine.engine import Engine
         from tuili.engine.loop import EngineLoop
         from tuili.runtime.pipeline import Pipeline
-        from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
+        from tuili.runtime.text_parts import open_tokenizer
 
-        tokenizer = open_tokenizer(tokenizer_source)
-        chat_template = open_chat_template(checkpoint, tokenizer, options.chat_template)
+        front = open_front(name, checkpoint, vocabulary, options.chat_template)
         if draft_checkpoint is not None:
-            _check_vocabulary(checkpoint, tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
+            _check_vocabulary(checkpoint, front.tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
         backend, draft_backend = packing.result()
-    if len(tokenizer) > checkpoint.spec.vocab_size:
-        raise InvalidRequestError(
-            f"tokenizer has {len(tokenizer)} tokens, the model knows {checkpoint.spec.vocab_size}", param="tokenizer"
-        )
     config = _engine_config(checkpoint.spec, [backend, draft_backend], options, free_bytes)
     draft = None
     if draft_checkpoint is not None and draft_backend is not None:
         draft = DraftBackend(draft_backend, min(config.max_model_len, draft_checkpoint.spec.max_position))
-    default_sampling = SamplingDefaults(
-        (
-            ("catalogue", Store(store_dir()).recommended_sampling(name)),
-            ("generation_config", sampling_defaults(checkpoint.generation_config)),
-        )
-    )
     return Pipeline(
-        name=name,
+        front=replace(front, max_model_len=config.max_model_len),
         spec=checkpoint.spec,
-        tokenizer=tokenizer,
-        eos_token_ids=eos_token_ids(checkpoint, tokenizer),
-        chat_template=chat_template,
         backend=backend,
         draft_backend=draft_backend,
         loop=EngineLoop(Engine(backend, config, draft=draft)),
-        max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        default_sampling=default_sampling,
         load_s=time.monotonic() - start,
+    )
+
+
+def tokenizer_source(checkpoint: Checkpoint, options: LoadOptions) -> Checkpoint:
+    """Where the tokenizer is. Raises InvalidRequestError when the options name other files and those do not do."""
+    return checkpoint if options.tokenizer is None else _open_tokenizer_source(options.tokenizer)
+
+
+def open_front(name: str, checkpoint: Checkpoint, vocabulary: Checkpoint, chat_template: str | None) -> Front:
+    """The text side of a checkpoint, with all the context its model allows and the tokenizer of `vocabulary`.
+
+    Raises InvalidRequestError for a tokenizer or template that does not do, and what reading the checkpoint's raises.
+    """
+    from tuili.runtime.front import Front
+    from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
+
+    spec = checkpoint.spec
+    tokenizer = open_tokenizer(vocabulary)
+    if len(tokenizer) > spec.vocab_size:
+        raise InvalidRequestError(
+            f"tokenizer has {len(tokenizer)} tokens, the model knows {spec.vocab_size}", param="tokenizer"
+        )
+    return Front(
+        name=name,
+        vocab_size=spec.vocab_size,
+        tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids(checkpoint, tokenizer),
+        chat_template=open_chat_template(checkpoint, tokenizer, chat_template),
+        max_model_len=spec.max_position,
+        default_sampling=SamplingDefaults(
+            (
+                ("catalogue", Store(store_dir()).recommended_sampling(name)),
+                ("generation_config", sampling_defaults(checkpoint.generation_config)),
+            )
+        ),
     )
 
 

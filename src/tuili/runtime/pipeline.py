@@ -1,36 +1,28 @@
-"""One loaded model: a request goes in as text, messages or token ids, events come out.
+"""One loaded model in this process: a request goes in as text, messages or token ids, events come out.
 
-template -> tokens -> engine loop -> deltas -> Answer -> events. Streaming is the primitive; `run`
+Front (template -> tokens) -> engine loop -> deltas -> Answer -> events. Streaming is the primitive; `run`
 folds many streams at once. Knows neither files nor wire formats.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
 import weakref
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from tuili.backend import Backend
 from tuili.engine.loop import EngineLoop
-from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.models.spec import ModelSpec
-from tuili.runtime.answer import Answer
-from tuili.runtime.in_flight import InFlight, abort_stopped
-from tuili.runtime.messages import plain_messages
+from tuili.runtime.front import Front
+from tuili.runtime.in_flight import InFlight
 from tuili.runtime.metrics import Metric, RequestMeter
-from tuili.runtime.sampling_text import Breakers, bad_word_ids, breaker_ids
-from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
-
-if TYPE_CHECKING:  # asyncio is not for blocking callers to import
-    from tuili.engine.client import EngineClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
@@ -40,20 +32,13 @@ class Pipeline:
     It is also a context manager.
     """
 
-    name: str
+    front: Front
     spec: ModelSpec
-    tokenizer: Tokenizer
-    eos_token_ids: tuple[int, ...]
-    chat_template: ChatTemplate | None
     backend: Backend
     loop: EngineLoop
-    max_model_len: int
     max_num_seqs: int
-    default_sampling: Mapping[str, Any]
     load_s: float
     draft_backend: Backend | None = None
-    meter: RequestMeter = field(default_factory=RequestMeter)
-    known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # The engine's thread refers to loop and backend, never to the pipeline: dropping that ends the thread.
@@ -78,12 +63,44 @@ class Pipeline:
         return self.loop.reset_prefix_cache()
 
     @property
+    def name(self) -> str:
+        return self.front.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.front.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        return self.front.chat_template
+
+    @property
     def has_chat_template(self) -> bool:
-        return self.chat_template is not None
+        return self.front.chat_template is not None
+
+    @property
+    def max_model_len(self) -> int:
+        return self.front.max_model_len
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]:
+        return self.front.default_sampling
+
+    @property
+    def meter(self) -> RequestMeter:
+        return self.front.meter
 
     def pretrained_tokenizer(self) -> PretrainedTokenizer:
         """The tokenizer under Hugging Face's names."""
-        return PretrainedTokenizer(self.tokenizer, None if self.chat_template is None else self.chat_template.source)
+        return self.front.pretrained_tokenizer()
+
+    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
+        """As Front.token_request."""
+        return self.front.token_request(request)
+
+    def render(self, request: GenerateRequest) -> PromptText:
+        """As Front.render."""
+        return self.front.render(request)
 
     def stream(self, request: GenerateRequest) -> Iterator[Event]:
         """Events of one request, ending in exactly one Done or Failed. Closing the iterator aborts.
@@ -102,100 +119,6 @@ class Pipeline:
         it is told by a Failed event, and the others go on.
         """
         return InFlight(self, requests, goes_on=goes_on).events()
-
-    async def astream(self, request: GenerateRequest, client: EngineClient) -> AsyncGenerator[list[Event], None]:
-        """As `stream`, for asyncio, over a client of this model's engine; a step's events come together."""
-        prompt, token_request = self.token_request(request)
-        answer = Answer(self.tokenizer, token_request, self.meter)
-        deltas = client.generate(token_request)
-        before: list[Event] = [
-            prompt
-        ]  # told once accepted: what could be wrong with the request would have been raised
-        try:
-            async for delta in deltas:
-                yield before + answer.push(delta)
-                before = []
-                abort_stopped(self.loop, answer)
-                if answer.is_done:
-                    return
-        finally:
-            await deltas.aclose()
-
-    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
-        """The prompt as tokens, and what the engine is asked.
-
-        Raises InvalidRequestError unless exactly one kind of prompt is given.
-        """
-        prompt, sampling = self._prompt_tokens(request), request.sampling
-        if sampling.truncate_prompt_tokens is not None:
-            prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
-        return prompt, TokenRequest(
-            request_id=request.request_id,
-            prompt_token_ids=prompt.token_ids,
-            sampling=sampling,
-            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
-            eos_token_ids=self.eos_token_ids,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            beam_search=request.beam_search,
-            bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
-            dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
-        )
-
-    def _breakers(self, breakers: tuple[str, ...]) -> Breakers:
-        """Found once, as that takes a look at the whole vocabulary."""
-        if breakers not in self.known_breakers:
-            self.known_breakers[breakers] = breaker_ids(self.tokenizer, breakers)
-        return self.known_breakers[breakers]
-
-    def _truncated(self, prompt: PromptTokens, count: int) -> PromptTokens:
-        """The prompt's last `count` tokens; -1: as many as leave room for one to answer."""
-        return PromptTokens(prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :], prompt.text)
-
-    def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
-        given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise InvalidRequestError(
-                f"give exactly one of prompt, prompt_token_ids and messages, got {found}", param="prompt"
-            )
-        if request.prompt_token_ids is not None:
-            return PromptTokens(self._checked_ids(request.prompt_token_ids), request.shown_prompt)
-        if isinstance(request.prompt, PromptText):
-            return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
-        if request.prompt is not None:
-            ids = self.tokenizer.encode(request.prompt)
-            if not ids:
-                raise InvalidRequestError("prompt is empty: give at least one token", param="prompt")
-            return PromptTokens(tuple(ids), request.prompt)
-        rendered = self.render(request)
-        return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
-
-    def render(self, request: GenerateRequest) -> PromptText:
-        """The conversation as the template writes it. Raises ChatTemplateError, also when there is no template."""
-        template = self.chat_template
-        if request.chat_template is not None:
-            template = ChatTemplate(request.chat_template, special_tokens(self.tokenizer))
-        if template is None:
-            raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
-        return template.render(
-            plain_messages(request.messages or (), template.source),
-            tools=request.tools,
-            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
-            continue_final_message=request.continue_final_message,
-            template_args=request.template_args,
-        )
-
-    def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        if not ids:
-            raise InvalidRequestError("prompt_token_ids is empty: give at least one token", param="prompt_token_ids")
-        size = self.spec.vocab_size
-        for token_id in ids:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
-                raise InvalidRequestError(
-                    f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
-                )
-        return tuple(ids)
 
 
 def _shut_down(loop: EngineLoop, *backends: Backend | None) -> None:

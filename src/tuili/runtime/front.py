@@ -1,0 +1,142 @@
+"""The text side of a model: a request goes in as text, messages or token ids, what the engine is asked comes out.
+
+Tokenizer, chat template and sampling defaults; no weights, no engine. Serves a pipeline in one process, and a server
+whose engines run in others.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tuili.errors import ChatTemplateError, InvalidRequestError
+from tuili.runtime.answer import Answer, abort_stopped
+from tuili.runtime.messages import plain_messages
+from tuili.runtime.metrics import RequestMeter
+from tuili.runtime.sampling_text import Breakers, bad_word_ids, breaker_ids
+from tuili.runtime.text_parts import special_tokens
+from tuili.text.chat_template import ChatTemplate
+from tuili.text.pretrained import PretrainedTokenizer
+from tuili.text.prompt_text import PromptText
+from tuili.text.tokenizer import Tokenizer
+from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
+
+if TYPE_CHECKING:  # asyncio is not for blocking callers to import
+    from tuili.engine.client import EngineClient
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Front:
+    """What turns requests into tokens, and tokens into answers, for one model."""
+
+    name: str
+    vocab_size: int
+    tokenizer: Tokenizer
+    eos_token_ids: tuple[int, ...]
+    chat_template: ChatTemplate | None
+    max_model_len: int
+    default_sampling: Mapping[str, Any]
+    meter: RequestMeter = field(default_factory=RequestMeter)
+    known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
+
+    def pretrained_tokenizer(self) -> PretrainedTokenizer:
+        """The tokenizer under Hugging Face's names."""
+        return PretrainedTokenizer(self.tokenizer, None if self.chat_template is None else self.chat_template.source)
+
+    async def answer(self, request: GenerateRequest, client: EngineClient) -> AsyncGenerator[list[Event], None]:
+        """Events of one request over a client of this model's engine; a step's events come together.
+
+        Closing the iterator aborts. Raises InvalidRequestError, ContextLengthError or ChatTemplateError before the
+        first event.
+        """
+        prompt, token_request = self.token_request(request)
+        answer = Answer(self.tokenizer, token_request, self.meter)
+        deltas = client.generate(token_request)
+        before: list[Event] = [prompt]  # told once accepted: what is wrong with the request has been raised by then
+        try:
+            async for delta in deltas:
+                yield before + answer.push(delta)
+                before = []
+                abort_stopped(client, answer)
+                if answer.is_done:
+                    return
+        finally:
+            await deltas.aclose()
+
+    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
+        """The prompt as tokens, and what the engine is asked.
+
+        Raises InvalidRequestError unless exactly one kind of prompt is given.
+        """
+        prompt, sampling = self._prompt_tokens(request), request.sampling
+        if sampling.truncate_prompt_tokens is not None:
+            prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
+        return prompt, TokenRequest(
+            request_id=request.request_id,
+            prompt_token_ids=prompt.token_ids,
+            sampling=sampling,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+            eos_token_ids=self.eos_token_ids,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            beam_search=request.beam_search,
+            bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
+            dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
+        )
+
+    def _breakers(self, breakers: tuple[str, ...]) -> Breakers:
+        """Found once, as that takes a look at the whole vocabulary."""
+        if breakers not in self.known_breakers:
+            self.known_breakers[breakers] = breaker_ids(self.tokenizer, breakers)
+        return self.known_breakers[breakers]
+
+    def _truncated(self, prompt: PromptTokens, count: int) -> PromptTokens:
+        """The prompt's last `count` tokens; -1: as many as leave room for one to answer."""
+        return PromptTokens(prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :], prompt.text)
+
+    def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
+        given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise InvalidRequestError(
+                f"give exactly one of prompt, prompt_token_ids and messages, got {found}", param="prompt"
+            )
+        if request.prompt_token_ids is not None:
+            return PromptTokens(self._checked_ids(request.prompt_token_ids), request.shown_prompt)
+        if isinstance(request.prompt, PromptText):
+            return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
+        if request.prompt is not None:
+            ids = self.tokenizer.encode(request.prompt)
+            if not ids:
+                raise InvalidRequestError("prompt is empty: give at least one token", param="prompt")
+            return PromptTokens(tuple(ids), request.prompt)
+        rendered = self.render(request)
+        return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
+
+    def render(self, request: GenerateRequest) -> PromptText:
+        """The conversation as the template writes it. Raises ChatTemplateError, also when there is no template."""
+        template = self.chat_template
+        if request.chat_template is not None:
+            template = ChatTemplate(request.chat_template, special_tokens(self.tokenizer))
+        if template is None:
+            raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
+        return template.render(
+            plain_messages(request.messages or (), template.source),
+            tools=request.tools,
+            add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
+            continue_final_message=request.continue_final_message,
+            template_args=request.template_args,
+        )
+
+    def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if not ids:
+            raise InvalidRequestError("prompt_token_ids is empty: give at least one token", param="prompt_token_ids")
+        size = self.vocab_size
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
+                raise InvalidRequestError(
+                    f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
+                )
+        return tuple(ids)

@@ -1,0 +1,1 @@
+"""One server that OpenAI, Ollama and Anthropic clients already speak to."""

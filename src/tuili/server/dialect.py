@@ -1,0 +1,63 @@
+"""What a wire format brings to the server: its routes, who may call them, and how it writes errors and streams.
+
+Knows no wire format and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fastapi import APIRouter
+
+from tuili.errors import TuiliError
+from tuili.types import Event
+
+Scope = Literal["public", "infer", "manage"]
+_SCOPE = "x-scope"
+
+
+def scoped(scope: Scope, **extra: Any) -> dict[str, Any]:
+    """A route's openapi_extra: who may call it, beside what else its OpenAPI entry says.
+
+    A route that does not say it is refused when the application is made.
+    """
+    return {_SCOPE: scope, **extra}
+
+
+def scope_of(openapi_extra: Mapping[str, Any] | None) -> Scope | None:
+    """What `scoped` put there, None for a route that says nothing."""
+    return (openapi_extra or {}).get(_SCOPE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialect:
+    """A wire format: the paths it answers under, and how it tells what went wrong."""
+
+    name: str
+    prefixes: tuple[str, ...]  # an error under one of these, the longest that fits, is told by render_error
+    router: APIRouter
+    render_error: Callable[[TuiliError, str], bytes]  # (error, request id) -> the body
+
+
+class StreamRenderer(Protocol):
+    """Writes one streamed answer. Pure: events in, bytes out; every call may give none."""
+
+    media_type: str
+
+    def start(self) -> bytes:
+        """What comes before the first token."""
+        ...
+
+    def push(self, events: Sequence[tuple[int, Event]]) -> bytes:
+        """(index of the request, event) of one step or several; with the last Done, also what ends the stream."""
+        ...
+
+    def fail(self, error: TuiliError) -> bytes:
+        """One error event, after which the connection is closed."""
+        ...
+
+    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
+        """What tells a waiting client that its prompt, of num_prompt tokens, is being computed."""
+        ...
