@@ -116,6 +116,22 @@ def test_available_memory(tmp_path: Path) -> None:
     assert machine.available_memory(root) == 600
 
 
+def test_the_least_memory_limit_is_named(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"proc/meminfo": "MemAvailable:    7 kB", "proc/self/cgroup": "0::/a/b"})
+    assert machine.memory_limits(root) == machine.MemoryLimits(
+        free_bytes=7168, reason="the system", group_limit_bytes=None
+    )
+    group = "sys/fs/cgroup/a"
+    tree(root, {f"{group}/memory.max": "5000", f"{group}/memory.current": "3000", f"{group}/b/memory.max": "max"})
+    tree(root, {f"{group}/b/memory.current": "10"})
+    assert machine.memory_limits(root) == machine.MemoryLimits(
+        free_bytes=2000, reason="control group", group_limit_bytes=5000
+    )
+    limit, usage = "sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"
+    tree(root, {"proc/self/cgroup": "3:memory:/", limit: "9223372036854771712", usage: "100"})  # version 1's "none"
+    assert machine.memory_limits(root).group_limit_bytes is None
+
+
 def test_available_memory_is_what_the_system_says(tmp_path: Path) -> None:
     root = tree(tmp_path, {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    7 kB\nBuffers: 1 kB"})
     assert machine.available_memory(root) == 7 * 1024

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+_UNLIMITED_BYTES = 1 << 62  # version 1 writes the largest number of pages where there is no limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,18 +77,40 @@ def _quotas_v1(root: Path) -> Iterator[float]:
             yield int(quota) / int(period)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryLimits:
+    """Bytes that may still be taken, and who sets that limit."""
+
+    free_bytes: int
+    reason: str  # "the system" or "control group"
+    group_limit_bytes: int | None  # the least limit of this control group and its ancestors; None is none
+
+
+def memory_limits(root: Path = ROOT) -> MemoryLimits:
+    """What the system has left, or what a control group has if that is less (versions 1 and 2)."""
+    left, limits = {"the system": _system_memory(root)}, []
+    for limit, free in _group_memory(root):
+        limits.append(limit)
+        left["control group"] = min(free, left.get("control group", free))
+    reason, free_bytes = min(left.items(), key=lambda item: item[1])
+    return MemoryLimits(free_bytes=free_bytes, reason=reason, group_limit_bytes=min(limits, default=None))
+
+
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes that may still be taken: what the system has left, or what the control group has if that is less."""
-    left = [_system_memory(root)]
+    """Bytes that may still be taken."""
+    return memory_limits(root).free_bytes
+
+
+def _group_memory(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, of each control group that has one."""
     for controller, limit_name, usage_name in (
         ("", "memory.max", "memory.current"),
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         for folder in _cgroup_folders(root, controller):
             limit, usage = _read(folder / limit_name), _read(folder / usage_name)
-            if limit is not None and usage is not None and limit != "max":
-                left.append(max(0, int(limit) - int(usage) + _reclaimable(folder)))
-    return min(left)
+            if limit is not None and usage is not None and limit != "max" and int(limit) < _UNLIMITED_BYTES:
+                yield int(limit), max(0, int(limit) - int(usage) + _reclaimable(folder))
 
 
 def _system_memory(root: Path) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from support import tiny_models
 from tuili.cli.commands import doctor
 from tuili.cli.model_description import render_description
+from tuili.cli.terminal import format_bytes
+from tuili.errors import UnsupportedModelError
 
 from .conftest import Cli
 
@@ -28,7 +32,35 @@ def test_show_describes_smollm2(cli: Cli, smollm2_gguf: Path) -> None:
     lines = dict(line.split("  ", 1) for line in cli("show", str(smollm2_gguf)).out.splitlines() if line[0] != " ")
     assert lines["parameters"].strip() == "134.5M"
     assert lines["context"].strip() == "8192 tokens"
+    own, mapped = (description["memory"][f"weights_{kind}_bytes"] for kind in ("own", "mapped"))
+    assert mapped == smollm2_gguf.stat().st_size
+    assert own == pytest.approx(sum(entry["num_bytes"] for entry in description["formats"].values()), rel=0.01)
+    assert lines["memory"].strip() == (
+        f"{format_bytes(own)} of its own for the weights; "
+        f"{format_bytes(mapped)} mapped from files while loading, which the system may drop"
+    )
     assert lines["template"].strip().startswith("sha256 ")
+
+
+def test_show_tells_the_memory_of_a_model_quantized_while_it_is_loaded(cli: Cli, tmp_path: Path) -> None:
+    tiny_models.build("llama", hidden_size=256, intermediate_size=512).bfloat16().save_pretrained(tmp_path)
+    as_stored, narrower = (
+        json.loads(cli("show", str(tmp_path), "--json", *options).out)["memory"]
+        for options in ((), ("--quantize", "q8_0"))
+    )
+    assert as_stored["weights_mapped_bytes"] == narrower["weights_mapped_bytes"]
+    assert narrower["weights_own_bytes"] == pytest.approx(as_stored["weights_own_bytes"] * 34 / 64, rel=0.02)
+
+
+def test_show_says_why_the_memory_is_not_known(cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> int:
+        raise UnsupportedModelError("embed_tokens.weight: no kernels for it")
+
+    monkeypatch.setattr("tuili.backends.cpu.footprint.weight_bytes", refuse)
+    assert "memory       not known: embed_tokens.weight: no kernels for it\n" in cli("show", str(smollm2_gguf)).out
+    monkeypatch.setitem(sys.modules, "tuili.backends.cpu.footprint", None)
+    described = json.loads(cli("show", str(smollm2_gguf), "--json").out)
+    assert described["memory"] == {"refusal": "the native backend is not built"}
 
 
 def test_show_describes_a_windowed_model_without_a_template(cli: Cli, gemma3_gguf: Path) -> None:
@@ -76,10 +108,15 @@ def test_show_refuses_what_is_no_model(cli: Cli, tmp_path: Path) -> None:
 
 def test_doctor_reports_this_machine(cli: Cli) -> None:
     report = json.loads(cli("doctor", "--json").out)
-    assert report["total_memory_bytes"] > 0
+    memory = report["memory"]
+    assert 0 < memory["kv_cache_limit_bytes"] < memory["free_bytes"] <= memory["total_bytes"]
+    assert memory["process_own_bytes"] > 2**20
+    assert memory["free_by"] in ("the system", "control group")
     assert {"tuili", "numpy", "tokenizers"} <= report["versions"].keys()
     assert report["store"]["num_models"] == 0
     out = cli("doctor").out
+    assert f"free, by {memory['free_by']} (in all {format_bytes(memory['total_bytes'])}, control group limit " in out
+    assert " mapped from files, without a model\n" in out
     assert [line.split()[0] for line in out.splitlines()][-4:] == ["store", "versions", "python", "system"]
     if report["processor"] is not None:
         threads = report["processor"]["threads"]
@@ -101,6 +138,7 @@ def test_show_names_what_is_left_out() -> None:
         "size": 1,
         "num_parameters": 1,
         "formats": {},
+        "memory": {"weights_own_bytes": 1, "weights_mapped_bytes": 1},
         "spec": {
             "family": "mistral3",
             "kind": "decoder",

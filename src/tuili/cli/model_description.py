@@ -35,6 +35,7 @@ def describe(files: ModelFiles, checkpoint: Checkpoint, quantization: str | None
         "size": files.num_bytes,
         "num_parameters": sum(entry["num_parameters"] for entry in formats.values()),
         "formats": formats,
+        "memory": _memory(checkpoint, quantization),
         "spec": _describe_spec(checkpoint.spec),
         "generation_config": dict(checkpoint.generation_config),
         "eos_token_ids": list(checkpoint.eos_token_ids),
@@ -53,6 +54,7 @@ def render_description(description: Mapping[str, Any]) -> str:
         ("size", format_bytes(description["size"])),
         ("parameters", format_count(description["num_parameters"])),
         *((f"  {name}", _format_line(entry)) for name, entry in description["formats"].items()),
+        ("memory", _memory_line(description["memory"])),
         ("family", f"{spec['family']} ({spec['kind']})"),
         ("context", f"{spec['max_position']} tokens"),
         ("vocabulary", f"{spec['vocab_size']} tokens{', tied head' if spec['tie_word_embeddings'] else ''}"),
@@ -93,6 +95,31 @@ def _formats(checkpoint: Checkpoint, quantization: str | None) -> dict[str, dict
         entry["num_parameters"] += math.prod(tensor.shape)
         entry["num_bytes"] += len(tensor.data) * found.row_bytes(tensor.shape[-1])
     return dict(sorted(formats.items(), key=lambda item: -item[1]["num_bytes"]))
+
+
+def _memory(checkpoint: Checkpoint, quantization: str | None) -> dict[str, Any]:
+    """What the weights take once they are loaded, and what of their files is mapped until then; or why none can be."""
+    from tuili.errors import UnsupportedModelError
+    from tuili.runtime.plan.outline import outline_of
+    from tuili.weights.recipes import find_recipe
+
+    try:
+        from tuili.backends.cpu.footprint import weight_bytes
+    except ImportError:
+        return {"refusal": "the native backend is not built"}
+    recipe = None if quantization is None else find_recipe(quantization)
+    try:
+        own_bytes = weight_bytes(outline_of(checkpoint.path.name, checkpoint, recipe).stored)
+    except UnsupportedModelError as error:
+        return {"refusal": str(error)}
+    return {"weights_own_bytes": own_bytes, "weights_mapped_bytes": checkpoint.num_bytes}
+
+
+def _memory_line(memory: Mapping[str, Any]) -> str:
+    if "refusal" in memory:
+        return f"not known: {memory['refusal']}"
+    own, mapped = format_bytes(memory["weights_own_bytes"]), format_bytes(memory["weights_mapped_bytes"])
+    return f"{own} of its own for the weights; {mapped} mapped from files while loading, which the system may drop"
 
 
 def _format_line(entry: Mapping[str, int]) -> str:

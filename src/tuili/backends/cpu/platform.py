@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuili.backends.cpu import _native
-from tuili.machine import ROOT, ThreadLimits, available_memory, thread_limits
+from tuili.machine import ROOT, ThreadLimits, thread_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,6 @@ class PlatformReport:
     features: tuple[str, ...]
     isa: str
     threads: ThreadLimits
-    available_memory_bytes: int
 
 
 def report(root: Path = ROOT) -> dict[str, Any]:
@@ -29,6 +28,5 @@ def report(root: Path = ROOT) -> dict[str, Any]:
             features=tuple(_native.cpu_features()),
             isa=_native.best_isa(),
             threads=thread_limits(0, root),
-            available_memory_bytes=available_memory(root),
         )
     )

@@ -11,6 +11,7 @@ import typer
 import tuili
 from tuili.cli.terminal import format_bytes
 from tuili.config import store_dir
+from tuili.machine import memory_limits, process_memory
 
 _PACKAGES = ("numpy", "tokenizers", "jinja2", "huggingface_hub", "httpx", "torch")
 
@@ -23,14 +24,12 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def collect() -> dict[str, Any]:
     """The report as plain values; "processor" is null where the native backend is not built."""
-    import psutil
-
     from tuili.store.store import Store
 
     models = Store(store_dir()).list()
     return {
         "processor": _processor(),
-        "total_memory_bytes": psutil.virtual_memory().total,
+        "memory": _memory(),
         "store": {
             "folder": str(store_dir()),
             "num_models": len(models),
@@ -47,7 +46,8 @@ def render(report: dict[str, Any]) -> str:
     """The report for people."""
     store = report["store"]
     facts = [
-        *_processor_facts(report["processor"], report["total_memory_bytes"]),
+        *_processor_facts(report["processor"]),
+        *_memory_facts(report["memory"]),
         ("store", f"{store['folder']}: {store['num_models']} models, {format_bytes(store['num_bytes'])}"),
         ("versions", ", ".join(f"{name} {found}" for name, found in report["versions"].items())),
         ("python", report["python"]),
@@ -64,10 +64,9 @@ def _processor() -> dict[str, Any] | None:
     return report()
 
 
-def _processor_facts(processor: dict[str, Any] | None, total_memory_bytes: int) -> list[tuple[str, str]]:
-    memory = f"{format_bytes(total_memory_bytes)} in all"
+def _processor_facts(processor: dict[str, Any] | None) -> list[tuple[str, str]]:
     if processor is None:
-        return [("processor", "the native backend is not built: reinstall tuili"), ("memory", memory)]
+        return [("processor", "the native backend is not built: reinstall tuili")]
     threads = processor["threads"]
     quota = "none" if threads["quota"] is None else f"{threads['quota']:g}"
     return [
@@ -79,7 +78,39 @@ def _processor_facts(processor: dict[str, Any] | None, total_memory_bytes: int) 
             f"{threads['num_threads']}, by {threads['reason']} (affinity {threads['affinity']}, "
             f"physical cores {threads['cores']}, control group quota {quota})",
         ),
-        ("memory", f"{format_bytes(processor['available_memory_bytes'])} free, {memory}"),
+    ]
+
+
+def _memory() -> dict[str, Any]:
+    """Of the machine, of the control group, and what this process takes before there is a model."""
+    own_bytes, mapped_bytes = process_memory()
+    import psutil
+
+    from tuili.runtime.memory import CACHE_SHARE
+
+    limits = memory_limits()
+    return {
+        "total_bytes": psutil.virtual_memory().total,
+        "free_bytes": limits.free_bytes,
+        "free_by": limits.reason,
+        "group_limit_bytes": limits.group_limit_bytes,
+        "kv_cache_limit_bytes": int(limits.free_bytes * CACHE_SHARE),
+        "process_own_bytes": own_bytes,
+        "process_mapped_bytes": mapped_bytes,
+    }
+
+
+def _memory_facts(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    limit, free_by = memory["group_limit_bytes"], memory["free_by"]
+    group = "none" if limit is None else format_bytes(limit)
+    own, mapped = memory["process_own_bytes"], memory["process_mapped_bytes"]
+    return [
+        (
+            "memory",
+            f"{format_bytes(memory['free_bytes'])} free, by {free_by} (in all {format_bytes(memory['total_bytes'])}, "
+            f"control group limit {group}), of which {format_bytes(memory['kv_cache_limit_bytes'])} for KV cache",
+        ),
+        ("process", f"{format_bytes(own)} of its own, {format_bytes(mapped)} mapped from files, without a model"),
     ]
 
 

@@ -63,13 +63,13 @@ def open_outline(name: str, store: Store, recipe: Recipe | None = None) -> Itera
             raise
         path = None
     if path is not None:
-        yield _outline(name, open_checkpoint(path), recipe, None)
+        yield outline_of(name, open_checkpoint(path), recipe)
         return
     traffic = Traffic()
     with tempfile.TemporaryDirectory() as folder:
         with files_at(name, traffic) if is_url(name) else store.offered_files(name, traffic) as files:
             path = write_headers(files, Path(folder))
-        yield _outline(name, open_checkpoint(path), recipe, traffic.num_bytes)
+        yield outline_of(name, open_checkpoint(path), recipe, traffic.num_bytes)
 
 
 def _is_offered(name: str, store: Store) -> bool:
@@ -79,7 +79,10 @@ def _is_offered(name: str, store: Store) -> bool:
         return False
 
 
-def _outline(name: str, checkpoint: Checkpoint, recipe: Recipe | None, num_fetched_bytes: int | None) -> Outline:
+def outline_of(
+    name: str, checkpoint: Checkpoint, recipe: Recipe | None = None, num_fetched_bytes: int | None = None
+) -> Outline:
+    """The model of an open checkpoint as it is loaded. Raises what check_quantizable raises."""
     shapes = tensor_shapes(checkpoint.spec)
     stored = {name: (checkpoint.weights.stored_format(name), shape) for name, shape in shapes.items()}
     found = Outline(
