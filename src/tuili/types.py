@@ -32,6 +32,13 @@ class Logprob:
 TokenLogprobs = dict[int, Logprob]  # the chosen token and the k best at one position
 
 
+class Resume(NamedTuple):
+    """Where an answer goes on: the tokens it has already, and the TokenDelta.mirostat_mu that came with the last."""
+
+    token_ids: tuple[int, ...]
+    mirostat_mu: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRequest:
     """What the engine is asked: token ids in, token ids out. `seed` is always drawn by then.
@@ -39,6 +46,8 @@ class TokenRequest:
     Stop strings are text and not the engine's business: the text layer aborts when it finds one. Strings that
     bear on the choice of tokens come as ids: bad_words, each a run of tokens, and dry_breakers, which has for each
     token that may begin a sequence breaker what must follow it (nothing, for most).
+    With `resume` only the answers it names are computed, each from where it was; replayed tokens count as output in
+    every respect, and deltas bring only what is new. Nothing of a beam search can be resumed.
     """
 
     request_id: str
@@ -51,6 +60,29 @@ class TokenRequest:
     bad_words: tuple[tuple[int, ...], ...] = ()
     dry_breakers: Mapping[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     beam_search: BeamSearchParams | None = None
+    resume: Mapping[int, Resume] | None = None
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """The answers that are to be computed, in order."""
+        return tuple(range(self.sampling.n)) if self.resume is None else tuple(sorted(self.resume))
+
+
+CacheMissReason = Literal["off", "prompt_logprobs", "new_salt", "new", "differs", "evicted", "block_end"]
+
+
+class CacheMiss(NamedTuple):
+    """Why no more of a prompt was found in the prefix cache, and the first token that was computed because of it.
+
+    off: caching is off. prompt_logprobs: they were asked for, so all is computed. new_salt: nothing was computed under
+    this cache_salt before. new: nothing was computed before that goes on as this does. differs: what was
+    computed had another token at `position`. evicted: it was computed, but its block was needed for something else.
+    block_end: all there could be was found, as only whole blocks are kept and the last token is always computed.
+    Other salts are never looked at: they are other people's.
+    """
+
+    reason: CacheMissReason
+    position: int
 
 
 class BeamScore(NamedTuple):
@@ -66,7 +98,8 @@ class TokenDelta:
     """What the engine answers: new tokens of answer `index`; the last one has a finish_reason.
 
     logprobs has one entry per token when asked for. prompt_logprobs comes once, with the first
-    delta of the first answer; its first entry is None, as nothing predicts the first token.
+    delta of the first answer; its first entry is None, as nothing predicts the first token. mirostat_mu, where mirostat
+    chooses, is its state behind the last token.
     """
 
     request_id: str
@@ -77,7 +110,9 @@ class TokenDelta:
     stop_reason: str | None = None  # what ended it, if neither a token nor a limit
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    mirostat_mu: float | None = None
     num_cached_tokens: int = 0
+    cache_miss: CacheMiss | None = None
     scheduled_s: float | None = None  # when its first step was planned, on the monotonic clock
     error: TuiliError | None = None
     beam: BeamScore | None = None  # with beam search, whose beams come whole and best first
@@ -135,11 +170,12 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Token counts of a whole request."""
+    """Token counts of a whole request, and why no more of its prompt was cached."""
 
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    cache_miss: CacheMiss | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -185,8 +185,9 @@ def test_a_request_the_engine_chokes_on_is_refused_alone(loop: EngineLoop, caplo
 
 async def _collect(client: InProcess, request: TokenRequest) -> Answers:
     answers = Answers()
-    async for delta in client.generate(request):
-        answers(delta)
+    async for deltas in client.generate(request):
+        for delta in deltas:
+            answers(delta)
     return answers
 
 
@@ -207,9 +208,9 @@ async def test_closing_the_iterator_aborts() -> None:
     client = InProcess(EngineLoop(engine))
     request = ask("r", PROMPT, n=2, temperature=1.0, max_tokens=90)
     backend.gate.release(3)
-    async with aclosing(client.generate(request)) as deltas:
-        async for delta in deltas:
-            if delta.index == 1:
+    async with aclosing(client.generate(request)) as steps:
+        async for deltas in steps:
+            if any(delta.index == 1 for delta in deltas):
                 break
     backend.gate.release(5)
     assert_solo(await _collect(client, ask("next", PROMPT, max_tokens=2)), ask("next", PROMPT, max_tokens=2))
@@ -221,9 +222,10 @@ async def test_closing_the_iterator_aborts() -> None:
 async def test_abort_of_one_answer_leaves_the_stream_to_the_others(loop: EngineLoop) -> None:
     client, request = InProcess(loop), ask("r", PROMPT, n=3, temperature=1.0, max_tokens=60)
     answers = Answers()
-    async for delta in client.generate(request):
-        answers(delta)
-        if delta.index == 1 and len(answers.tokens("r", 1)) == 1:
+    async for deltas in client.generate(request):
+        for delta in deltas:
+            answers(delta)
+        if deltas[0].token_ids and len(answers.tokens("r", 1)) <= 2:
             client.abort("r", 1)
     assert answers.reason("r", 1) == "abort"
     for index in (0, 2):

@@ -13,13 +13,23 @@ from tuili.types import TokenRequest
 
 
 def check_request(request: TokenRequest, *, vocab_size: int, max_model_len: int, capacity: int | None) -> int:
+    """As length_limit, once every value of the request is found to be in order, those of `resume` too.
+
+    Raises InvalidRequestError, or ContextLengthError with the numbers.
+    """
+    _check_values(request, vocab_size)
+    limit = length_limit(request, max_model_len=max_model_len, capacity=capacity)
+    _check_resume(request, vocab_size, limit - len(request.prompt_token_ids))
+    return limit
+
+
+def length_limit(request: TokenRequest, *, max_model_len: int, capacity: int | None) -> int:
     """The number of tokens, prompt and output, at which an answer ends for lack of room or by max_tokens.
 
     capacity is the context, in tokens, that the whole cache can hold for one sequence; None is no
     limit. The last token of an answer is never computed and needs no room.
-    Raises InvalidRequestError, or ContextLengthError with the numbers.
+    Raises ContextLengthError with the numbers.
     """
-    _check_values(request, vocab_size)
     s, num_prompt = request.sampling, len(request.prompt_token_ids)
     if num_prompt >= max_model_len:
         raise ContextLengthError(
@@ -66,6 +76,26 @@ def _check_values(request: TokenRequest, vocab_size: int) -> None:
     for name, count in (("logprobs", s.logprobs), ("prompt_logprobs", s.prompt_logprobs)):
         if count is not None and count > vocab_size:
             raise InvalidRequestError(f"{name} must be at most the vocabulary's {vocab_size}, got {count}", param=name)
+
+
+def _check_resume(request: TokenRequest, vocab_size: int, max_output: int) -> None:
+    if request.resume is None:
+        return
+    s = request.sampling
+    if request.beam_search is not None:
+        raise InvalidRequestError("resume: a beam search starts over, it is never resumed", param="resume")
+    if not request.resume or not all(type(i) is int and 0 <= i < s.n for i in request.resume):
+        found = sorted(map(str, request.resume))
+        raise InvalidRequestError(f"resume must name answers in [0, {s.n}), got {', '.join(found)}", param="resume")
+    for index, place in request.resume.items():
+        _check_ids("resume", place.token_ids, vocab_size)
+        if len(place.token_ids) >= max_output:
+            raise InvalidRequestError(
+                f"resume: answer {index} has {len(place.token_ids)} tokens already and may have {max_output}",
+                param="resume",
+            )
+        if s.mirostat and s.temperature > 0 and place.token_ids and place.mirostat_mu is None:
+            raise InvalidRequestError(f"resume: answer {index} needs its mirostat_mu", param="resume")
 
 
 def _check_allowed(request: TokenRequest, vocab_size: int) -> None:

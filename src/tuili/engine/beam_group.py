@@ -78,6 +78,7 @@ class BeamGroup:
                     stop_token_id=beam.token_ids[-1] if is_stopped else None,
                     beam=BeamScore(score, beam.total, beam.logprobs),
                     num_cached_tokens=first.num_cached_tokens or 0,
+                    cache_miss=first.cache_miss,
                     scheduled_s=first.scheduled_s,
                 )
             )

@@ -1,4 +1,4 @@
-"""How everybody else talks to an engine, wherever it runs: asynchronously, by request and delta.
+"""How everybody else talks to an engine, wherever it runs: asynchronously, by request and lists of deltas.
 
 InProcess is the carrier for an engine in a thread of this process.
 """
@@ -8,30 +8,77 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from tuili.engine.engine import EngineStats
 from tuili.engine.loop import EngineLoop
-from tuili.types import TokenDelta, TokenRequest
+from tuili.engine.stats import EngineHealth, EngineStats
+from tuili.errors import TuiliError
+from tuili.types import FinishReason, TokenDelta, TokenRequest
 
 
 class EngineClient(Protocol):
     """One way in, whatever carries it."""
 
-    def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
-        """The request's deltas until each of its n answers has ended. Closing the iterator aborts the rest.
+    def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+        """What has come since last asked, of a step or of several, until each answer has ended.
 
+        Closing the iterator aborts the rest.
         Raises InvalidRequestError, ContextLengthError or EngineUnavailableError before the first delta.
         """
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one answer of it: its terminal delta comes all the same."""
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """As far as it is known."""
+
+    @property
+    def health(self) -> EngineHealth: ...
 
     def close(self) -> None: ...
+
+
+class Stream:
+    """The deltas of one request on their way to its reader, within an event loop."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        self.request = request
+        self.unfinished = set(request.indexes)  # answers whose terminal delta has not come
+        self._deltas: list[TokenDelta] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to get, now or ever."""
+        return not self.unfinished and not self._deltas
+
+    def put(self, deltas: Sequence[TokenDelta]) -> None:
+        """Deltas that came together."""
+        self._deltas += deltas
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self.unfinished.discard(delta.index)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self, reason: FinishReason, error: TuiliError | None = None, index: int | None = None) -> None:
+        """Puts terminal deltas for every answer that has none, or for one."""
+        indexes = sorted(self.unfinished) if index is None else self.unfinished & {index}
+        self.put(
+            [
+                TokenDelta(request_id=self.request.request_id, index=i, token_ids=(), finish_reason=reason, error=error)
+                for i in indexes
+            ]
+        )
+
+    async def get(self) -> list[TokenDelta]:
+        """All that has come since; waits for it."""
+        while not self._deltas:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
 
 class InProcess:
@@ -43,10 +90,9 @@ class InProcess:
         self._lock = threading.Lock()
         loop.add_listener(self._flush)
 
-    async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
         mailbox = self._open_mailbox()
-        stream = Stream()
-        unfinished = request.sampling.n
+        stream = Stream(request)
 
         def sink(delta: TokenDelta) -> None:
             mailbox.put(stream, delta)
@@ -54,12 +100,10 @@ class InProcess:
         try:
             self._loop.submit(request, sink)
             try:
-                while unfinished:
-                    delta = await stream.get()
-                    unfinished -= delta.finish_reason is not None
-                    yield delta
+                while not stream.is_read:
+                    yield await stream.get()
             finally:
-                if unfinished:
+                if stream.unfinished:
                     self._loop.abort(request.request_id, sink=sink)
         finally:
             self._close_mailbox(mailbox)
@@ -69,6 +113,10 @@ class InProcess:
 
     def stats(self) -> EngineStats:
         return self._loop.stats()
+
+    @property
+    def health(self) -> EngineHealth:
+        return EngineHealth(is_ready=self._loop.is_open, state="ready" if self._loop.is_open else "closed")
 
     def close(self) -> None:
         self._loop.close()
@@ -93,46 +141,28 @@ class InProcess:
                 del self._mailboxes[mailbox.event_loop]
 
 
-class Stream:
-    """The deltas of one request, within its event loop."""
-
-    def __init__(self) -> None:
-        self._deltas: deque[TokenDelta] = deque()
-        self._arrived = asyncio.Event()
-
-    def put(self, delta: TokenDelta) -> None:
-        self._deltas.append(delta)
-        self._arrived.set()
-
-    async def get(self) -> TokenDelta:
-        while not self._deltas:
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._deltas.popleft()
-
-
 class Mailbox:
     """Carries deltas from the engine's thread to one event loop, all of a step with one wake-up."""
 
     def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
         self.event_loop = event_loop
         self.num_users = 0
-        self._entries: list[tuple[Stream, TokenDelta]] = []
+        self._entries: dict[Stream, list[TokenDelta]] = {}
 
     def put(self, stream: Stream, delta: TokenDelta) -> None:
         """Called in the engine's thread. Raises RuntimeError when the event loop is gone."""
         if self.event_loop.is_closed():
             raise RuntimeError("the event loop that asked is closed")
-        self._entries.append((stream, delta))
+        self._entries.setdefault(stream, []).append(delta)
 
     def flush(self) -> None:
         """Called in the engine's thread."""
         if self._entries:
-            entries, self._entries = self._entries, []
+            entries, self._entries = self._entries, {}
             with contextlib.suppress(RuntimeError):  # closed since: nobody is left to read
                 self.event_loop.call_soon_threadsafe(_hand_out, entries)
 
 
-def _hand_out(entries: list[tuple[Stream, TokenDelta]]) -> None:
-    for stream, delta in entries:
-        stream.put(delta)
+def _hand_out(entries: dict[Stream, list[TokenDelta]]) -> None:
+    for stream, deltas in entries.items():
+        stream.put(deltas)

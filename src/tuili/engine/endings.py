@@ -23,3 +23,8 @@ def ending(sequence: Sequence, index: int, reason: FinishReason, error: TuiliErr
         num_cached_tokens=sequence.num_cached_tokens or 0,
         error=error,
     )
+
+
+def damage() -> TuiliError:
+    """What an answer ends with whose next token cannot be chosen."""
+    return TuiliError("the model computed logits that are not finite: its file may be damaged")

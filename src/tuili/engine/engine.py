@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
 from operator import eq
 
 from tuili.backend import Backend, StepResult
@@ -22,34 +21,18 @@ from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.draft_model import DraftBackend, DraftModel
-from tuili.engine.endings import ending, endings
+from tuili.engine.endings import damage, ending, endings
 from tuili.engine.logprobs import token_logprobs
 from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.processors import choose_processed
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink
 from tuili.engine.speculative import Drafter, speculation
+from tuili.engine.stats import EngineStats
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenDelta, TokenRequest
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineStats:
-    """A moment of the engine. Sequences count, so a request with n = 4 may count four times."""
-
-    num_running: int
-    num_waiting: int
-    num_blocks: tuple[int, ...]  # per cache group
-    num_free_blocks: tuple[int, ...]  # of those: held by no sequence
-    num_preemptions: int
-    num_prefix_queries: int  # prompt tokens looked up in the prefix cache
-    num_prefix_hits: int  # of those: found
-    num_computed_tokens: int
-    num_output_tokens: int
-    num_draft_tokens: int  # computed on trial, in the hope that they would be chosen
-    num_accepted_tokens: int  # of those: chosen
 
 
 class Engine:
@@ -95,6 +78,7 @@ class Engine:
         self._delivering = False
         self._closed = False
         self._num_arrivals = 0
+        self._num_steps = 0
         self._num_computed_tokens = 0
         self._num_output_tokens = 0
         self._num_draft_tokens = 0
@@ -110,7 +94,7 @@ class Engine:
         )
 
     def add(self, request: TokenRequest, sink: Sink) -> None:
-        """Queues a request; its deltas go to `sink`, which must not block.
+        """Queues a request, or what its `resume` leaves to do; its deltas go to `sink`, which must not block.
 
         Raises InvalidRequestError, ContextLengthError (with the numbers) or EngineUnavailableError.
         """
@@ -131,8 +115,9 @@ class Engine:
             assert sequence.beams is not None
             self._groups[request.request_id] = BeamGroup(sequence, sequence.beams, request.beam_search.temperature)
         self._num_arrivals += 1
-        self._scheduler.add(sequence)
-        self._live[request.request_id] = [sequence]
+        self._live[request.request_id] = sequence.answers()
+        for answer in self._live[request.request_id]:
+            self._scheduler.add(answer)
 
     def abort(self, request_id: str, index: int | None = None, sink: Sink | None = None) -> None:
         """Ends a request, or one answer of it, wherever it is; what is not there any more is left alone.
@@ -149,7 +134,7 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Later requests reuse nothing computed so far; sequences under way keep what they hold."""
-        self.blocks.forget()
+        self._scheduler.forget()
         if self._speculation is not None:
             self._speculation.forget()
 
@@ -166,6 +151,7 @@ class Engine:
         if self._speculation is not None:
             chunks = self._speculation.extend(chunks)
         if chunks:
+            self._num_steps += 1
             try:
                 result = self._backend.execute(self._batches.build(chunks)).result()
                 result, failures = choose_processed(chunks, result, self._backend)
@@ -192,6 +178,7 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_blocks=tuple(pool.num_blocks for pool in self.blocks.pools),
             num_free_blocks=tuple(pool.num_free for pool in self.blocks.pools),
+            num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
             num_prefix_queries=self._scheduler.num_prefix_queries,
             num_prefix_hits=self._scheduler.num_prefix_hits,
@@ -248,7 +235,7 @@ class Engine:
                 if answer.beams is not None:
                     self._groups[sequence.request.request_id].tell(answer, result, row)
                 elif not self._choose(answer, draft, token_ids[row:end], result, row):
-                    self._end_all(answer, failures.get(row) or _damage())
+                    self._end_all(answer, failures.get(row) or damage())
                 row = end
         for group in [group for group in self._groups.values() if group.is_ready]:
             self._advance(group)
@@ -257,7 +244,7 @@ class Engine:
         """Every beam of a group has told its candidates: the best go on, or the search is over."""
         first = group.sequences[0]
         if group.is_void:
-            return self._end_all(first, _damage())
+            return self._end_all(first, damage())
         try:
             if group.advance(self._scheduler, self._live[first.request.request_id]):
                 return None
@@ -323,7 +310,9 @@ class Engine:
             stop_reason=sequence.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            mirostat_mu=sequence.mirostat_mu if sequence.sampling.uses_mirostat else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            cache_miss=sequence.cache_miss,
             scheduled_s=sequence.scheduled_s,
         )
         if reason is not None:
@@ -390,7 +379,3 @@ class Engine:
         if request_id in self._live:
             self._drop_all(request_id)
         self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)
-
-
-def _damage() -> TuiliError:
-    return TuiliError("the model computed logits that are not finite: its file may be damaged")

@@ -10,8 +10,9 @@ import os
 import threading
 from collections.abc import Callable
 
-from tuili.engine.engine import Engine, EngineStats
+from tuili.engine.engine import Engine
 from tuili.engine.sequence import Sink
+from tuili.engine.stats import EngineStats
 from tuili.errors import EngineUnavailableError, TuiliError
 from tuili.types import TokenDelta, TokenRequest
 
@@ -104,7 +105,7 @@ class EngineLoop:
 
     def _refuse(self, request: TokenRequest, sink: Sink, error: TuiliError) -> None:
         try:
-            for index in range(request.sampling.n):
+            for index in request.indexes:
                 sink(
                     TokenDelta(
                         request_id=request.request_id, index=index, token_ids=(), finish_reason="error", error=error

@@ -31,23 +31,23 @@ def block_hash(parent: bytes, token_ids: ListLike[int], media: bytes = b"") -> b
 class HashChain:
     """The block hashes of one growing sequence, computed once each."""
 
-    __slots__ = ("_block_size", "_hashes", "_root")
+    __slots__ = ("_block_size", "_hashes", "root")
 
     def __init__(self, block_size: int, root: bytes) -> None:
         self._block_size = block_size
-        self._root = root
+        self.root = root
         self._hashes: list[bytes] = []
 
     def first(self, num_blocks: int, token_ids: ListLike[int]) -> list[bytes]:
         """Hashes of the first `num_blocks` blocks of token_ids, which only ever grows at its end."""
         size = self._block_size
         for i in range(len(self._hashes), num_blocks):
-            parent = self._hashes[-1] if self._hashes else self._root
+            parent = self._hashes[-1] if self._hashes else self.root
             self._hashes.append(block_hash(parent, token_ids[i * size : (i + 1) * size]))
         return self._hashes[:num_blocks]
 
     def copy(self) -> HashChain:
         """An equal chain that goes its own way."""
-        twin = HashChain(self._block_size, self._root)
+        twin = HashChain(self._block_size, self.root)
         twin._hashes = list(self._hashes)
         return twin

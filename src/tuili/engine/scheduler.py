@@ -17,8 +17,10 @@ from collections.abc import Sequence as ListLike
 
 from tuili.config import EngineConfig
 from tuili.engine.block_manager import BlockManager
+from tuili.engine.cache_record import CacheRecord
 from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
+from tuili.types import CacheMiss
 
 MAX_LOGPROB_ENTRIES = 1 << 22  # of a step's [rows, logprobs]: 32 MiB of ids and values
 
@@ -43,6 +45,7 @@ class Scheduler:
         self._config = config
         self._on_stop = on_stop
         self._park = park
+        self._record = CacheRecord()
         self._pace = Pace(config.max_slowdown)
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
@@ -85,7 +88,11 @@ class Scheduler:
         sequence.num_computed_tokens = chunk.end
         first, last = chunk.start // size, chunk.end // size
         if first < last and self._config.enable_prefix_caching:
-            self.blocks.register(sequence.slot, first, sequence.block_hashes.first(last, sequence.token_ids)[first:])
+            hashes = sequence.block_hashes.first(last, sequence.token_ids)
+            self.blocks.register(sequence.slot, first, hashes[first:])
+            for i in range(first, last):
+                parent = hashes[i - 1] if i else sequence.block_hashes.root
+                self._record.note(parent, sequence.token_ids[i * size : (i + 1) * size])
 
     def accept(self, sequence: Sequence, num_tokens: int) -> None:
         """Takes note that `num_tokens` tokens of a draft are the sequence's own, and computed; the rest is nobody's."""
@@ -116,7 +123,12 @@ class Scheduler:
         """Distrusts everything in the cache: running sequences wait to be computed anew."""
         for sequence in list(self.running):
             self._requeue(sequence)
+        self.forget()
+
+    def forget(self) -> None:
+        """Empties the prefix cache; sequences keep what they hold."""
         self.blocks.forget()
+        self._record.forget()
 
     def check(self) -> None:
         """Asserts that lists, slots and blocks agree."""
@@ -192,6 +204,7 @@ class Scheduler:
             self._start(sequence)
             if sequence.scheduled_s is None:
                 sequence.scheduled_s = time.monotonic()
+                sequence.cache_miss = self._cache_miss(sequence, hashes)
             self.blocks.reuse(sequence.slot, hashes)
             sequence.num_computed_tokens = start
             self._count_prefix(sequence)
@@ -206,6 +219,20 @@ class Scheduler:
             return []
         hashes = sequence.block_hashes.first((sequence.num_tokens - 1) // self.blocks.block_size, sequence.token_ids)
         return hashes[: self.blocks.match(hashes)]
+
+    def _cache_miss(self, sequence: Sequence, found: ListLike[bytes]) -> CacheMiss:
+        """Why a new sequence does not start behind more blocks than `found`."""
+        if not self._config.enable_prefix_caching:
+            return CacheMiss("off", 0)
+        if sequence.scores_prompt:
+            return CacheMiss("prompt_logprobs", 0)
+        size = self.blocks.block_size
+        start = len(found) * size
+        if len(found) == (sequence.num_tokens - 1) // size:
+            return CacheMiss("block_end", start)
+        parent = found[-1] if found else sequence.block_hashes.root
+        is_salted = bool(sequence.request.cache_salt)
+        return self._record.explain(parent, sequence.token_ids[start : start + size], start, is_salted=is_salted)
 
     def _count_prefix(self, sequence: Sequence) -> None:
         if sequence.num_cached_tokens is None and self._config.enable_prefix_caching:

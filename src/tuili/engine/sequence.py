@@ -15,7 +15,7 @@ from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
 from tuili.engine.token_rules import goes_in_circles
 from tuili.sampling_params import RepetitionDetectionParams
-from tuili.types import FinishReason, TokenDelta, TokenLogprobs, TokenRequest
+from tuili.types import CacheMiss, FinishReason, Resume, TokenDelta, TokenLogprobs, TokenRequest
 
 Sink = Callable[[TokenDelta], None]
 NO_POSITIONS = range(0)
@@ -42,6 +42,7 @@ class Sequence:
         "__weakref__",
         "beams",
         "block_hashes",
+        "cache_miss",
         "history",
         "indexes",
         "max_len",
@@ -89,6 +90,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # known once it is admitted for the first time
+        self.cache_miss: CacheMiss | None = None  # why those are not more
         self.scheduled_s: float | None = None  # when that was, on the monotonic clock
         wanted = s.logprobs if self.beams is None else self.beams.num_candidates
         self.num_logprobs = _num_logprobs(wanted, vocab_size)
@@ -152,6 +154,24 @@ class Sequence:
     def _circles(self, rule: RepetitionDetectionParams) -> bool:
         longest = rule.max_pattern_size * rule.min_count
         return goes_in_circles(self.token_ids[max(self.num_prompt_tokens, self.num_tokens - longest) :], rule)
+
+    def answers(self) -> list[Sequence]:
+        """The sequences that a request which has just come starts as: itself, and one for each answer it resumes."""
+        places = self.request.resume
+        if places is None:
+            return [self]
+        resumed = [self.fork(index)._at(place) for index, place in sorted(places.items()) if place.token_ids]
+        self.indexes = [index for index in self.indexes if index in places]
+        return [self, *resumed] if self.indexes else resumed
+
+    def _at(self, place: Resume) -> Sequence:
+        self.token_ids += place.token_ids
+        if self.history is not None:
+            for token_id in place.token_ids:
+                self.history.add(token_id)
+        if place.mirostat_mu is not None:
+            self.mirostat_mu = place.mirostat_mu
+        return self
 
     def fork(self, index: int) -> Sequence:
         """Splits off answer `index`: the same tokens so far, but no slot yet."""

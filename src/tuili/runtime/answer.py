@@ -15,6 +15,7 @@ from tuili.text.detokenizer import Detokenizer
 from tuili.text.stops import StopFinder
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import (
+    CacheMiss,
     Done,
     Event,
     Failed,
@@ -59,6 +60,7 @@ class Answer:
     _first_token_s: float | None = None
     _scheduled_s: float | None = None
     _num_cached_tokens: int = 0
+    _cache_miss: CacheMiss | None = None
     _gaps_s: list[float] = field(default_factory=list)
     _reasons: list[FinishReason] = field(default_factory=list)
 
@@ -89,6 +91,7 @@ class Answer:
             return [Failed(delta.error)]
         if self._first_token_s is None:
             self._num_cached_tokens, self._scheduled_s = delta.num_cached_tokens, delta.scheduled_s
+            self._cache_miss = delta.cache_miss
         if delta.token_ids:
             self._note_time(stream, len(delta.token_ids))
         events: list[Event] = []
@@ -171,6 +174,7 @@ class Answer:
             num_prompt_tokens=len(self.request.prompt_token_ids),
             num_cached_tokens=self._num_cached_tokens,
             num_output_tokens=sum(s.num_tokens for s in self._streams),
+            cache_miss=self._cache_miss,
         )
         timings = Timings(
             time_to_first_token_s=first - self._arrival_s,

@@ -56,8 +56,8 @@ class Front:
         deltas = client.generate(token_request)
         before: list[Event] = [prompt]  # told once accepted: what is wrong with the request has been raised by then
         try:
-            async for delta in deltas:
-                yield before + answer.push(delta)
+            async for arrived in deltas:
+                yield before + [event for delta in arrived for event in answer.push(delta)]
                 before = []
                 abort_stopped(client, answer)
                 if answer.is_done:

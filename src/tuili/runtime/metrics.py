@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from tuili.engine.engine import EngineStats
+from tuili.engine.stats import EngineStats
 from tuili.types import Done, FinishReason
 
 _BOUNDS_S = tuple(digit * 10.0**power for power in range(-4, 3) for digit in (1, 2.5, 5))

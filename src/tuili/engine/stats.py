@@ -1,0 +1,34 @@
+"""A moment of an engine in numbers, for whoever watches it from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """A moment of the engine. Sequences count, so a request with n = 4 may count four times."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: tuple[int, ...]  # per cache group
+    num_free_blocks: tuple[int, ...]  # of those: held by no sequence
+    num_steps: int
+    num_preemptions: int
+    num_prefix_queries: int  # prompt tokens looked up in the prefix cache
+    num_prefix_hits: int  # of those: found
+    num_computed_tokens: int
+    num_output_tokens: int
+    num_draft_tokens: int  # computed on trial, in the hope that they would be chosen
+    num_accepted_tokens: int  # of those: chosen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineHealth:
+    """Whether an engine answers. Ages, in seconds: since a sign of life, since a step ended or there was none."""
+
+    is_ready: bool
+    state: str
+    heartbeat_age_s: float = 0.0
+    last_progress_age_s: float = 0.0
+    num_restarts: int = 0
