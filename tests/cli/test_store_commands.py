@@ -1,4 +1,4 @@
-"""pull, list, rm and fsck on a store that pulls from a local index."""
+"""pull, list, cp, rm and fsck on a store that pulls from a local index."""
 
 from __future__ import annotations
 
@@ -105,3 +105,14 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "waiting [bold]" in screen.getvalue()
     assert "model.whl" in screen.getvalue()
     assert "1,000/1,000 bytes" in screen.getvalue()
+
+
+def test_cp_gives_a_second_name(cli: Cli, shop: Shop) -> None:
+    cli("pull", "tiny")
+    assert (cli("cp", "tiny", "mine").code, cli("rm", "tiny:1").code, cli("fsck").out) == (
+        0,
+        0,
+        "1 models, no problems\n",
+    )
+    assert [model["name"] for model in json.loads(cli("list", "--json").out)] == ["mine"]
+    assert (cli("cp", "absent", "new").code, cli("cp", "mine", "tiny").code) == (1, 2)

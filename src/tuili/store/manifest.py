@@ -16,6 +16,7 @@ from tuili.errors import ModelFileError
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4 << 20
+_OPTIONAL = ("folder", "revision", "license", "quantization", "copied_from")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,7 +33,8 @@ class FileRecord:
 class Manifest:
     """A stored model. `folder` None means the store's own blobs; else the files lie there, in place.
 
-    `created` is seconds since the epoch. A model of one file is that file; of several, the folder.
+    `created` is seconds since the epoch. A model of one file is that file; of several, the folder. `copied_from` is the
+    name that a copy's files were pulled under.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Manifest:
     revision: str | None = None
     license: str | None = None
     quantization: str | None = None
+    copied_from: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +81,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _checked(fields: dict[str, Any]) -> Manifest:
-    optional = {name: _field(fields, name, str, None) for name in ("folder", "revision", "license", "quantization")}
+    optional = {name: _field(fields, name, str, None) for name in _OPTIONAL}
     files = fields.get("files")
     if not isinstance(files, list) or not files or not all(isinstance(file, dict) for file in files):
         raise ModelFileError(f"manifest field files must be a list of objects, found {files!r:.100}")

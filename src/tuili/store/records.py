@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tuili.errors import ModelFileError
+from tuili.errors import ConflictError, ModelFileError, ModelNotFoundError
 from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest
 from tuili.store.names import ModelName, name_path
@@ -34,6 +34,7 @@ class ModelFiles:
     license: str | None = None
     quantization: str | None = None
     digest: str | None = None
+    copied_from: str | None = None
 
 
 class Records:
@@ -74,6 +75,25 @@ class Records:
                 publish(part, self._file_path(manifest, manifest.files[0]))
             write_atomic(self._manifest_path(model), manifest.to_bytes())
             self._drop_leftovers()
+
+    def copy(self, model: ModelName, name: ModelName, created: int) -> None:
+        """Gives a stored model's files a second name, which may be taken only by the same files.
+
+        Raises ModelNotFoundError, ModelFileError as `load` does, ConflictError.
+        """
+        with self._publishing():
+            if not self.has(model):
+                raise ModelNotFoundError(f"model {str(model)!r} is not stored")
+            self.load(model)
+            manifest = read_manifest(self._manifest_path(model))
+            if self.has(name):
+                taken = self.intact(name)
+                if taken is None or (taken.folder, taken.files) != (manifest.folder, manifest.files):
+                    raise ConflictError(f"model {str(name)!r} is stored already: remove it first")
+                return
+            copied_from = manifest.copied_from or manifest.name
+            copied = replace(manifest, name=str(name), created=created, copied_from=copied_from)
+            write_atomic(self._manifest_path(name), copied.to_bytes())
 
     def forget(self, model: ModelName) -> None:
         """Removes a manifest and the blobs only it named. Nothing happens when there is none."""
@@ -129,6 +149,7 @@ class Records:
             license=manifest.license,
             quantization=manifest.quantization,
             digest=manifest.digest,
+            copied_from=manifest.copied_from,
         )
 
     def _sound_manifests(self) -> tuple[list[Manifest], bool]:

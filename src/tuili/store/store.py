@@ -1,4 +1,4 @@
-"""The models kept on this machine: resolve a name, pull, list, remove, check.
+"""The models kept on this machine: resolve a name, pull, list, copy, remove, check.
 
 <root>/partial/<name>/      downloads under way or interrupted
 <root>/locks/<name>.lock    one per model, so that many pulls download once
@@ -78,10 +78,12 @@ class Store:
             return False
 
     def recommended_sampling(self, name: str) -> dict[str, float]:
-        """What the catalogue recommends for a model of that name; empty for any other, and for paths."""
+        """What the catalogue recommends for a model of that name or a copy of it; empty for others and for paths."""
         try:
-            entry = find_entry(parse_model_name(name), self._catalogue)
-        except InvalidRequestError:
+            model = self._canonical(name)
+            known = self._records.load(model).copied_from if self._records.has(model) else None
+            entry = find_entry(parse_model_name(known or name), self._catalogue)
+        except (InvalidRequestError, ModelFileError):
             return {}
         return {} if entry is None else dict(entry.sampling)
 
@@ -148,6 +150,25 @@ class Store:
                     self._records.forget(model)
             except Timeout:
                 raise ConflictError(f"model {str(model)!r} is being pulled: wait for that, or stop it") from None
+
+    def copy(self, name: str, new_name: str) -> ModelFiles:
+        """Gives a stored model a second name. Both are equal: files stay until neither is left.
+
+        Raises ModelNotFoundError, ModelFileError for damaged files, InvalidRequestError for a name that means another
+        model already, ConflictError when the new name is taken or being pulled.
+        """
+        from filelock import Timeout
+
+        model, copy = self._canonical(name), parse_model_name(new_name)
+        if self.knows(new_name):
+            raise InvalidRequestError(f"{new_name!r} is a catalogued model's name: choose another", param="destination")
+        with storage_errors():
+            try:
+                with self._lock(copy).acquire(blocking=False):
+                    self._records.copy(model, copy, int(time.time()))
+            except Timeout:
+                raise ConflictError(f"model {new_name!r} is being pulled: choose another name") from None
+        return self._records.load(copy)
 
     def check(self, *, contents: bool = True) -> tuple[str, ...]:
         """What is wrong with the store, one line each: damaged records, missing or changed files.
