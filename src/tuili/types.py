@@ -136,6 +136,7 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     beam_search: BeamSearchParams | None = None
+    split_reasoning: bool = False  # tell thinking apart from the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +149,19 @@ class PromptTokens:
 
 @dataclass(kw_only=True, slots=True)
 class TextDelta:
-    """A piece of answer `index`. Text may lag behind tokens while a character or stop string is incomplete."""
+    """A piece of answer `index`. Text may lag behind tokens while a character or stop string is incomplete.
+
+    With split_reasoning `reasoning` holds the thinking, which comes before the text; is_reasoning says that the
+    tokens are thinking, or a mark around it.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    reasoning: str = ""
+    is_reasoning: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,12 +177,16 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Token counts of a whole request, and why no more of its prompt was cached."""
+    """Token counts of a whole request, and why no more of its prompt was cached.
+
+    num_reasoning_tokens, part of num_output_tokens, is counted with split_reasoning; marks are left out.
+    """
 
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
     cache_miss: CacheMiss | None = None
+    num_reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

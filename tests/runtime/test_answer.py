@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from tuili.errors import TuiliError
 from tuili.runtime.answer import Answer
 from tuili.runtime.outputs import RequestOutput, empty_output
 from tuili.runtime.text_parts import open_tokenizer
-from tuili.text.tokenizer import Tokenizer
+from tuili.text.reasoning import THINK, Marks, Phase
+from tuili.text.tokenizer import NamedTokens, Tokenizer
 from tuili.types import Done, Event, Failed, Finished, Logprob, SamplingParams, TokenDelta, TokenRequest
 from tuili.weights.checkpoint import open_checkpoint
 
@@ -125,3 +128,50 @@ def test_without_detokenizing_only_ids_come(tokenizer: Tokenizer) -> None:
     output = _fold(_events(tokenizer, SamplingParams(detokenize=False), _deltas(ids, [3])))
     assert output.outputs[0].text == ""
     assert output.outputs[0].token_ids == ids
+
+
+THOUGHT = "<think>\nWhat costs 20€?\n</think>\n\nThe café does."
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(1, 40), max_size=12), stop=st.sampled_from([None, "€", "café", "</think>"]))
+def test_thinking_is_told_apart_the_same_however_deltas_are_cut(
+    tokenizer: Tokenizer, cuts: list[int], stop: str | None
+) -> None:
+    ids = tokenizer.encode(THOUGHT)
+
+    def completion(edges: Sequence[int]) -> tuple[str, str, int]:
+        params = SamplingParams(stop=stop, max_tokens=100)
+        answer = Answer(tokenizer, _request(params), thinking=(THINK, Phase.START))
+        events = [event for delta in _deltas(ids, edges) for event in answer.push(delta)]
+        done = events[-1]
+        assert isinstance(done, Done)
+        output = _fold(events).outputs[0]
+        return output.reasoning, output.text, done.usage.num_reasoning_tokens
+
+    reasoning, text, num_reasoning = completion(cuts)
+    assert (reasoning, text, num_reasoning) == completion(range(1, len(ids)))
+    kept = THOUGHT if stop is None else THOUGHT[: THOUGHT.index(stop)]
+    assert [reasoning, text] == (kept.removeprefix("<think>") + "</think>").split("</think>")[:2]
+    assert len(tokenizer.encode(reasoning)) - 3 <= num_reasoning <= len(ids)
+
+
+def test_marks_that_are_control_tokens_are_seen_and_not_told() -> None:
+    backend = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate("abcĠ")}, []))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["[THINK]", "[/THINK]", "<end>"])
+    tokenizer = Tokenizer(backend, NamedTokens())
+    a, opening, closing, end = 0, 4, 5, 6
+    answer = Answer(tokenizer, _request(SamplingParams()), thinking=(Marks("[THINK]", "[/THINK]"), Phase.START))
+    output = _fold([e for d in _deltas([opening, a, a, closing, 1, end], [1, 2, 3, 4, 5]) for e in answer.push(d)])
+    assert (output.outputs[0].reasoning, output.outputs[0].text) == ("aa", "b")
+
+
+def test_each_of_several_answers_thinks_by_itself(tokenizer: Tokenizer) -> None:
+    answer = Answer(tokenizer, _request(SamplingParams(n=2, temperature=1.0)), thinking=(THINK, Phase.THINKING))
+    output = empty_output("r", 2)
+    for index, text in ((0, "Hm</think>Yes"), (1, "No end")):
+        ids = tuple(tokenizer.encode(text))
+        for event in answer.push(TokenDelta(request_id="r", index=index, token_ids=ids, finish_reason="length")):
+            output.fold(event)
+    assert [(o.reasoning, o.text) for o in output.outputs] == [("Hm", "Yes"), ("No end", "")]

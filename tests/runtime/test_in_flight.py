@@ -12,6 +12,7 @@ from support.answers import ask, make_engine
 from support.fake_backend import solo
 from tuili.engine.loop import EngineLoop
 from tuili.errors import ContextLengthError
+from tuili.runtime.answer import Answer
 from tuili.runtime.in_flight import WAITING_SHARE, Inbox, InFlight
 from tuili.runtime.llm import LLM
 from tuili.runtime.metrics import RequestMeter
@@ -19,13 +20,12 @@ from tuili.types import Done, Failed, PromptTokens, TextDelta, TokenDelta, Token
 
 
 def _flight(loop: EngineLoop, requests: Iterable[TokenRequest], *, goes_on: bool = False) -> InFlight:
-    model: Any = SimpleNamespace(
-        loop=loop,
-        tokenizer=None,
-        meter=RequestMeter(),
-        max_num_seqs=2,
+    meter = RequestMeter()
+    front = SimpleNamespace(
         token_request=lambda request: (PromptTokens(request.prompt_token_ids, None), request),
+        new_answer=lambda request, prompt, token_request: Answer(None, token_request, meter),  # type: ignore[arg-type]
     )
+    model: Any = SimpleNamespace(loop=loop, front=front, max_num_seqs=2)
     return InFlight(model, requests, goes_on=goes_on)  # type: ignore[arg-type]
 
 
@@ -108,7 +108,8 @@ def test_llm_makes_requests_as_their_turn_comes() -> None:
             assert len(made) - done <= WAITING_SHARE * 2
             yield index, event
 
-    served: Any = SimpleNamespace(**(vars(model) | {"token_request": token_request}))
+    front = SimpleNamespace(**(vars(model.front) | {"token_request": token_request}))
+    served: Any = SimpleNamespace(**(vars(model) | {"front": front}))
     llm = object.__new__(LLM)
     seeds = SimpleNamespace(getrandbits=lambda _: 7)
     vars(llm).update(_seeds=seeds, _pipeline=SimpleNamespace(run=run), _default_sampling={})

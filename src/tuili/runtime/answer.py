@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tuili.runtime.metrics import RequestMeter
 from tuili.text.detokenizer import Detokenizer
+from tuili.text.reasoning import Marks, Phase, ReasoningSplitter
 from tuili.text.stops import StopFinder
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import (
@@ -37,6 +38,7 @@ class _Stream:
 
     detokenizer: Detokenizer | None
     stops: StopFinder | None  # None: no stop strings
+    splitter: ReasoningSplitter | None  # None: thinking is text like any other
     num_tokens: int = 0
     is_finished: bool = False
     last_token_s: float | None = None
@@ -47,12 +49,14 @@ class Answer:
     """Push deltas in, read events out; `is_done` after the terminal event.
 
     `stopped` lists answers that a stop string ended while the engine still runs them: whoever
-    owns the engine's handle aborts those. `meter` is told when the request is done.
+    owns the engine's handle aborts those. `meter` is told when the request is done. `thinking` says by which
+    marks thinking is told apart, and where each answer begins.
     """
 
     tokenizer: Tokenizer
     request: TokenRequest
     meter: RequestMeter | None = None
+    thinking: tuple[Marks, Phase] | None = None
     is_done: bool = False
     stopped: list[int] = field(default_factory=list)
     _streams: list[_Stream] = field(default_factory=list)
@@ -61,20 +65,25 @@ class Answer:
     _scheduled_s: float | None = None
     _num_cached_tokens: int = 0
     _cache_miss: CacheMiss | None = None
+    _num_reasoning_tokens: int = 0
     _gaps_s: list[float] = field(default_factory=list)
     _reasons: list[FinishReason] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        params = self.request.sampling
         self._arrival_s = time.monotonic()
-        for _ in range(params.n):
-            detokenizer = (
-                Detokenizer(self.tokenizer, self.request.prompt_token_ids, params.skip_special_tokens)
-                if params.detokenize
-                else None
-            )
-            stops = StopFinder(params.stops, params.include_stop_str_in_output) if params.stops else None
-            self._streams.append(_Stream(detokenizer, stops))
+        self._streams = [self._stream() for _ in range(self.request.sampling.n)]
+
+    def _stream(self) -> _Stream:
+        params, prompt_ids = self.request.sampling, self.request.prompt_token_ids
+        stops = StopFinder(params.stops, params.include_stop_str_in_output) if params.stops else None
+        if not params.detokenize:
+            return _Stream(None, stops, None)
+        splitter, kept = None, frozenset[int]()
+        if self.thinking is not None:
+            splitter = ReasoningSplitter(*self.thinking)
+            kept = frozenset(i for mark in self.thinking[0] if (i := self.tokenizer.token_id(mark)) is not None)
+        detokenizer = Detokenizer(self.tokenizer, prompt_ids, params.skip_special_tokens, kept)
+        return _Stream(detokenizer, stops, splitter)
 
     @property
     def num_running(self) -> int:
@@ -116,15 +125,16 @@ class Answer:
         )
         num_shown = len(delta.token_ids) - (delta.stop_token_id is not None)
         for i, token_id in enumerate(delta.token_ids):
-            events.append(
-                TextDelta(
-                    index=delta.index,
-                    text=self._text(stream, token_id) if i < num_shown else "",
-                    token_ids=(token_id,),
-                    logprobs=delta.logprobs and (self._decoded(delta.logprobs[i]),),
-                    prompt_logprobs=prompt_logprobs,
-                )
+            piece = TextDelta(
+                index=delta.index,
+                text=self._text(stream, token_id) if i < num_shown else "",
+                token_ids=(token_id,),
+                logprobs=delta.logprobs and (self._decoded(delta.logprobs[i]),),
+                prompt_logprobs=prompt_logprobs,
             )
+            if stream.splitter is not None:
+                self._split(stream.splitter, piece)
+            events.append(piece)
             stream.num_tokens += 1
             prompt_logprobs = None
             if stream.stops is not None and stream.stops.found is not None:
@@ -142,10 +152,17 @@ class Answer:
             return text
         return stream.stops.push(text)
 
+    def _split(self, splitter: ReasoningSplitter, piece: TextDelta) -> None:
+        was_thinking = splitter.is_thinking
+        piece.reasoning, piece.text = splitter.push(piece.text)
+        piece.is_reasoning = was_thinking or splitter.is_thinking
+        self._num_reasoning_tokens += was_thinking and splitter.is_thinking
+
     def _finish(
         self, stream: _Stream, index: int, reason: FinishReason, stop_reason: str | int | None, events: list[Event]
     ) -> None:
         stream.is_finished = True
+        rest = ""
         if stream.detokenizer is not None and (stream.stops is None or stream.stops.found is None):
             rest = stream.detokenizer.flush()
             if stream.stops is not None:
@@ -154,8 +171,10 @@ class Answer:
                     rest += stream.stops.flush()
                 else:
                     reason, stop_reason = "stop", stream.stops.found
-            if rest:
-                events.append(TextDelta(index=index, text=rest, token_ids=(), logprobs=self._no_logprobs()))
+        reasoning, text = ("", rest) if stream.splitter is None else stream.splitter.finish(rest)
+        if reasoning or text:
+            no_logprobs = self._no_logprobs()
+            events.append(TextDelta(index=index, text=text, token_ids=(), logprobs=no_logprobs, reasoning=reasoning))
         self._reasons.append(reason)
         events.append(Finished(index=index, finish_reason=reason, stop_reason=stop_reason))
         if all(s.is_finished for s in self._streams):
@@ -175,6 +194,7 @@ class Answer:
             num_cached_tokens=self._num_cached_tokens,
             num_output_tokens=sum(s.num_tokens for s in self._streams),
             cache_miss=self._cache_miss,
+            num_reasoning_tokens=self._num_reasoning_tokens,
         )
         timings = Timings(
             time_to_first_token_s=first - self._arrival_s,

@@ -20,11 +20,14 @@ from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
+from tuili.text.reasoning import Marks, Phase, model_marks, phase_after
 from tuili.text.tokenizer import Tokenizer
 from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
 
 if TYPE_CHECKING:  # asyncio is not for blocking callers to import
     from tuili.engine.client import EngineClient
+
+_MAX_MARK_TOKENS = 64  # a mark at the end of a prompt, and white space after it, are not longer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,7 @@ class Front:
         first event.
         """
         prompt, token_request = self.token_request(request)
-        answer = Answer(self.tokenizer, token_request, self.meter)
+        answer = self.new_answer(request, prompt, token_request)
         deltas = client.generate(token_request)
         before: list[Event] = [prompt]  # told once accepted: what is wrong with the request has been raised by then
         try:
@@ -85,6 +88,20 @@ class Front:
             bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
             dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
         )
+
+    def new_answer(self, request: GenerateRequest, prompt: PromptTokens, token_request: TokenRequest) -> Answer:
+        """What turns the engine's deltas into events: push them in."""
+        return Answer(self.tokenizer, token_request, self.meter, self._thinking(request, prompt))
+
+    def _thinking(self, request: GenerateRequest, prompt: PromptTokens) -> tuple[Marks, Phase] | None:
+        if not request.split_reasoning:
+            return None
+        template = request.chat_template or ("" if self.chat_template is None else self.chat_template.source)
+        marks = model_marks(template, lambda text: self.tokenizer.token_id(text) is not None)
+        text = prompt.text
+        if text is None:
+            text = self.tokenizer.decode(prompt.token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False)
+        return marks, phase_after(text, marks, is_continued=request.continue_final_message)
 
     def _breakers(self, breakers: tuple[str, ...]) -> Breakers:
         """Found once, as that takes a look at the whole vocabulary."""

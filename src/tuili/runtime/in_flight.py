@@ -10,9 +10,8 @@ from tuili.engine.loop import EngineLoop
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
 from tuili.runtime.answer import Answer, abort_stopped
-from tuili.runtime.metrics import RequestMeter
-from tuili.text.tokenizer import Tokenizer
-from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TokenDelta, TokenRequest
+from tuili.runtime.front import Front
+from tuili.types import Event, Failed, GenerateRequest, TokenDelta
 
 WAITING_SHARE = 4  # answers in flight per running one, so that the engine never starves
 
@@ -23,12 +22,9 @@ class Served(Protocol):
     @property
     def loop(self) -> EngineLoop: ...
     @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def meter(self) -> RequestMeter: ...
+    def front(self) -> Front: ...
     @property
     def max_num_seqs(self) -> int: ...
-    def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]: ...
 
 
 class Inbox:
@@ -100,13 +96,13 @@ class InFlight:
         """The request's first event; with goes_on its only one if it is refused."""
         sink = self._inbox.sink(index)
         try:
-            prompt, token_request = self._model.token_request(request)
+            prompt, token_request = self._model.front.token_request(request)
             self._model.loop.submit(token_request, sink)
         except InvalidRequestError as error:
             if not self._goes_on:
                 raise
             return Failed(error)
-        self._answers[index] = Answer(self._model.tokenizer, token_request, self._model.meter)
+        self._answers[index] = self._model.front.new_answer(request, prompt, token_request)
         self._sinks[index] = sink
         self._num_in_flight += request.sampling.n
         return prompt

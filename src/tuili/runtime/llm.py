@@ -114,11 +114,13 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         *,
         priority: Sequence[int] | None = None,
+        split_reasoning: bool = False,
     ) -> list[RequestOutput]:
         """Answers one conversation or several, each a list of {"role", "content"} messages.
 
         tools are shown to the template; their calls are left in the text. Content may be a string or text parts,
-        which templates see as one string: chat_template_content_format is "auto" or "string".
+        which templates see as one string: chat_template_content_format is "auto" or "string". With split_reasoning
+        what a model thinks before it answers is in `reasoning` of its outputs, and no longer in `text`.
         """
         refuse_adapter(lora_request)
         if chat_template_content_format not in ("auto", "string"):
@@ -132,6 +134,7 @@ class LLM:
             "continue_final_message": continue_final_message,
             "tools": None if tools is None else tuple(tools),
             "template_args": dict(chat_template_kwargs or {}),
+            "split_reasoning": split_reasoning,
         }
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         count = len(conversations)

@@ -68,7 +68,7 @@ class LLMEngine:
         stream = OutputStream(request_id, sampling.n, sampling.output_kind)
         stream.push([prompt_tokens])
         self._pipeline.loop.submit(token_request, sink)
-        answer = Answer(self._pipeline.tokenizer, token_request, self._pipeline.meter)
+        answer = self._pipeline.front.new_answer(request, prompt_tokens, token_request)
         self._running[request_id] = _Running(answer, stream, sink)
         self._ids[self._num_added] = request_id
         self._num_added += 1

@@ -23,7 +23,10 @@ from tuili.types import (
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One answer. logprobs holds one dict per token when asked for; finish_reason is None while it runs."""
+    """One answer. logprobs holds one dict per token when asked for; finish_reason is None while it runs.
+
+    reasoning is what the model thought before `text`, where that was asked to be told apart.
+    """
 
     index: int
     text: str = ""
@@ -32,6 +35,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    reasoning: str = ""
 
     def finished(self) -> bool:
         """Whether nothing more will be added."""
@@ -42,10 +46,11 @@ class CompletionOutput:
         logprobs = None if self.logprobs is None else list(self.logprobs)
         return replace(self, token_ids=list(self.token_ids), logprobs=logprobs)
 
-    def since(self, text_len: int, num_tokens: int) -> CompletionOutput:
-        """What came after the first text_len characters and num_tokens tokens."""
+    def since(self, text_len: int, num_tokens: int, reasoning_len: int = 0) -> CompletionOutput:
+        """What came after the first characters and tokens, so many of each."""
         logprobs = None if self.logprobs is None else self.logprobs[num_tokens:]
-        return replace(self, text=self.text[text_len:], token_ids=self.token_ids[num_tokens:], logprobs=logprobs)
+        text, reasoning = self.text[text_len:], self.reasoning[reasoning_len:]
+        return replace(self, text=text, token_ids=self.token_ids[num_tokens:], logprobs=logprobs, reasoning=reasoning)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +145,7 @@ class RequestOutput:
 
     def _extend(self, output: CompletionOutput, delta: TextDelta) -> None:
         output.text += delta.text
+        output.reasoning += delta.reasoning
         output.token_ids.extend(delta.token_ids)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = list(delta.prompt_logprobs)
@@ -170,7 +176,9 @@ class OutputStream:
     def __init__(self, request_id: str, n: int, kind: RequestOutputKind) -> None:
         self._output = empty_output(request_id, n)
         self._kind = kind
-        self._told = [(0, 0, False)] * n  # of each answer: characters, tokens and whether its end was told
+        self._told = [
+            (0, 0, 0, False)
+        ] * n  # of each answer: characters, tokens, characters of reasoning, and whether it ended
 
     @property
     def is_finished(self) -> bool:
@@ -190,8 +198,8 @@ class OutputStream:
         """Only the answers that changed, and of those only what is new."""
         changed = []
         for i, output in enumerate(self._output.outputs):
-            now = (len(output.text), len(output.token_ids), output.finished())
+            now = (len(output.text), len(output.token_ids), len(output.reasoning), output.finished())
             if now != self._told[i]:
-                changed.append(output.since(*self._told[i][:2]))
+                changed.append(output.since(*self._told[i][:3]))
                 self._told[i] = now
         return replace(self._output, outputs=changed)

@@ -14,12 +14,18 @@ class Detokenizer:
     """The text that follows a prompt, in pieces.
 
     The pieces together are what decoding prompt and output at once gives after the prompt's last complete
-    character. Each token is looked at once.
+    character. Each token is looked at once. Of the special tokens only `kept` are written when they are skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        kept: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = tokenizer.special_ids - kept if skip_special_tokens else frozenset[int]()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._spaces_to_drop = tokenizer.leading_spaces_dropped
         self._decoder.decode(self._prompt_tail(prompt_ids))

@@ -224,6 +224,10 @@ class Tokenizer:
         """The vocabulary's own strings; None beyond the vocabulary."""
         return [self._id_to_token(token_id) for token_id in ids]
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a vocabulary string, None for a string that is no token."""
+        return self._backend.token_to_id(token)
+
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int | None]:
         """Ids of vocabulary strings; the unknown token's id, or None without one, for other strings."""
         return [self._or_unknown(self._backend.token_to_id(token)) for token in tokens]
