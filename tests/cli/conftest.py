@@ -6,11 +6,14 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.fake_pipeline import FakePipeline
+from support.small_model import small_model
 from tuili.cli.main import main
+from tuili.runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class _Input(io.TextIOWrapper):
 
 
 Cli = Callable[..., Outcome]
+Generate = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -59,3 +63,25 @@ def pipeline(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fak
     fake = FakePipeline()
     monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: fake)
     return fake
+
+
+@pytest.fixture
+def loaded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pipeline]:
+    """The models loaded for m.gguf so far."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    pipelines: list[Pipeline] = []
+
+    def open_model(_name: str, options: Any) -> Pipeline:
+        pipelines.append(small_model(max_model_len=options.max_model_len or 128))
+        return pipelines[-1]
+
+    monkeypatch.setattr("tuili.runtime.loading.open_model", open_model)
+    return pipelines
+
+
+@pytest.fixture
+def generate(cli: Cli, loaded: list[Pipeline]) -> Generate:
+    def run(*arguments: str, stdin: bytes = b"") -> Outcome:
+        return cli("generate", "m.gguf", *arguments, stdin=stdin)
+
+    return run

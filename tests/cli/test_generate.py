@@ -29,31 +29,7 @@ from tuili.runtime.jobs.journal import Journal, locked
 from tuili.runtime.jobs.runner import FinishedRow, JobProgress
 from tuili.runtime.pipeline import Pipeline
 
-from .conftest import Cli, Outcome
-
-Generate = Callable[..., Outcome]
-
-
-@pytest.fixture
-def loaded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pipeline]:
-    """The models loaded for m.gguf so far."""
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    pipelines: list[Pipeline] = []
-
-    def open_model(_name: str, options: Any) -> Pipeline:
-        pipelines.append(small_model(max_model_len=options.max_model_len or 128))
-        return pipelines[-1]
-
-    monkeypatch.setattr("tuili.runtime.loading.open_model", open_model)
-    return pipelines
-
-
-@pytest.fixture
-def generate(cli: Cli, loaded: list[Pipeline]) -> Generate:
-    def run(*arguments: str, stdin: bytes = b"") -> Outcome:
-        return cli("generate", "m.gguf", *arguments, stdin=stdin)
-
-    return run
+from .conftest import Cli, Generate
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

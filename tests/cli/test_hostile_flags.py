@@ -71,3 +71,28 @@ def test_odd_environments_change_no_answer(
     monkeypatch.setenv(variable, value)
     outcome = cli("list", "--json")
     assert (outcome.code, outcome.out, outcome.err) == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("against", "words"),
+    [
+        ("http://", "is no URL"),
+        ("http://[::1", "is no URL"),
+        ("http://a b", "is no URL"),
+        ("http://host:99999999", "is no URL"),
+        ("https://", "is no URL"),
+        ("nobody", "against must be one of"),
+        ("URL", "against must be the server's URL"),
+        ("", "against must be one of"),
+        ("vllm", "--peer-path"),
+        ("openvino", "--peer-path"),
+    ],
+)
+def test_a_wrong_peer_is_refused_before_the_model_is_loaded(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, against: str, words: str
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("tuili.runtime.bench.run.open_model", lambda *_: pytest.fail("loaded"))
+    outcome = cli("bench", "m.gguf", "--against", against)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert words in outcome.err

@@ -26,6 +26,7 @@ from tuili.runtime.jobs.model_identity import model_digest
 from tuili.runtime.jobs.outputs import OrderedStream
 from tuili.runtime.jobs.rows import CountedRows, FileRows, Row, RowSource, format_of
 from tuili.runtime.jobs.runner import JobProgress, Keep, RowRunner
+from tuili.runtime.jobs.settings import ModelSettings, PromptSettings
 from tuili.runtime.jobs.task import Result
 from tuili.store.store import Store
 
@@ -36,20 +37,14 @@ _MAX_LOOK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateSettings(LoadingSettings):
+class GenerateSettings(LoadingSettings, PromptSettings):
     """The flags of `generate` other than model and sampling."""
 
     input: str | None = None
     count: int | None = None
     format: str | None = None
-    prompt: str | None = None
-    system: str | None = None
-    raw: bool = False
-    think: bool | None = None
-    id_column: str | None = None
     output: Path | None = None
     output_dir: Path | None = None
-    name: str | None = None
     restart: bool = False
     retry_failed: bool = False
     quiet: bool = False
@@ -84,7 +79,7 @@ def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]
 
 def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
     sampling_params({}, sampling)
-    settings.check()
+    settings.check(settings.max_num_seqs)
     if (settings.input is None) == (settings.count is None):
         raise InvalidRequestError("give either --input FILE or --count N", param="input")
     if settings.output is not None and settings.output_dir is not None:
@@ -156,8 +151,7 @@ def _piped_format(path: Path, kept: Path, name: str) -> str:
 
 
 def _job_settings(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]) -> JobSettings:
-    shared = {f.name for f in fields(JobSettings)} & set(GenerateSettings.option_names())
-    given = {name: getattr(settings, name) for name in shared}
+    given = {f.name: getattr(settings, f.name) for kind in (ModelSettings, PromptSettings) for f in fields(kind)}
     return JobSettings(model=model, model_bytes=0, model_digest="", sampling=sampling, **given)
 
 

@@ -9,37 +9,41 @@ from typing import TYPE_CHECKING
 
 from tuili.cli.quantize_option import check_recipe
 from tuili.cli.speculative_option import parse_speculative
+from tuili.runtime.jobs.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from tuili.runtime.loading import LoadOptions
     from tuili.runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadingSettings:
+class LoadingSettings(ModelSettings):
     """Flags under their names on the command line. Commands add their own to them."""
 
-    max_model_len: int | None = None
     num_threads: int = 0
-    kv_cache_dtype: str = "auto"
-    quantize: str | None = None
-    backend: str | None = None
     speculative_config: str | None = None
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
 
-    def check(self) -> None:
+    def check(self, max_num_seqs: int) -> None:
         """Raises InvalidRequestError for what can be told wrong without a model."""
-        parse_speculative(self.speculative_config)
         check_recipe(self.quantize)
+        self._options(max_num_seqs)
 
     @contextmanager
     def opened(self, model: str, max_num_seqs: int) -> Iterator[Pipeline]:
         """The model, loaded; closed in the end."""
-        from tuili.runtime.loading import LoadOptions, open_model  # slow to import
+        from tuili.runtime.loading import open_model  # slow to import
 
-        options = LoadOptions(
+        with closing(open_model(model, self._options(max_num_seqs))) as pipeline:
+            yield pipeline
+
+    def _options(self, max_num_seqs: int) -> LoadOptions:
+        from tuili.runtime.loading import LoadOptions  # slow to import
+
+        return LoadOptions(
             backend=self.backend,
             num_threads=self.num_threads,
             kv_cache_dtype=self.kv_cache_dtype,
@@ -48,5 +52,3 @@ class LoadingSettings:
             max_num_seqs=max_num_seqs,
             speculative=parse_speculative(self.speculative_config),
         )
-        with closing(open_model(model, options)) as pipeline:
-            yield pipeline

@@ -22,6 +22,8 @@ from tuili.types import GenerateRequest
 if TYPE_CHECKING:
     from tuili.runtime.pipeline import Pipeline
 
+_MAX_NUM_SEQS = 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSettings(LoadingSettings):
@@ -42,7 +44,7 @@ def run(arguments: Sequence[str], forced_model: str | None, settings: RunSetting
     prompt = joined_prompt(choice.prompt, piped_text())
     _check(prompt, settings, sampling)
     fetch_if_missing(store, choice.model)
-    with settings.opened(choice.model, max_num_seqs=1) as pipeline:
+    with settings.opened(choice.model, _MAX_NUM_SEQS) as pipeline:
         if prompt is None:
             _chat(pipeline, settings, sampling)
         else:
@@ -101,7 +103,7 @@ def _check(prompt: str | None, settings: RunSettings, sampling: Mapping[str, Any
         refuse_format()
     if prompt is not None:
         refuse_pictures(prompt)
-    settings.check()
+    settings.check(_MAX_NUM_SEQS)
     if settings.raw and prompt is None:
         raise InvalidRequestError("raw needs a prompt: a chat is made of a template", param="raw")
     if settings.raw:

@@ -13,11 +13,11 @@ import numpy as np
 
 import tuili
 from tuili.errors import InvalidRequestError
-from tuili.runtime.bench.against import is_url, open_peer
+from tuili.runtime.bench.against import check_peer, is_url, open_peer
 from tuili.runtime.bench.peers.endpoint import Endpoint
 from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.report import BenchReport, engine_report, memory_report, run_workloads
-from tuili.runtime.bench.target import PeerTarget
+from tuili.runtime.bench.target import PeerFlags, PeerTarget
 from tuili.runtime.bench.workload import Contender, Workload
 from tuili.runtime.fetching import find_model
 from tuili.runtime.loading import LoadOptions, open_model
@@ -97,6 +97,9 @@ def _check_peer(options: BenchOptions) -> None:
     for name in ("peer_path", "peer_model", "api_key"):
         if options.against is None and getattr(options, name):
             raise InvalidRequestError(f"{name} says how to reach a peer, and there is none: add --against", param=name)
+    if options.against is not None:
+        flags = PeerFlags(peer_model=options.peer_model, peer_path=options.peer_path, api_key=options.api_key)
+        check_peer(options.against, flags)
 
 
 def _run_on_server(url: str, options: BenchOptions, report: Callable[[str], None]) -> BenchReport:

@@ -11,14 +11,30 @@ GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PeerTarget:
-    """One comparison. `model` is our weights file or directory; `peer_model` what the peer takes in its stead."""
+class PeerFlags:
+    """What a user says about the peer. `peer_model` is what it takes in the stead of our model."""
 
-    model: Path
     peer_model: str | None = None
     peer_path: Path | None = None  # tools or interpreter of the peer
     url: str | None = None
     api_key: str | None = None
+
+    def python(self, peer: str, package: str) -> Path:
+        """The interpreter of a peer's environment. Raises InvalidRequestError where none is named."""
+        if self.peer_path is None:
+            raise InvalidRequestError(
+                f"{peer} runs in an environment of its own: install {package} in one and name its interpreter "
+                "with --peer-path",
+                param="peer_path",
+            )
+        return self.peer_path / "bin" / "python" if self.peer_path.is_dir() else self.peer_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerTarget(PeerFlags):
+    """One comparison. `model` is our weights file or directory."""
+
+    model: Path
     num_threads: int
     max_num_seqs: int
     max_len: int
@@ -44,13 +60,3 @@ class PeerTarget:
         raise InvalidRequestError(
             f"{peer} takes a Hugging Face directory, found {path.name}: name one with --peer-model", param="peer_model"
         )
-
-    def python(self, peer: str, package: str) -> Path:
-        """The interpreter of a peer's environment. Raises InvalidRequestError where none is named."""
-        if self.peer_path is None:
-            raise InvalidRequestError(
-                f"{peer} runs in an environment of its own: install {package} in one and name its interpreter "
-                "with --peer-path",
-                param="peer_path",
-            )
-        return self.peer_path / "bin" / "python" if self.peer_path.is_dir() else self.peer_path

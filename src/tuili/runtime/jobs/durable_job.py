@@ -123,16 +123,36 @@ def open_durable(
             stack.enter_context(locked(folder))
             if restart:
                 _drop(target)
-            if not has_journal(folder):
-                if not restart:
-                    _refuse_to_replace(job, target)
-                Journal.create(folder, job.header(secrets.randbits(63) if seed is None else seed))
-            journal = stack.enter_context(Journal(folder))
-        expected = job.header(journal.header["seed"] if seed is None else seed)
-        require_same(journal.header, expected, folder, len(journal.entries))
+            elif not has_journal(folder):
+                _refuse_to_replace(job, target)
+            journal = stack.enter_context(_opened_journal(job, target, seed))
         durable = DurableJob(job, target, journal, retries_failed=retries_failed)
-        yield durable
+        try:
+            yield durable
+        except BaseException:
+            if not journal.entries:
+                discard(folder)
+            raise
         durable.sync()
+
+
+def _opened_journal(job: Job, target: Target, seed: int | None) -> Journal:
+    """The job's journal, which is begun where there is none, and anew where one of another job holds no answers."""
+    folder = target.job_folder
+    if has_journal(folder):
+        journal = Journal(folder)
+        expected = job.header(journal.header["seed"] if seed is None else seed)
+        try:
+            require_same(journal.header, expected, folder, len(journal.entries))
+        except InvalidRequestError:
+            journal.close()
+            if journal.entries or journal.header.get("version") != expected["version"]:
+                raise
+            _refuse_to_replace(job, target)
+        else:
+            return journal
+    Journal.create(folder, job.header(secrets.randbits(63) if seed is None else seed))
+    return Journal(folder)
 
 
 def _drop(target: Target) -> None:

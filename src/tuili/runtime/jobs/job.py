@@ -12,6 +12,7 @@ from tuili.errors import InvalidRequestError
 from tuili.runtime.jobs.openai_batch import OpenAiTask, is_batch_row
 from tuili.runtime.jobs.outputs import FileNames
 from tuili.runtime.jobs.rows import Row, RowSource
+from tuili.runtime.jobs.settings import ModelSettings, PromptSettings
 from tuili.runtime.jobs.task import PromptTask, Served, Task
 from tuili.runtime.jobs.template import Template
 
@@ -19,26 +20,15 @@ _VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobSettings:
+class JobSettings(ModelSettings, PromptSettings):
     """Everything that decides what the answers are, but for the rows.
 
-    model_bytes and model_digest tell another model under the same name. name is the pattern of file names, for one
-    file an answer.
+    model_bytes and model_digest tell another model under the same name.
     """
 
     model: str
     model_bytes: int
     model_digest: str
-    prompt: str | None = None
-    system: str | None = None
-    raw: bool = False
-    think: bool | None = None
-    id_column: str | None = None
-    name: str | None = None
-    max_model_len: int | None = None
-    kv_cache_dtype: str = "auto"
-    quantize: str | None = None
-    backend: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:

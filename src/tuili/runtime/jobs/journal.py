@@ -39,12 +39,13 @@ class Entry:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a job's lock, which the system takes back from a process that dies.
+    """Holds a job's lock, which the system takes back from a process that dies. A folder without a journal goes again.
 
     Raises ConflictError when another process works on the job.
     """
     from filelock import FileLock, Timeout
 
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     lock = FileLock(folder / "lock")
     try:
@@ -54,6 +55,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not has_journal(folder):
+            Path(lock.lock_file).unlink(missing_ok=True)  # held: whoever gets it now sees that it has no name
+            with contextlib.suppress(OSError):  # somebody put something into it
+                for path in dict.fromkeys([folder, *made]):
+                    path.rmdir()
         lock.release()
 
 

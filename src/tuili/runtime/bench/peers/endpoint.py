@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from tuili.errors import InvalidRequestError, PeerError
-from tuili.runtime.bench.target import PeerTarget
+from tuili.runtime.bench.target import PeerFlags, PeerTarget
 from tuili.runtime.bench.workload import Measurement, Trace, Workload
 
 NAME = "URL"
@@ -21,11 +21,26 @@ _TIMEOUT_S = 600.0
 _SHOWN = 200  # characters of an error's body
 
 
+def check(flags: PeerFlags) -> None:
+    """Raises InvalidRequestError for what is no URL."""
+    _parsed(flags.url)
+
+
 def open_peer(target: PeerTarget) -> Endpoint:
     """Raises PeerError where nothing answers."""
-    if target.url is None:
+    return Endpoint(str(_parsed(target.url)), target.peer_model, target.api_key, random.Random(target.seed))
+
+
+def _parsed(url: str | None) -> httpx.URL:
+    if url is None:
         raise InvalidRequestError("against must be the server's URL, got 'URL'", param="against")
-    return Endpoint(target.url, target.peer_model, target.api_key, random.Random(target.seed))
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidRequestError(f"{url!a:.200} is no URL: {error}", param="against") from error
+    if not parsed.host or "%" in parsed.host or not 0 < (parsed.port or 1) < 1 << 16:
+        raise InvalidRequestError(f"{url!a:.200} is no URL: it names no host, or none's port", param="against")
+    return parsed
 
 
 class Endpoint:
@@ -38,10 +53,7 @@ class Endpoint:
 
         Raises InvalidRequestError for what is no URL, PeerError.
         """
-        try:
-            parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise InvalidRequestError(f"{url!a:.200} is no URL: {error}", param="against") from error
+        parsed = _parsed(url)
         self._base = str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._rng = rng

