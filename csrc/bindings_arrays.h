@@ -1,10 +1,11 @@
-// NumPy arrays as pointers, with dtype and shape checked and named in errors.
+// NumPy arrays as pointers, with dtype, shape and alignment checked and named in errors.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
 #include <array>
+#include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -80,6 +81,9 @@ class ArrayReader {
             throw std::invalid_argument(std::string(name) + " has dtype " + found + ", not " + dtype_name<T>());
         }
         check_shape(any, name, shape);
+        if (reinterpret_cast<uintptr_t>(any.data()) % alignof(T) != 0) {
+            throw std::invalid_argument(std::string(name) + " is not aligned to its type");
+        }
         ArrayView<T> view{static_cast<const T*>(any.data()), {}};
         for (size_t axis = 0; axis < any.ndim(); axis++) view.shape[axis] = static_cast<int64_t>(any.shape(axis));
         if (is_contiguous(any)) {

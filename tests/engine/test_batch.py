@@ -28,6 +28,7 @@ def _assert_same(found: Any, expected: Any) -> None:
             assert (a[:, :, width:] == -1).all()
         else:
             assert np.array_equal(a, b, equal_nan=getattr(a, "dtype", None) == np.float32), field.name
+            assert not isinstance(a, np.ndarray) or a.flags.aligned, field.name
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
     dry_start, dry_ids, dry_values = _joined(list(dries), np.float32)
     chain_start, chain_kinds, chain_values = _joined([sampling.chain for sampling in samplings], np.float32)
     return SamplingArrays(
-        **{name: np.ascontiguousarray(params[name]) for name in _PARAMS.names or ()},
+        **{name: params[name].copy() for name in _PARAMS.names or ()},  # apart and aligned
         sample_index=np.array(sample_indexes, dtype=np.int32),
         position=np.array(positions, dtype=np.int32),
         history_start=history_start,

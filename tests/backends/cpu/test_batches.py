@@ -199,6 +199,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"sampling": sampling_arrays([{"bias": {101: 1.0}}])}, r"bias_ids\[0\] is 101, allowed is \[0, 101\)"),
     ({"sampling": sampling_arrays([{"history": {-5: 1}}])}, r"history_ids\[0\] is -5"),
     ({"sampling": replace(greedy(1), bias_start=int32(0, 1))}, r"bias_start\[1\] is 1, allowed is 0"),
+    (
+        {"sampling": replace(greedy(1), seed=np.frombuffer(bytes(9), np.uint8)[1:].view(np.uint64))},
+        "seed is not aligned",
+    ),
     ({"allow_mask": np.zeros((1, 3), np.uint32)}, r"allow_mask has shape \[1, 3\], not \[1, 4\]"),
 ]
 
