@@ -109,10 +109,7 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cp_gives_a_second_name(cli: Cli, shop: Shop) -> None:
     cli("pull", "tiny")
-    assert (cli("cp", "tiny", "mine").code, cli("rm", "tiny:1").code, cli("fsck").out) == (
-        0,
-        0,
-        "1 models, no problems\n",
-    )
+    assert (cli("cp", "tiny", "mine").code, cli("rm", "tiny:1").code) == (0, 0)
+    assert cli("fsck").out == "1 models, no problems\n"
     assert [model["name"] for model in json.loads(cli("list", "--json").out)] == ["mine"]
     assert (cli("cp", "absent", "new").code, cli("cp", "mine", "tiny").code) == (1, 2)
