@@ -22,6 +22,7 @@ enum class SamplerKind : int32_t {
     kTemperature,
     kMirostat1,
     kMirostat2,
+    kAdaptiveP,
     kCount,
 };
 
@@ -53,7 +54,7 @@ struct SamplingInput {
     const int32_t* dry_ids;
     const float* dry_values;
     int num_dry;
-    const float* mirostat_mu;
+    const float* sampler_state;
     const uint32_t* allow_mask;  // [R][ceil(vocab / 32)], or null
 };
 
@@ -88,12 +89,12 @@ struct StepOutput {
     int32_t* token_ids;
     float* logprobs;
     int32_t* ranks;
-    int max_logprobs;     // K
-    int32_t* top_ids;     // [R][K]
-    float* top_logprobs;  // [R][K]
-    float* mirostat_mu;   // [R]
-    float* logits;        // [R][vocab] of rows that want them, or null
-    float* hidden;        // [R][hidden], or null
+    int max_logprobs;      // K
+    int32_t* top_ids;      // [R][K]
+    float* top_logprobs;   // [R][K]
+    float* sampler_state;  // [R]
+    float* logits;         // [W][vocab] of the W rows that want them, or null
+    float* hidden;         // [R][hidden], or null
 };
 
 // Throws std::invalid_argument naming field, index, value and range of whatever would read or write out of bounds.

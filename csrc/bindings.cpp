@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -64,7 +65,7 @@ SamplingInput read_sampling(ArrayReader& read, nb::handle s, int num_rows, nb::h
         .dry_ids = dry.data,
         .dry_values = read.array<float>(s, "dry_values", {dry.size(0)}).data,
         .num_dry = static_cast<int>(dry.size(0)),
-        .mirostat_mu = read.array<float>(s, "mirostat_mu", {rows}).data,
+        .sampler_state = read.array<float>(s, "sampler_state", {rows}).data,
         .allow_mask =
             allow_mask.is_none() ? nullptr : read.value<uint32_t>(allow_mask, "allow_mask", {rows, mask_words}).data,
     };
@@ -104,6 +105,10 @@ BatchInput read_batch(ArrayReader& read, nb::handle batch, const ModelSpec& spec
     };
 }
 
+int64_t count_wanted(const BatchInput& batch) {
+    return batch.want_logits == nullptr ? 0 : std::count(batch.want_logits, batch.want_logits + batch.num_rows, true);
+}
+
 template <class T>
 T* output(const Output<T>& array, const char* name, std::initializer_list<int64_t> shape) {
     check_shape(array, name, shape);
@@ -115,12 +120,12 @@ class Step {
   public:
     Step(nb::object model, nb::handle batch, const Output<int32_t>& token_ids, const Output<float>& logprobs,
          const Output<int32_t>& ranks, const Output<int32_t>& top_ids, const Output<float>& top_logprobs,
-         const Output<float>& mirostat_mu, const std::optional<Output<float>>& logits,
+         const Output<float>& sampler_state, const std::optional<Output<float>>& logits,
          const std::optional<Output<float>>& hidden)
         : owner_(std::move(model)),
           model_(nb::cast<Model&>(owner_)),
           input_(read_batch(read_, batch, model_.spec())),
-          kept_(token_ids, logprobs, ranks, top_ids, top_logprobs, mirostat_mu, logits, hidden) {
+          kept_(token_ids, logprobs, ranks, top_ids, top_logprobs, sampler_state, logits, hidden) {
         const int64_t rows = input_.num_rows, k = top_ids.ndim() == 2 ? top_ids.shape(1) : 0;
         const int64_t vocab_size = model_.spec().vocab_size, hidden_size = model_.spec().hidden_size;
         result_ = StepOutput{
@@ -130,8 +135,8 @@ class Step {
             .max_logprobs = static_cast<int>(k),
             .top_ids = output(top_ids, "top_ids", {rows, k}),
             .top_logprobs = output(top_logprobs, "top_logprobs", {rows, k}),
-            .mirostat_mu = output(mirostat_mu, "mirostat_mu", {rows}),
-            .logits = logits ? output(*logits, "logits", {rows, vocab_size}) : nullptr,
+            .sampler_state = output(sampler_state, "sampler_state", {rows}),
+            .logits = logits ? output(*logits, "logits", {count_wanted(input_), vocab_size}) : nullptr,
             .hidden = hidden ? output(*hidden, "hidden", {rows, hidden_size}) : nullptr,
         };
     }
@@ -156,16 +161,16 @@ class Step {
 };
 
 void sample(Model& model, nb::handle logits, nb::handle sampling, nb::handle allow_mask, const Output<int32_t>& ids,
-            const Output<float>& mirostat_mu) {
+            const Output<float>& sampler_state) {
     ArrayReader read;
     const int vocab_size = model.spec().vocab_size;
     const auto rows = read.value<float>(logits, "logits", {kAny, vocab_size});
     const auto num_rows = static_cast<int>(rows.size(0));
     const SamplingInput input = read_sampling(read, sampling, num_rows, allow_mask, vocab_size);
     int32_t* out = output(ids, "ids", {num_rows});
-    float* mu = output(mirostat_mu, "mirostat_mu", {num_rows});
+    float* state = output(sampler_state, "sampler_state", {num_rows});
     nb::gil_scoped_release release;
-    model.sample(rows.data, num_rows, input, out, mu);
+    model.sample(rows.data, num_rows, input, out, state);
 }
 
 void load(Model* self, nb::handle spec, int max_model_len, const std::vector<int>& layer_groups,
@@ -217,7 +222,7 @@ NB_MODULE(_native, module) {
         .def("cache_block_bytes", block_bytes, nb::arg("format"), nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", allocate_cache, nb::arg("format"), nb::arg("block_size"), nb::arg("num_blocks"))
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
-             nb::arg("ids").noconvert(), nb::arg("mirostat_mu").noconvert())
+             nb::arg("ids").noconvert(), nb::arg("sampler_state").noconvert())
         .def_prop_ro("isa", &Model::isa)
         .def_prop_ro("num_threads", &Model::num_threads)
         .def_prop_ro("weight_bytes", &Model::weight_bytes);
@@ -228,7 +233,7 @@ NB_MODULE(_native, module) {
                       const Floats&, const std::optional<Floats>&, const std::optional<Floats>&>(),
              nb::arg("model"), nb::arg("batch"), nb::arg("token_ids").noconvert(), nb::arg("logprobs").noconvert(),
              nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(), nb::arg("top_logprobs").noconvert(),
-             nb::arg("mirostat_mu").noconvert(), nb::arg("logits").noconvert().none(),
+             nb::arg("sampler_state").noconvert(), nb::arg("logits").noconvert().none(),
              nb::arg("hidden").noconvert().none())
         .def("run", &Step::run)
         .def_prop_ro("is_view", &Step::is_view);

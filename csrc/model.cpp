@@ -31,7 +31,8 @@ void Model::execute(const BatchInput& batch, const StepOutput& output) {
     remember_choices(batch, output);
 }
 
-void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids, float* mirostat_mu) {
+void Model::sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids,
+                   float* sampler_state) {
     const std::lock_guard lock(mutex_);
     check_sampling(sampling, num_rows, spec_.vocab_size);
     workspace_.needs_logits.assign(num_rows, 1);
@@ -45,7 +46,7 @@ void Model::sample(const float* logits, int num_rows, const SamplingInput& sampl
             const Choice choice =
                 scratch.sampler.choose(kernels_, params, scratch.adjusted.data(), nullptr, spec_.vocab_size);
             ids[row] = choice.id;
-            mirostat_mu[row] = choice.mirostat_mu;
+            sampler_state[row] = choice.sampler_state;
         });
     });
 }
@@ -56,10 +57,14 @@ void Model::prepare(const BatchInput& batch) {
     workspace_.reserve_tokens(batch.num_tokens);
     workspace_.plan_attention(batch, spec_, cache_.block_size());
     workspace_.needs_logits.resize(batch.num_rows);
+    workspace_.logit_places.resize(batch.num_rows);
     workspace_.masks.resize(batch.num_rows);
+    size_t num_wanted = 0;
     for (int row = 0; row < batch.num_rows; row++) {
         const bool is_bare = batch.targets[row] < 0 && batch.num_logprobs[row] < 0 && !wants_logits(batch, row);
         const RowSampling sampling = row_sampling(batch.sampling, row, spec_.vocab_size);
+        workspace_.logit_places[row] = num_wanted;
+        num_wanted += wants_logits(batch, row);
         workspace_.needs_logits[row] = !(is_bare && sampling.is_plain_greedy());
         workspace_.masks[row] = is_bare ? sampling.allow_mask : nullptr;
     }

@@ -28,8 +28,8 @@ class Model {
     // Runs one step. Throws std::invalid_argument when a value of the batch is out of range.
     void execute(const BatchInput& batch, const StepOutput& output);
 
-    // Chooses ids [num_rows] from given logits [num_rows][vocab]; mirostat_mu [num_rows] as in StepOutput.
-    void sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids, float* mirostat_mu);
+    // Chooses ids [num_rows] from given logits [num_rows][vocab]; sampler_state [num_rows] as in StepOutput.
+    void sample(const float* logits, int num_rows, const SamplingInput& sampling, int32_t* ids, float* sampler_state);
 
     const ModelSpec& spec() const { return spec_; }
     const char* isa() const { return kernels_.isa; }

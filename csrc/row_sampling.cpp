@@ -53,7 +53,7 @@ RowSampling row_sampling(const SamplingInput& in, int r, int vocab_size) {
         .dry_ids = in.dry_ids + dry,
         .dry_values = in.dry_values + dry,
         .num_dry = in.dry_start[r + 1] - dry,
-        .mirostat_mu = in.mirostat_mu[r],
+        .sampler_state = in.sampler_state[r],
         .allow_mask = in.allow_mask == nullptr ? nullptr : in.allow_mask + r * mask_words,
     };
 }

@@ -31,7 +31,7 @@ struct RowSampling {
     const int32_t* dry_ids;
     const float* dry_values;
     int num_dry;
-    float mirostat_mu;
+    float sampler_state;
     const uint32_t* allow_mask;  // of this row, or null
 
     bool changes_logits() const { return num_history > 0 || num_bias > 0 || allow_mask != nullptr; }
@@ -50,10 +50,10 @@ inline float bounded(float logit) {
 // The finite logit of an id seen before, after the row's penalties; count: how often it is in the output.
 float penalized(const RowSampling& row, float logit, int count);
 
-// A row's token, and mirostat's mu for its next: NaN where the chain does not end in mirostat.
+// A row's token, and what its last step carries to the next: NaN where that carries nothing.
 struct Choice {
     int id;
-    float mirostat_mu = std::numeric_limits<float>::quiet_NaN();
+    float sampler_state = std::numeric_limits<float>::quiet_NaN();
 };
 
 // In [0, 1): Philox4x32-10 keyed by seed, counted by (position, sample_index, purpose, 0).

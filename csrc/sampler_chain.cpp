@@ -12,7 +12,8 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr double kMinTemperature = 0.01;  // of a dynamic temperature
 constexpr size_t kMirostatM = 100;        // candidates that mirostat 1 looks at
-constexpr size_t kFirstRanks = 256;       // candidates put in order at first, where few are likely to be enough
+constexpr double kAdaptiveWidth = 0.3, kAdaptivePeak = 5.0, kAdaptiveSharpness = 10.0;  // of adaptive-p's logits
+constexpr size_t kFirstRanks = 256;  // candidates put in order at first, where few are likely to be enough
 
 // How many candidates keep the surprise near mu if weights fall as Zipf's law, fitted to the best logits.
 double zipf_count(const double* best, size_t count, double mu, int vocab_size) {
@@ -50,13 +51,23 @@ Choice SamplerChain::choose(const Kernels& kernels, const RowSampling& row, cons
     }
     const auto drawn = static_cast<size_t>(draw(kernels, row));
     Choice choice{ids_[drawn]};
-    const auto last = static_cast<SamplerKind>(row.chain_kinds[row.num_chain - 1]);
-    if (last == SamplerKind::kMirostat1 || last == SamplerKind::kMirostat2) {
-        const float* values = row.chain_values + 3 * static_cast<size_t>(row.num_chain - 1);
-        const double surprise = (std::log(total_) - shifted(drawn)) / kLn2, tau = values[0], eta = values[1];
-        choice.mirostat_mu = static_cast<float>(static_cast<double>(row.mirostat_mu) - eta * (surprise - tau));
-    }
+    choice.sampler_state = static_cast<float>(next_state(row, drawn));
     return choice;
+}
+
+// What the last step carries on once candidate `drawn` was chosen.
+double SamplerChain::next_state(const RowSampling& row, size_t drawn) const {
+    const float* values = row.chain_values + 3 * static_cast<size_t>(row.num_chain - 1);
+    const double state = row.sampler_state, first = values[0], rate = values[1];
+    switch (static_cast<SamplerKind>(row.chain_kinds[row.num_chain - 1])) {
+        case SamplerKind::kMirostat1:
+        case SamplerKind::kMirostat2:
+            return state - rate * ((std::log(total_) - shifted(drawn)) / kLn2 - first);
+        case SamplerKind::kAdaptiveP:
+            return rate * state + (1.0 - rate) * shares_[drawn];
+        default:
+            return std::numeric_limits<double>::quiet_NaN();
+    }
 }
 
 void SamplerChain::apply(const Kernels& kernels, const RowSampling& row, SamplerKind kind, const float* values) {
@@ -81,9 +92,11 @@ void SamplerChain::apply(const Kernels& kernels, const RowSampling& row, Sampler
         case SamplerKind::kTemperature:
             return divide(kernels, values[0], values[1], values[2]);
         case SamplerKind::kMirostat1:
-            return keep_zipf(row.mirostat_mu);
+            return keep_zipf(row.sampler_state);
         case SamplerKind::kMirostat2:
-            return keep_unsurprising(kernels, row.mirostat_mu);
+            return keep_unsurprising(kernels, row.sampler_state);
+        case SamplerKind::kAdaptiveP:
+            return favour_near(kernels, std::clamp(2.0 * double{values[0]} - double{row.sampler_state}, 0.0, 1.0));
         case SamplerKind::kCount:
             return;
     }
@@ -181,6 +194,17 @@ void SamplerChain::keep_unsurprising(const Kernels& kernels, double mu) {
     for (size_t i = 0; i < logits_.size() && !keeps_any; i++) keeps_any = is_kept(i);
     if (keeps_any) return keep_if(is_kept);
     keep_best(1.0);
+}
+
+// Logits that are the larger the nearer a candidate's probability is to the wanted one.
+void SamplerChain::favour_near(const Kernels& kernels, double wanted) {
+    weigh(kernels);
+    shares_.resize(logits_.size());
+    for (size_t i = 0; i < logits_.size(); i++) {
+        shares_[i] = static_cast<double>(weights_[i]) / total_;
+        const double away = std::abs(shares_[i] - wanted) / kAdaptiveWidth;
+        logits_[i] = static_cast<float>(kAdaptivePeak - kAdaptiveSharpness * away * away / (1.0 + away));
+    }
 }
 
 // The first candidate whose running sum exceeds u times the total.

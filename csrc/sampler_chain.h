@@ -28,7 +28,9 @@ class SamplerChain {
     double dynamic(const Kernels& kernels, double temperature, double range, double exponent);
     void keep_zipf(double mu);
     void keep_unsurprising(const Kernels& kernels, double mu);
+    void favour_near(const Kernels& kernels, double wanted);
     int draw(const Kernels& kernels, const RowSampling& row);
+    double next_state(const RowSampling& row, size_t drawn) const;
 
     float* find(int id);
     void weigh(const Kernels& kernels);
@@ -49,6 +51,7 @@ class SamplerChain {
     std::vector<float> weights_;  // exp(logit - largest)
     float largest_ = 0.0f;
     double total_ = 0.0;
+    std::vector<double> shares_;  // probabilities before adaptive-p
     // Indices of candidates by ascending key, equals by index; in order up to num_ranked_.
     std::vector<double> keys_;
     std::vector<int> order_;

@@ -87,7 +87,7 @@ void Step::finish_row(WorkerScratch& scratch, int row, int index) {
     const auto vocab_size = static_cast<size_t>(spec_.vocab_size);
     float* logits = work_.logits.data() + static_cast<size_t>(index) * work_.logit_stride;
     if (wants_logits(batch_, row)) {
-        std::memcpy(output_.logits + row * vocab_size, logits, vocab_size * sizeof(float));
+        std::memcpy(output_.logits + work_.logit_places[row] * vocab_size, logits, vocab_size * sizeof(float));
     }
     const float largest = kernels_.max_value(panel_best(index), weights_.head().weight.num_panels());
     if (batch_.targets[row] >= 0) {
@@ -111,7 +111,7 @@ int Step::choose(WorkerScratch& scratch, int row, int index, float* logits) {
         logits = scratch.adjusted.data();
     }
     const Choice choice = scratch.sampler.choose(kernels_, sampling, logits, panel_best(index), spec_.vocab_size);
-    output_.mirostat_mu[row] = choice.mirostat_mu;
+    output_.sampler_state[row] = choice.sampler_state;
     return choice.id;
 }
 

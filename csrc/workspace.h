@@ -117,6 +117,7 @@ class Workspace {
     Buffer<uint8_t> panel_best_column;       // where
     std::vector<int32_t> input_ids;          // with carried tokens filled in
     std::vector<uint8_t> needs_logits;       // [num_rows] 0: the largest logit's id is all that is wanted
+    std::vector<size_t> logit_places;        // [num_rows] of those that want their logits: how many before do
     std::vector<const uint32_t*> masks;  // [num_rows] of ids allowed, for the head's epilogue; null: none, or not there
     std::vector<AttentionPlan> plans;    // by cache group
     std::vector<WorkerScratch> workers;

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuili.errors import InvalidRequestError
-from tuili.sampling_params import DEFAULT_SAMPLERS, SAMPLERS, parse_samplers
+from tuili.sampler_names import DEFAULT_SAMPLERS, SAMPLERS, parse_samplers
 from tuili.types import BeamSearchParams, RepetitionDetectionParams, RequestOutputKind, SamplingParams
 
 NUMBERS: dict[str, tuple[float, float]] = {  # field: smallest and largest that is allowed
@@ -28,6 +28,7 @@ NUMBERS: dict[str, tuple[float, float]] = {  # field: smallest and largest that 
     "logprobs": (-1, 2**31 - 1),
     "prompt_logprobs": (-1, 2**31 - 1),
     "truncate_prompt_tokens": (1, 2**31 - 1),
+    "repeat_last_n": (-1, 2**31 - 1),
     "min_keep": (0, 2**31 - 1),
     "typical_p": (1e-6, 1),
     "top_n_sigma": (-1, 1e6),
@@ -39,6 +40,8 @@ NUMBERS: dict[str, tuple[float, float]] = {  # field: smallest and largest that 
     "dry_base": (1, 1000),
     "dry_allowed_length": (1, 2**31 - 1),
     "dry_penalty_last_n": (-1, 2**31 - 1),
+    "adaptive_target": (-1, 1),
+    "adaptive_decay": (0, 0.99),
     "mirostat": (0, 2),
     "mirostat_tau": (1e-6, 100),
     "mirostat_eta": (0, 1),
@@ -134,7 +137,7 @@ def test_what_has_no_meaning_here_is_refused_with_the_reason(name: str, value: A
 
 
 def test_sampler_orders() -> None:
-    assert parse_samplers("edskypmxt") == SAMPLERS
+    assert parse_samplers("edskypmxta") == SAMPLERS
     assert parse_samplers("top_k;top-p; TEMP ;typ_p") == ("top_k", "top_p", "temperature", "typ_p")
     assert parse_samplers(["typical_p", "topk", "nucleus"]) == ("typ_p", "top_k", "top_p")
     assert parse_samplers("xtc") == ("xtc",)

@@ -129,7 +129,7 @@ def _greedy(num_rows: int) -> SamplingArrays:
         bias_values=np.zeros(0, np.float32),
         chain_values=np.zeros((0, 3), np.float32),
         dry_values=np.zeros(0, np.float32),
-        mirostat_mu=np.full(num_rows, np.nan, np.float32),
+        sampler_state=np.full(num_rows, np.nan, np.float32),
         **floats,
         **penalties,
         **ones,

@@ -76,6 +76,7 @@ class SamplerKind(IntEnum):
     TEMPERATURE = 8  # temperature, range, exponent
     MIROSTAT_1 = 9  # tau, eta; only as the last step
     MIROSTAT_2 = 10  # tau, eta; only as the last step
+    ADAPTIVE_P = 11  # target, decay; only as the last step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +109,7 @@ class SamplingArrays:
     dry_start: Int32  # [R + 1]
     dry_ids: Int32  # [D] distinct in a row
     dry_values: Float32  # [D] subtracted from logits where the chain says so
-    mirostat_mu: Float32  # [R] of rows whose chain ends in mirostat: twice tau at first, then what StepResult said
+    sampler_state: Float32  # [R] of rows whose last step carries one: at first as it defines, then StepResult's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,16 +148,26 @@ class StepResult:
     ranks: Int32  # [R] 1 + the number of ids with a larger logit; 0 where not wanted
     top_ids: Int32  # [R, K] K = max(num_logprobs), best first, -1 beyond a row's own k
     top_logprobs: Float32  # [R, K]
-    mirostat_mu: Float32  # [R] for the row's next token; NaN where the chain does not end in mirostat
-    logits: Float32 | None = None  # [R, vocab], undefined where not wanted
+    sampler_state: Float32  # [R] for the row's next token; NaN where the last step carries none
+    logits: Float32 | None = None  # [W, vocab] of the W rows that want them, in their order
+    logit_rows: Int64 | None = None  # [W] which these are, ascending
     hidden: Float32 | None = None  # [R, hidden]
+
+    def logits_of(self, row: int) -> Float32:
+        """The raw logits [vocab] of a row that wants them."""
+        assert self.logits is not None
+        assert self.logit_rows is not None
+        place = int(np.searchsorted(self.logit_rows, row))
+        assert self.logit_rows[place] == row, "a row's logits were not asked for"
+        logits: Float32 = self.logits[place]
+        return logits
 
 
 class Choices(NamedTuple):
     """What was chosen from given logits."""
 
     token_ids: Int32  # [R]
-    mirostat_mu: Float32  # [R] as in StepResult
+    sampler_state: Float32  # [R] as in StepResult
 
 
 class StepHandle(Protocol):

@@ -15,26 +15,13 @@ from typing import Any, NamedTuple
 
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
+from tuili.sampler_names import DEFAULT_SAMPLERS, parse_samplers
 
 MAX_N = 128
 MAX_STOPS = 16
 MAX_STOP_LEN = 1024
 MAX_WORDS = 1024  # bad words, or sequence breakers
-MAX_SAMPLERS = 32
 _INT_MAX = 2**31 - 1
-
-SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
-DEFAULT_SAMPLERS = ("penalties", "dry", "temperature", "top_n_sigma", "min_p", "top_k", "typ_p", "top_p", "xtc")
-SAMPLER_LETTERS: Mapping[str, str] = dict(zip("edskypmxt", SAMPLERS, strict=True))
-_SAMPLER_ALIASES: Mapping[str, str] = {
-    **{name: name for name in SAMPLERS},
-    **{name.replace("_", ""): name for name in SAMPLERS},
-    "typical_p": "typ_p",
-    "typical": "typ_p",
-    "typ": "typ_p",
-    "nucleus": "top_p",
-    "temp": "temperature",
-}
 
 LogitsProcessor = Callable[..., Any]
 
@@ -63,6 +50,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
     "prompt_logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
     "truncate_prompt_tokens": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}], not 0", True),
+    "repeat_last_n": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
     "min_keep": Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True),
     "typical_p": Bounds(0, 1, "in (0, 1]", is_open=True),
     "top_n_sigma": Bounds(-1, 1e6, "in [-1, 1000000]; 0 or less is none"),
@@ -74,6 +62,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "dry_base": Bounds(1, 1000, "in [1, 1000]"),
     "dry_allowed_length": Bounds(1, _INT_MAX, f"an integer in [1, {_INT_MAX}]", True),
     "dry_penalty_last_n": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "adaptive_target": Bounds(-1, 1, "in [-1, 1]; less than 0 is off"),
+    "adaptive_decay": Bounds(0, 0.99, "in [0, 0.99]"),
     "mirostat": Bounds(0, 2, "0, 1 or 2", True),
     "mirostat_tau": Bounds(0, 100, "in (0, 100]", is_open=True),
     "mirostat_eta": Bounds(0, 1, "in [0, 1]"),
@@ -159,7 +149,8 @@ class SamplingParams:
     logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
     the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
     output_kind is what AsyncLLM.generate yields. samplers is the order of the chain, as names or as llama.cpp's letters
-    (`edskypmxt`); what is not in it does nothing.
+    (`edskypmxta`); what is not in it does nothing. repeat_last_n -1 lets penalties count as vLLM does: repetition over
+    prompt and output, the others over the output; n >= 0 is llama.cpp's: all three over the last n tokens of both.
     logits_processors are called as f(token_ids, logits) or f(prompt_ids, token_ids, logits) with the output so far and
     raw float32 logits [vocab], which they may change and must return, in the engine's thread.
     A field may be assigned, as vLLM's scripts do: everything is checked again; requests handed in before keep theirs.
@@ -186,6 +177,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    repeat_last_n: int = -1
     min_keep: int = 0
     typical_p: float = 1.0
     top_n_sigma: float = 0.0
@@ -198,6 +190,8 @@ class SamplingParams:
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = 64
     dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
@@ -286,6 +280,7 @@ class SamplingParams:
             "logit_bias": self.logit_bias and {i: min(max(v, -100.0), 100.0) for i, v in self.logit_bias.items()},
             "top_k": max(self.top_k, 0),
             "top_n_sigma": max(float(self.top_n_sigma), 0.0),
+            "adaptive_target": -1.0 if self.adaptive_target < 0 else float(self.adaptive_target),
             "temperature": 0.0 if self.temperature < 1e-5 else max(float(self.temperature), 0.01),
             "logprobs": 1 if self.logprobs is True else self.logprobs,
             "prompt_logprobs": 1 if self.prompt_logprobs is True else self.prompt_logprobs,
@@ -341,30 +336,6 @@ def _assign(params: SamplingParams, name: str, value: object) -> None:
 
 
 SamplingParams.__setattr__ = _assign  # type: ignore[method-assign, assignment]
-
-
-def parse_samplers(value: object) -> tuple[str, ...]:
-    """Canonical names from a list of names, from names between semicolons, or from llama.cpp's letters.
-
-    Raises InvalidRequestError naming what is no sampler.
-    """
-    if isinstance(value, str):
-        is_names = ";" in value or _sampler(value) is not None
-        value = [v for v in value.split(";") if v] if is_names else [SAMPLER_LETTERS.get(v, v) for v in value]
-    if not isinstance(value, list | tuple) or len(value) > MAX_SAMPLERS:
-        raise refusal("samplers", value, f"at most {MAX_SAMPLERS} names or letters")
-    names = [_sampler(name) for name in value]
-    if None in names:
-        allowed = f"of {', '.join(SAMPLERS)}, or letters of {''.join(SAMPLER_LETTERS)}"
-        raise refusal("samplers", value[names.index(None)], allowed)
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise refusal("samplers", twice, "each sampler at most once")
-    return tuple(name for name in names if name is not None)
-
-
-def _sampler(name: object) -> str | None:
-    return _SAMPLER_ALIASES.get(name.strip().lower().replace("-", "_")) if isinstance(name, str) else None
 
 
 def _strings(name: str, values: Sequence[str] | None, limit: int) -> tuple[str, ...]:

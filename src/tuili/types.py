@@ -33,10 +33,10 @@ TokenLogprobs = dict[int, Logprob]  # the chosen token and the k best at one pos
 
 
 class Resume(NamedTuple):
-    """Where an answer goes on: the tokens it has already, and the TokenDelta.mirostat_mu that came with the last."""
+    """Where an answer goes on: the tokens it has already, and the TokenDelta.sampler_state that came with the last."""
 
     token_ids: tuple[int, ...]
-    mirostat_mu: float | None = None
+    sampler_state: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +98,8 @@ class TokenDelta:
     """What the engine answers: new tokens of answer `index`; the last one has a finish_reason.
 
     logprobs has one entry per token when asked for. prompt_logprobs comes once, with the first
-    delta of the first answer; its first entry is None, as nothing predicts the first token. mirostat_mu, where mirostat
-    chooses, is its state behind the last token.
+    delta of the first answer; its first entry is None, as nothing predicts the first token. sampler_state is what
+    mirostat or adaptive-p carries on behind the last token.
     """
 
     request_id: str
@@ -110,7 +110,7 @@ class TokenDelta:
     stop_reason: str | None = None  # what ended it, if neither a token nor a limit
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    mirostat_mu: float | None = None
+    sampler_state: float | None = None
     num_cached_tokens: int = 0
     cache_miss: CacheMiss | None = None
     scheduled_s: float | None = None  # when its first step was planned, on the monotonic clock

@@ -95,6 +95,18 @@ def test_a_completion_has_the_shape_of_theirs(llama: Llama, shapes: dict[str, se
     assert json.loads(json.dumps(answer)) == answer
 
 
+def test_penalties_look_at_the_last_tokens(llama: Llama) -> None:
+    with pytest.raises(InvalidRequestError, match="last_n_tokens_size must be an integer"):
+        Llama(llama.model_path, last_n_tokens_size=-1)
+    texts = {}
+    for last_n in (0, 64):
+        llama._last_n = last_n
+        texts[last_n] = llama("1 1 1 1 1 1 1 1", max_tokens=8, temperature=0, repeat_penalty=3.0)["choices"][0]["text"]
+    llama._last_n = 64
+    assert texts[0] == " 1 1 1 1"
+    assert "1" not in texts[64]
+
+
 def test_logprobs_tell_tokens_offsets_and_alternatives(llama: Llama) -> None:
     answer = llama(PROMPT, max_tokens=5, temperature=0, logprobs=2, echo=True)
     text, found = answer["choices"][0]["text"], answer["choices"][0]["logprobs"]

@@ -41,6 +41,7 @@ def sampling(draw: st.DrawFn) -> dict[str, object]:
         "presence_penalty": draw(st.sampled_from([0.0, 0.0, 0.75])),
         "frequency_penalty": draw(st.sampled_from([0.0, 0.0, -0.5])),
         "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.2])),
+        "repeat_last_n": draw(st.sampled_from([-1, -1, 0, 7])),
         "logit_bias": draw(st.dictionaries(st.integers(0, VOCAB - 1), st.integers(-5, 5).map(float), max_size=2)),
         "logprobs": draw(st.sampled_from([None, None, 0, 3])),
         "prompt_logprobs": draw(st.sampled_from([None, None, None, 1])),

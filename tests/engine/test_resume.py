@@ -30,6 +30,7 @@ REQUESTS = {
     "n": ask("r", PROMPT, temperature=1.5, n=4, max_tokens=10, logprobs=0, eos=tuple(range(0, VOCAB, 9))),
     "bad_words": ask("r", PROMPT, temperature=0.8, max_tokens=14, bad_words=BAD_WORDS),
     "dry": ask("r", PROMPT, max_tokens=14, dry_multiplier=0.75, dry_penalty_last_n=-1),
+    "window": ask("r", PROMPT, max_tokens=14, repetition_penalty=1.4, frequency_penalty=0.5, repeat_last_n=9),
     "mirostat": ask("r", PROMPT, temperature=0.8, n=2, max_tokens=10, mirostat=2),
 }
 ENGINES: dict[str, Callable[[], Engine]] = {
@@ -54,7 +55,7 @@ def rest_of(request: TokenRequest, sent: list[TokenDelta]) -> TokenRequest:
     places = {index: Resume(()) for index in request.indexes}
     for delta in sent:
         place = places[delta.index]
-        places[delta.index] = Resume(place.token_ids + delta.token_ids, delta.mirostat_mu)
+        places[delta.index] = Resume(place.token_ids + delta.token_ids, delta.sampler_state)
         if delta.finish_reason is not None:
             del places[delta.index]
     told = any(delta.prompt_logprobs for delta in sent)
@@ -78,7 +79,7 @@ def test_cut_behind_every_delta(name: str, engine: str) -> None:
             uncut = [delta for delta in whole if delta.index == index]
             for field in ("logprobs", "prompt_logprobs"):
                 assert _joined(parts, field) == _joined(uncut, field)
-            assert parts[-1].mirostat_mu == uncut[-1].mirostat_mu
+            assert parts[-1].sampler_state == uncut[-1].sampler_state
             assert parts[-1].stop_token_id == uncut[-1].stop_token_id
 
 
@@ -128,7 +129,8 @@ REFUSED = {
     "an answer that is not asked for": ({1: Resume((1,))}, {}, r"in \[0, 1\), got 1"),
     "an id beyond the vocabulary": ({0: Resume((VOCAB,))}, {}, "resume: token ids must be integers"),
     "all its tokens": ({0: Resume((1,) * 16)}, {}, "answer 0 has 16 tokens already and may have 16"),
-    "no mirostat_mu": ({0: Resume((1,))}, {"mirostat": 1, "temperature": 1.0}, "answer 0 needs its mirostat_mu"),
+    "no mu": ({0: Resume((1,))}, {"mirostat": 1, "temperature": 1.0}, "answer 0 needs its sampler_state"),
+    "no average": ({0: Resume((1,))}, {"adaptive_target": 0.3, "temperature": 1.0}, "0 needs its sampler_state"),
 }
 
 

@@ -13,7 +13,7 @@ from support.fake_backend import VOCAB, FakeBackend, chain_of, logits_of
 from support.oracle_drafter import OracleDrafter
 from tuili.backend import Batch
 from tuili.backend import SamplerKind as Kind
-from tuili.engine.sampler_order import chain_steps, plain_values
+from tuili.engine.sampler_order import chain_steps, first_state, plain_values
 from tuili.errors import InvalidRequestError
 from tuili.types import SamplingParams
 
@@ -34,6 +34,7 @@ EVERYTHING: dict[str, Any] = {
     "min_p": 0.05,
     "xtc_probability": 0.5,
     "temperature": 0.8,
+    "adaptive_target": 0.4,
 }
 
 
@@ -48,6 +49,7 @@ def test_samplers_come_in_the_order_asked_for_and_only_if_they_do_something() ->
         Kind.TYPICAL_P,
         Kind.TOP_P,
         Kind.XTC,
+        Kind.ADAPTIVE_P,
     ]
     llama_cpp = [
         *(Kind.PENALTIES, Kind.DRY, Kind.TOP_N_SIGMA, Kind.TOP_K, Kind.TYPICAL_P, Kind.TOP_P),
@@ -56,7 +58,9 @@ def test_samplers_come_in_the_order_asked_for_and_only_if_they_do_something() ->
     for order in ("edskypmxt", "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature", list("edskypmxt")):
         assert kinds(**EVERYTHING, samplers=order if isinstance(order, str) else "".join(order)) == llama_cpp
     assert kinds(samplers="kpt", **EVERYTHING) == [Kind.TOP_K, Kind.TOP_P, Kind.TEMPERATURE]
+    assert kinds(samplers="akt", **EVERYTHING) == [Kind.TOP_K, Kind.TEMPERATURE, Kind.ADAPTIVE_P]
     assert kinds(samplers=["temperature", "top_k"]) == []
+    assert kinds(repetition_penalty=1.1, repeat_last_n=0) == []
     assert kinds(**EVERYTHING, mirostat=2) == [Kind.PENALTIES, Kind.DRY, Kind.TEMPERATURE, Kind.MIROSTAT_2]
     assert kinds(**EVERYTHING | {"temperature": 0}) == [Kind.PENALTIES, Kind.DRY]
 
@@ -76,6 +80,7 @@ def test_samplers_come_in_the_order_asked_for_and_only_if_they_do_something() ->
         ({"xtc_probability": 0.1}, None),
         ({"typical_p": 0.9}, None),
         ({"mirostat": 1}, None),
+        ({"adaptive_target": 0.0}, None),
     ],
 )
 def test_what_the_default_order_covers_needs_no_chain(params: dict[str, Any], expected: object) -> None:
@@ -94,7 +99,39 @@ def test_mu_is_carried_over_preemption() -> None:
         assert_solo(answers, request)
 
 
-@pytest.mark.parametrize("manner", [{"mirostat": 2}, {"logits_processors": [lambda ids, logits: logits]}], ids=" ".join)
+def test_what_a_step_carries_at_first() -> None:
+    def first(**params: Any) -> float:
+        return first_state(chain_steps(SamplingParams(**params)))
+
+    assert first(mirostat=2, mirostat_tau=3.0) == 6.0
+    assert first(adaptive_target=0.3) == 0.3
+    assert first(adaptive_target=0.3, mirostat=1) == 10.0
+    assert math.isnan(first(top_k=3))
+    assert math.isnan(first())
+
+
+@pytest.mark.parametrize("last_n", [1, 5, 33, 1000])
+def test_penalties_look_at_the_last_tokens_only(last_n: int) -> None:
+    """Over preemption, in answers of n that part, and along drafts."""
+    penalties = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2, "repeat_last_n": last_n}
+    requests = [
+        ask(f"r{i}", PROMPT[: 20 + i], max_tokens=40, n=1 + i, temperature=0.9, seed=i, **penalties) for i in range(3)
+    ]
+    engine = make_engine(blocks=12, max_num_seqs=4)
+    answers = run(engine, requests)
+    assert engine.stats().num_preemptions > 0
+    drafted = make_engine(drafter=OracleDrafter(wrong_every=3))
+    request = ask("d", PROMPT, max_tokens=30, **penalties)
+    assert_solo(run(drafted, [request]), request)
+    assert drafted.stats().num_accepted_tokens > 0
+    for request in requests:
+        assert_solo(answers, request)
+
+
+STATEFUL = [{"mirostat": 2}, {"adaptive_target": 0.3}]
+
+
+@pytest.mark.parametrize("manner", [*STATEFUL, {"logits_processors": [lambda ids, logits: logits]}], ids=" ".join)
 def test_nothing_is_drafted_where_a_row_depends_on_the_choice_before(manner: dict[str, Any]) -> None:
     engine = make_engine(drafter=OracleDrafter(wrong_every=100))
     run(engine, [ask("r", PROMPT, max_tokens=20, temperature=0.9, **manner)])

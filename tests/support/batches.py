@@ -22,7 +22,7 @@ NEUTRAL: Mapping[str, tuple[type[np.generic], float]] = {
     "seed": (np.uint64, 0),
     "sample_index": (np.int32, 0),
     "position": (np.int32, 0),
-    "mirostat_mu": (np.float32, np.nan),
+    "sampler_state": (np.float32, np.nan),
 }
 
 

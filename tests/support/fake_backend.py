@@ -75,7 +75,9 @@ def solo(request: TokenRequest, index: int, max_model_len: int) -> tuple[list[in
     penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
     mu = 2 * s.mirostat_tau
     while True:
-        history = {} if penalties == (1.0, 0.0, 0.0) else {t: output.count(t) for t in tokens}
+        window = tokens[max(len(tokens) - s.repeat_last_n, 0) :]
+        counted = {t: output.count(t) for t in tokens} if s.repeat_last_n < 0 else {t: window.count(t) for t in window}
+        history = {} if penalties == (1.0, 0.0, 0.0) else counted
         bias = dict(s.logit_bias or {})
         bias |= {w[-1]: -np.inf for w in request.bad_words if list(w[:-1]) == output[len(output) - len(w) + 1 :]}
         if len(output) < s.min_tokens:
@@ -227,7 +229,7 @@ class FakeBackend:
                         "bias_values",
                         "chain_values",
                         "dry_values",
-                        "mirostat_mu",
+                        "sampler_state",
                     )
                     if f.name in floats or f.name.endswith("_penalty"):
                         wanted = np.float32
@@ -298,23 +300,25 @@ class FakeBackend:
     def _answer(self, batch: Batch, chains: np.ndarray) -> StepResult:
         R, s = len(batch.sample_rows), batch.sampling
         width = max([0, *batch.num_logprobs.tolist()])
+        logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
         result = StepResult(
             token_ids=np.zeros(R, np.int32),
             logprobs=np.full(R, np.nan, np.float32),
             ranks=np.zeros(R, np.int32),
             top_ids=np.full((R, width), -1, np.int32),
             top_logprobs=np.full((R, width), np.nan, np.float32),
-            mirostat_mu=np.full(R, np.nan, np.float32),
-            logits=None if batch.want_logits is None else np.full((R, VOCAB), np.nan, np.float32),
+            sampler_state=np.full(R, np.nan, np.float32),
+            logits=None if logit_rows is None else np.full((len(logit_rows), VOCAB), np.nan, np.float32),
+            logit_rows=logit_rows,
         )
         for r, t in enumerate(batch.sample_rows.tolist()):
             logits = logits_of(int(chains[t]))
             token_id = int(batch.targets[r])
-            if result.logits is not None and batch.want_logits is not None and batch.want_logits[r]:
-                result.logits[r] = logits
+            if batch.want_logits is not None and batch.want_logits[r]:
+                result.logits_of(r)[:] = logits
             if token_id < 0:
                 assert int(s.position[r]) == batch.positions[t] + 1
-                token_id, result.mirostat_mu[r] = self._choose(logits, s, r, batch.allow_mask)
+                token_id, result.sampler_state[r] = self._choose(logits, s, r, batch.allow_mask)
             result.token_ids[r] = token_id
             if (count := int(batch.num_logprobs[r])) >= 0:
                 logprobs = log_softmax(logits)
@@ -341,7 +345,7 @@ class FakeBackend:
         if allow_mask is not None:
             adjusted[np.unpackbits(allow_mask[r].view(np.uint8), bitorder="little")[:VOCAB] == 0] = -np.inf
         place = (int(s.seed[r]), int(s.sample_index[r]), int(s.position[r]))
-        if not np.isnan(s.mirostat_mu[r]):
-            place = (place[0] + round(float(s.mirostat_mu[r])), *place[1:])
+        if not np.isnan(s.sampler_state[r]):
+            place = (place[0] + round(float(s.sampler_state[r])), *place[1:])
         token_id = draw(adjusted, float(s.temperature[r]), *place)
-        return token_id, float(s.mirostat_mu[r]) + token_id % 5
+        return token_id, float(s.sampler_state[r]) + token_id % 5

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from tuili.checks import check_count
 from tuili.compat.llama_cpp_arguments import LLAMA_DEFAULT_SEED, llm_options, refuse_given, sampling_params
 from tuili.compat.llama_cpp_responses import ChatResponder, CompletionResponder, Responder
 from tuili.errors import InvalidRequestError
@@ -44,15 +45,18 @@ class Llama:
         n_ctx: int = 512,
         n_batch: int = 512,
         n_threads: int | None = None,
+        last_n_tokens_size: int = 64,
         chat_format: str | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
         **others: Any,
     ) -> None:
+        check_count("last_n_tokens_size", last_n_tokens_size, 0)
         options = llm_options(n_ctx, n_batch, n_threads, chat_format, (type_k, type_v), others)
         self.model_path = str(model_path)
         self._pipeline = open_model(self.model_path, options)
         self._tokenizer = self._pipeline.tokenizer
+        self._last_n = last_n_tokens_size
         self._seed = seed or LLAMA_DEFAULT_SEED
         self._num_requests = 0
 
@@ -261,7 +265,7 @@ class Llama:
 
     def _sampling(self, *given: Mapping[str, Any], **ours: Any) -> SamplingParams:
         arguments = {name: value for group in given for name, value in group.items()}
-        return sampling_params(arguments, ours)
+        return sampling_params(arguments, {**ours, "repeat_last_n": self._last_n})
 
     def _respond(
         self, responder: Responder, params: SamplingParams, stream: bool, **fields: Any

@@ -23,7 +23,7 @@ IGNORED = frozenset(
     {
         "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch",
         "n_threads_batch", "offload_kqv", "flash_attn", "op_offload", "swa_full", "no_perf", "numa",
-        "logits_all", "last_n_tokens_size", "verbose", "lora_scale",
+        "logits_all", "verbose", "lora_scale",
     }
 )  # fmt: skip
 SILENT = IGNORED & {"verbose", "logits_all", "use_mmap", "no_perf", "flash_attn", "n_ubatch", "swa_full", "lora_scale"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import chain
 
+from tuili.engine.sampler_order import carries_state
 from tuili.errors import ContextLengthError, InvalidRequestError
 from tuili.types import TokenRequest
 
@@ -94,8 +95,8 @@ def _check_resume(request: TokenRequest, vocab_size: int, max_output: int) -> No
                 f"resume: answer {index} has {len(place.token_ids)} tokens already and may have {max_output}",
                 param="resume",
             )
-        if s.mirostat and s.temperature > 0 and place.token_ids and place.mirostat_mu is None:
-            raise InvalidRequestError(f"resume: answer {index} needs its mirostat_mu", param="resume")
+        if place.token_ids and place.sampler_state is None and carries_state(s):
+            raise InvalidRequestError(f"resume: answer {index} needs its sampler_state", param="resume")
 
 
 def _check_allowed(request: TokenRequest, vocab_size: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tuili.backend import Batch, Int32
 from tuili.engine.block_manager import BlockManager
-from tuili.engine.rows import raw_row, sample_row
+from tuili.engine.rows import raw_row, sample_rows
 from tuili.engine.sampling import SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
 
@@ -134,13 +134,13 @@ def _rows(
             are_raw.append(False)
         last = first + chunk.end - chunk.start - 1
         for index in chunk.samples:
-            history = None if sequence.history is None else sequence.history.seen_along(chunk.draft)
-            for i in range(len(chunk.draft) + 1):
-                tokens.append(last + i)
-                targets.append(-1)
-                counts.append(sequence.num_logprobs)
-                seen, place = None if history is None else history[i], (index, chunk.end + i)
-                is_elsewhere = bool(sequence.sampling.processors or sequence.beams)
-                are_raw.append(sequence.needs_logits)
-                rows.append(raw_row(*place) if is_elsewhere else sample_row(sequence, *place, chunk.draft[:i], seen))
+            count = 1 + len(chunk.draft)
+            tokens += range(last, last + count)
+            targets += [-1] * count
+            counts += [sequence.num_logprobs] * count
+            are_raw += [sequence.needs_logits] * count
+            if sequence.sampling.processors or sequence.beams:  # chosen elsewhere, and never drafted
+                rows.append(raw_row(index, chunk.end))
+            else:
+                rows += sample_rows(sequence, index, chunk.end, chunk.draft)
     return tokens, targets, counts, rows, are_raw

@@ -37,8 +37,8 @@ class BeamGroup:
         count = min(self.search.num_candidates, result.top_ids.shape[1])
         ids = result.top_ids[row, :count]
         logprobs = result.top_logprobs[row, :count]
-        if self.search.needs_logits and result.logits is not None:
-            scaled = result.logits[row].astype(np.float64) / self._temperature
+        if self.search.needs_logits:
+            scaled = result.logits_of(row).astype(np.float64) / self._temperature
             top = scaled.max()
             logprobs = scaled[ids] - (top + np.log(np.exp(scaled - top).sum()))
         self._told[sequence.indexes[0]] = list(zip(ids.tolist(), logprobs.tolist(), strict=True))

@@ -277,7 +277,7 @@ class Engine:
             if token_id < 0:
                 break
             taken.append(token_id)
-            sequence.mirostat_mu = float(result.mirostat_mu[row])
+            sequence.sampler_state = float(result.sampler_state[row])
             reason = sequence.append(token_id)
             if reason is not None or token_id != foreseen:
                 break
@@ -310,7 +310,7 @@ class Engine:
             stop_reason=sequence.stop_reason,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            mirostat_mu=sequence.mirostat_mu if sequence.sampling.uses_mirostat else None,
+            sampler_state=sequence.sampler_state if sequence.sampling.carries_state else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
             cache_miss=sequence.cache_miss,
             scheduled_s=sequence.scheduled_s,

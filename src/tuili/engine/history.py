@@ -1,10 +1,11 @@
-"""What penalties read: the distinct ids of one sequence, and how often each occurs in its output.
+"""What penalties read: the distinct ids of one sequence, and how often each counts.
 
 Kept up to date token by token, so that a step copies two arrays instead of counting a whole context.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
 
@@ -17,19 +18,27 @@ class SeenTokens(NamedTuple):
     """What one row reads."""
 
     ids: Int32  # [N] distinct
-    counts: Int32  # [N] how often each occurs in the output
+    counts: Int32  # [N] what frequency and presence penalties count
 
 
 class TokenHistory:
-    """Distinct ids in order of first use; an id seen only in the prompt counts 0."""
+    """Distinct ids in no particular order.
 
-    __slots__ = ("_counts", "_ids", "_index")
+    Of the whole text (last_n -1) an id's count is how often it is in the output; an id seen only in the prompt
+    counts 0. Of the last `last_n` tokens, prompt or output, it is how often it is among these.
+    """
 
-    def __init__(self, prompt_token_ids: ListLike[int]) -> None:
-        distinct = list(dict.fromkeys(prompt_token_ids))
+    __slots__ = ("_counts", "_ids", "_index", "_last_n", "_window")
+
+    def __init__(self, prompt_token_ids: ListLike[int], last_n: int = -1) -> None:
+        self._last_n = last_n
+        self._window: deque[int] | None = None if last_n < 0 else deque()
+        distinct = list(dict.fromkeys(prompt_token_ids)) if last_n < 0 else []
         self._index = {token_id: i for i, token_id in enumerate(distinct)}
         self._ids = np.array(distinct, dtype=np.int32)
         self._counts = np.zeros(len(distinct), dtype=np.int32)
+        for token_id in prompt_token_ids[max(len(prompt_token_ids) - last_n, 0) :] if last_n > 0 else ():
+            self.add(token_id)
 
     @property
     def seen(self) -> SeenTokens:
@@ -48,20 +57,38 @@ class TokenHistory:
         return found
 
     def add(self, token_id: int) -> None:
-        """Counts one more output token."""
+        """Counts one more token; what falls out of the window counts no more."""
         i = self._index.setdefault(token_id, len(self._index))
         if i == len(self._ids):
             self._grow()
         self._ids[i] = token_id
         self._counts[i] += 1
+        if self._window is not None:
+            self._window.append(token_id)
+            if len(self._window) > self._last_n:
+                self._drop(self._window.popleft())
 
     def copy(self) -> TokenHistory:
         """An equal history that goes its own way."""
         twin = TokenHistory.__new__(TokenHistory)
+        twin._last_n = self._last_n
+        twin._window = None if self._window is None else self._window.copy()
         twin._index = dict(self._index)
         twin._ids = self._ids.copy()
         twin._counts = self._counts.copy()
         return twin
+
+    def _drop(self, token_id: int) -> None:
+        """Counts one token less; the last id takes the place of one that is gone."""
+        i, last = self._index[token_id], len(self._index) - 1
+        self._counts[i] -= 1
+        if self._counts[i]:
+            return
+        moved = int(self._ids[last])
+        self._ids[i], self._counts[i] = moved, self._counts[last]
+        self._counts[last] = 0
+        self._index[moved] = i
+        del self._index[token_id]
 
     def _grow(self) -> None:
         room = np.zeros(max(16, len(self._ids)), dtype=np.int32)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from tuili.backend import Backend, Float32, Int32, StepResult
-from tuili.engine.rows import sample_row
+from tuili.engine.rows import sample_rows
 from tuili.engine.sampling import Processor, SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
 from tuili.errors import InvalidRequestError
@@ -31,7 +31,7 @@ def choose_processed(
     """
     if result.logits is None:
         return result, {}
-    token_ids, mus = result.token_ids.copy(), result.mirostat_mu.copy()
+    token_ids, states = result.token_ids.copy(), result.sampler_state.copy()
     failures: dict[int, InvalidRequestError] = {}
     rows: list[int] = []
     scored: list[int] = []  # of those: with logprobs
@@ -41,28 +41,27 @@ def choose_processed(
         if not chunk.sequence.sampling.processors or token_ids[r] < 0:
             continue
         try:
-            processed.append(_processed(chunk.sequence, result.logits[r]))
+            processed.append(_processed(chunk.sequence, result.logits_of(r)))
         except InvalidRequestError as error:
             token_ids[r], failures[r] = -1, error
         else:
             rows.append(r)
-            samples.append(sample_row(chunk.sequence, index, chunk.end))
+            samples += sample_rows(chunk.sequence, index, chunk.end)
             if chunk.sequence.num_logprobs >= 0:
                 scored.append(r)
     if rows:
         choices = backend.sample(np.stack(processed), sampling_arrays(samples), allow_mask(samples))
-        token_ids[rows], mus[rows] = choices
-    return _rescored(replace(result, token_ids=token_ids, mirostat_mu=mus), result.token_ids, scored), failures
+        token_ids[rows], states[rows] = choices
+    return _rescored(replace(result, token_ids=token_ids, sampler_state=states), result.token_ids, scored), failures
 
 
 def _rescored(result: StepResult, before: Int32, rows: ListLike[int]) -> StepResult:
     """With logprobs and ranks of what `rows` chose now, from those of what they had chosen before."""
     if not rows:
         return result
-    assert result.logits is not None
     logprobs, ranks = result.logprobs.copy(), result.ranks.copy()
     for r in rows:
-        raw, token_id = result.logits[r], result.token_ids[r]
+        raw, token_id = result.logits_of(r), result.token_ids[r]
         logprobs[r] = float(result.logprobs[r]) + float(raw[token_id]) - float(raw[before[r]])
         ranks[r] = 1 + int((raw > raw[token_id]).sum()) if ranks[r] else 0
     return replace(result, logprobs=logprobs, ranks=ranks)

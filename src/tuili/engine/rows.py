@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from itertools import repeat
 
 import numpy as np
 
-from tuili.engine.history import SeenTokens
 from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
 from tuili.engine.sequence import Sequence
 from tuili.types import SamplingParams, TokenRequest
@@ -21,24 +21,24 @@ def raw_row(index: int, position: int) -> SampleRow:
     return SampleRow(_GREEDY, index, position)
 
 
-def sample_row(
-    sequence: Sequence, index: int, position: int, ahead: ListLike[int] = (), seen: SeenTokens | None = None
-) -> SampleRow:
-    """The row of answer `index` at `position`, behind the tokens `ahead` of a draft.
-
-    seen is what penalties read then; by default what they read now.
-    """
+def sample_rows(sequence: Sequence, index: int, position: int, draft: ListLike[int] = ()) -> list[SampleRow]:
+    """The row of answer `index` at `position`, and the one behind each token of a draft."""
     sampling = sequence.sampling
-    if seen is None and sequence.history is not None:
-        seen = sequence.history.seen
-    dry = None
-    if sampling.dry is not None:
-        last_n = sampling.dry.last_n
-        start = 0 if last_n < 0 else max(sequence.num_tokens + len(ahead) - last_n, 0)
-        dry = sampling.dry.penalties([*sequence.token_ids[start:], *ahead])
-    return SampleRow(
-        sampling, index, position, seen, _bias(sequence, ahead), dry, sequence.mirostat_mu, sampling.allowed
-    )
+    histories = repeat(None) if sequence.history is None else sequence.history.seen_along(draft)
+    dries = repeat(None) if sequence.dry_runs is None else sequence.dry_runs.along(draft)
+    return [
+        SampleRow(
+            sampling,
+            index,
+            position + i,
+            seen,
+            _bias(sequence, draft[:i]),
+            dry,
+            sequence.sampler_state,
+            sampling.allowed,
+        )
+        for i, seen, dry in zip(range(len(draft) + 1), histories, dries, strict=False)
+    ]
 
 
 def _bias(sequence: Sequence, ahead: ListLike[int]) -> Bias | None:

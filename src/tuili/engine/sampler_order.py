@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
@@ -29,7 +30,8 @@ class ChainStep(NamedTuple):
 
 
 def _has_penalties(s: SamplingParams) -> bool:
-    return (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1.0, 0.0, 0.0)
+    penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+    return penalties != (1.0, 0.0, 0.0) and s.repeat_last_n != 0
 
 
 _STEPS: Mapping[str, Callable[[SamplingParams, float], ChainStep | None]] = {
@@ -50,12 +52,18 @@ _STEPS: Mapping[str, Callable[[SamplingParams, float], ChainStep | None]] = {
         if s.temperature != 1 or s.dynatemp_range > 0
         else None
     ),
+    "adaptive_p": lambda s, keep: (
+        ChainStep(SamplerKind.ADAPTIVE_P, (s.adaptive_target, s.adaptive_decay, 0)) if s.adaptive_target >= 0 else None
+    ),
 }
 
 
 def chain_steps(s: SamplingParams) -> list[ChainStep]:
-    """Greedy rows keep what bears on the largest logit; mirostat replaces all that limits candidates."""
-    order: ListLike[str] = s.order
+    """Greedy rows keep what bears on the largest logit; mirostat replaces all that limits candidates.
+
+    What carries a state from token to token comes last, wherever it is named.
+    """
+    order: ListLike[str] = sorted(s.order, key=lambda name: name == "adaptive_p")
     if s.temperature == 0:
         order = [name for name in order if name in _GREEDY]
     elif s.mirostat:
@@ -66,6 +74,21 @@ def chain_steps(s: SamplingParams) -> list[ChainStep]:
         kind = SamplerKind.MIROSTAT_1 if s.mirostat == 1 else SamplerKind.MIROSTAT_2
         steps.append(ChainStep(kind, (s.mirostat_tau, s.mirostat_eta, 0)))
     return steps
+
+
+def first_state(steps: ListLike[ChainStep]) -> float:
+    """What the last step carries along before an answer's first token; NaN where it carries nothing."""
+    if not steps:
+        return math.nan
+    kind, (first, _, _) = steps[-1]
+    if kind in (SamplerKind.MIROSTAT_1, SamplerKind.MIROSTAT_2):
+        return 2.0 * first
+    return first if kind is SamplerKind.ADAPTIVE_P else math.nan
+
+
+def carries_state(s: SamplingParams) -> bool:
+    """Whether each choice hands something on to the next."""
+    return not math.isnan(first_state(chain_steps(s)))
 
 
 def plain_values(s: SamplingParams, steps: ListLike[ChainStep]) -> tuple[float, int, float, float] | None:

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
+from tuili.engine.dry import Breakers, Dry, Penalized
 from tuili.engine.history import SeenTokens
-from tuili.engine.sampler_order import ChainStep, chain_steps, plain_values
-from tuili.engine.token_rules import BadWords, Dry, Penalized
+from tuili.engine.sampler_order import ChainStep, chain_steps, first_state, plain_values
+from tuili.engine.token_rules import BadWords
 from tuili.sampling_params import LogitsProcessor
 from tuili.types import TokenRequest
 
 Number = TypeVar("Number", np.int32, np.float32)
-_MIROSTAT = (SamplerKind.MIROSTAT_1, SamplerKind.MIROSTAT_2)
 
 _PARAMS = np.dtype(
     [
@@ -73,21 +73,21 @@ class RowSampling:
     allowed_ids: frozenset[int] | None = None  # that may be chosen
     allowed: UInt32 | None = None  # [ceil(vocab / 32)] their bits
     processors: tuple[Processor, ...] = ()
-    mirostat_mu: float = math.nan  # at first
+    sampler_state: float = math.nan  # at first; NaN: none
 
     @property
     def is_steady(self) -> bool:
         """Whether the rows of successive tokens differ in their position alone."""
-        return not (self.uses_history or self.dry or self.words or self.processors or self.uses_mirostat)
+        return not (self.uses_history or self.dry or self.words or self.processors or self.carries_state)
 
     @property
-    def uses_mirostat(self) -> bool:
-        return not math.isnan(self.mirostat_mu)
+    def carries_state(self) -> bool:
+        return not math.isnan(self.sampler_state)
 
     @property
     def allows_drafts(self) -> bool:
         """Whether a token's row can be worked out before the one ahead of it is chosen."""
-        return not (self.processors or self.uses_mirostat)
+        return not (self.processors or self.carries_state)
 
 
 class SampleRow(NamedTuple):
@@ -99,7 +99,7 @@ class SampleRow(NamedTuple):
     history: SeenTokens | None = None
     bias: Bias | None = None
     dry: Penalized | None = None
-    mirostat_mu: float = math.nan
+    sampler_state: float = math.nan
     allowed: UInt32 | None = None
 
 
@@ -125,13 +125,13 @@ def row_sampling(request: TokenRequest, stop_ids: frozenset[int], vocab_size: in
         allowed_ids=None if s.allowed_token_ids is None else frozenset(s.allowed_token_ids),
         allowed=None if s.allowed_token_ids is None else _bits(s.allowed_token_ids, vocab_size),
         processors=tuple(Processor(call, _takes_prompt(call)) for call in s.logits_processors or ()),
-        mirostat_mu=2.0 * s.mirostat_tau if kinds and kinds[-1] in _MIROSTAT else math.nan,
+        sampler_state=first_state(steps),
     )
 
 
 def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
     """Stacks R rows."""
-    samplings, sample_indexes, positions, histories, biases, dries, mus, _ = (
+    samplings, sample_indexes, positions, histories, biases, dries, states, _ = (
         zip(*rows, strict=True) if rows else ((),) * 8
     )
     params = np.frombuffer(b"".join([sampling.params for sampling in samplings]), dtype=_PARAMS)
@@ -155,7 +155,7 @@ def sampling_arrays(rows: ListLike[SampleRow]) -> SamplingArrays:
         dry_start=dry_start,
         dry_ids=dry_ids,
         dry_values=dry_values,
-        mirostat_mu=np.array(mus, dtype=np.float32),
+        sampler_state=np.array(states, dtype=np.float32),
     )
 
 
@@ -191,11 +191,9 @@ def _chain(steps: ListLike[ChainStep]) -> Chain:
 
 
 def _dry(request: TokenRequest, vocab_size: int) -> Dry:
-    s, is_head = request.sampling, np.zeros(vocab_size, np.bool_)
-    is_head[list(request.dry_breakers)] = True
+    s = request.sampling
     lengths = (s.dry_allowed_length, s.dry_penalty_last_n)
-    span = max((len(tail) for tails in request.dry_breakers.values() for tail in tails), default=0)
-    return Dry(s.dry_multiplier, s.dry_base, *lengths, request.dry_breakers, is_head, span)
+    return Dry(s.dry_multiplier, s.dry_base, *lengths, Breakers.of(request.dry_breakers, vocab_size))
 
 
 def _takes_prompt(processor: LogitsProcessor) -> bool:

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from tuili.engine.beam_search import BeamSearch
+from tuili.engine.dry import DryRuns
 from tuili.engine.history import TokenHistory
 from tuili.engine.prefix_cache import HashChain
 from tuili.engine.sampling import Bias, row_sampling
@@ -43,10 +44,10 @@ class Sequence:
         "beams",
         "block_hashes",
         "cache_miss",
+        "dry_runs",
         "history",
         "indexes",
         "max_len",
-        "mirostat_mu",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_logprobs",
@@ -55,6 +56,7 @@ class Sequence:
         "order",
         "prompt_logprobs",
         "request",
+        "sampler_state",
         "sampling",
         "scheduled_s",
         "sink",
@@ -96,9 +98,10 @@ class Sequence:
         self.num_logprobs = _num_logprobs(wanted, vocab_size)
         self.num_prompt_logprobs = _num_logprobs(s.prompt_logprobs, vocab_size)
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if s.prompt_logprobs is None else [None]
-        self.mirostat_mu = self.sampling.mirostat_mu
+        self.sampler_state = self.sampling.sampler_state
         self.stop_reason: str | None = None  # what ended it, if not a token
-        self.history = TokenHistory(self.token_ids) if self.sampling.uses_history else None
+        self.history = TokenHistory(self.token_ids, s.repeat_last_n) if self.sampling.uses_history else None
+        self.dry_runs = None if self.sampling.dry is None else DryRuns(self.sampling.dry, self.token_ids)
         self.block_hashes = block_hashes
         self.status = Status.WAITING
         self.slot = -1
@@ -138,9 +141,7 @@ class Sequence:
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the token that was chosen; the reason when it was the last one."""
-        self.token_ids.append(token_id)
-        if self.history is not None:
-            self.history.add(token_id)
+        self._take(token_id)
         if token_id in self.stop_ids:
             return "stop"
         if len(self.token_ids) >= self.max_len:
@@ -150,6 +151,13 @@ class Sequence:
             self.stop_reason = REPETITION
             return "stop"
         return None
+
+    def _take(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self.history is not None:
+            self.history.add(token_id)
+        if self.dry_runs is not None:
+            self.dry_runs.add(token_id)
 
     def _circles(self, rule: RepetitionDetectionParams) -> bool:
         longest = rule.max_pattern_size * rule.min_count
@@ -165,12 +173,10 @@ class Sequence:
         return [self, *resumed] if self.indexes else resumed
 
     def _at(self, place: Resume) -> Sequence:
-        self.token_ids += place.token_ids
-        if self.history is not None:
-            for token_id in place.token_ids:
-                self.history.add(token_id)
-        if place.mirostat_mu is not None:
-            self.mirostat_mu = place.mirostat_mu
+        for token_id in place.token_ids:
+            self._take(token_id)
+        if place.sampler_state is not None:
+            self.sampler_state = place.sampler_state
         return self
 
     def fork(self, index: int) -> Sequence:
@@ -198,6 +204,7 @@ class Sequence:
         twin.token_ids = list(self.token_ids)
         twin.prompt_logprobs = None  # told once, with the first answer
         twin.history = None if self.history is None else self.history.copy()
+        twin.dry_runs = None if self.dry_runs is None else self.dry_runs.copy()
         return twin
 
 

@@ -33,10 +33,13 @@ STEP = st.one_of(
         st.sampled_from([0.5, 1.0, 2.0]),
     ),
 )
-MIROSTAT = st.tuples(
-    st.sampled_from([Kind.MIROSTAT_1, Kind.MIROSTAT_2]), st.sampled_from([1.0, 5.0]), st.sampled_from([0.1, 1.0])
+STATEFUL = st.one_of(
+    st.tuples(
+        st.sampled_from([Kind.MIROSTAT_1, Kind.MIROSTAT_2]), st.sampled_from([1.0, 5.0]), st.sampled_from([0.1, 1.0])
+    ),
+    st.tuples(st.just(Kind.ADAPTIVE_P), st.sampled_from([0.0, 0.01, 0.3, 1.0]), st.sampled_from([0.0, 0.9])),
 )
-CHAIN = st.tuples(st.lists(STEP, max_size=7), st.none() | MIROSTAT).map(lambda c: c[0] + ([c[1]] if c[1] else []))
+CHAIN = st.tuples(st.lists(STEP, max_size=7), st.none() | STATEFUL).map(lambda c: c[0] + ([c[1]] if c[1] else []))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def row(chain: list[tuple[float, ...]], r: int, **more: Any) -> dict[str, Any]:
         "presence_penalty": -0.2,
         "history": {i: i % 3 for i in range(r, VOCAB, 7)},
         "dry": {i: 0.25 * i for i in range(r, 40)},
-        "mirostat_mu": 2.0 + r,
+        "sampler_state": 2.0 + r,
         **more,
     }
 
@@ -65,7 +68,7 @@ def assert_same(backend: Backend, logits: np.ndarray, rows: list[dict[str, Any]]
     arrays = sampling_arrays(rows)
     found, expected = backend.sample(logits, arrays, mask), twin.choose(logits, arrays, mask)
     assert found.token_ids.tolist() == expected.token_ids.tolist()
-    np.testing.assert_allclose(found.mirostat_mu, expected.mirostat_mu, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.sampler_state, expected.sampler_state, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,7 +107,7 @@ EXTREMES = st.sampled_from([-3e38, -1e30, -5.0, 0.0, 4.0, 1e30, 3e38])
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(STEP, min_size=1, max_size=5), st.none() | MIROSTAT, st.lists(EXTREMES, min_size=1, max_size=9))
+@given(st.lists(STEP, min_size=1, max_size=5), st.none() | STATEFUL, st.lists(EXTREMES, min_size=1, max_size=9))
 def test_logits_beyond_floats(
     backend: Backend, steps: list[tuple[float, ...]], last: tuple[float, ...] | None, values: list[float]
 ) -> None:
@@ -171,13 +174,14 @@ def test_chains_of_a_step(backend: Backend) -> None:
         works = [Work(driver.text(), tokens, 24)]
         result = driver.step(works, sampling=sampling_arrays(rows), num_logprobs=counts, want_logits=wanted)
         assert result.token_ids.tolist() == expected.token_ids.tolist()
-        np.testing.assert_allclose(result.mirostat_mu, expected.mirostat_mu, rtol=1e-4)
+        np.testing.assert_allclose(result.sampler_state, expected.sampler_state, rtol=1e-4)
         assert result.logits is not None
-        assert np.array_equal(result.logits[wanted], raw[wanted])
+        assert np.array_equal(result.logits, raw[wanted])
+        assert np.array_equal(result.logits_of(3), raw[3])
 
 
 def test_what_is_out_of_range_is_refused(backend: Backend) -> None:
     logits = np.zeros((1, VOCAB), np.float32)
-    for wrong in ({"chain": [(11,)]}, {"chain": [(-1,)]}, {"dry": {VOCAB: 1.0}}):
+    for wrong in ({"chain": [(12,)]}, {"chain": [(-1,)]}, {"dry": {VOCAB: 1.0}}):
         with pytest.raises(ValueError, match=r"chain_kinds|dry_ids"):
             backend.sample(logits, sampling_arrays([{"temperature": 1.0, **wrong}]), None)

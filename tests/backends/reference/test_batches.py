@@ -167,6 +167,22 @@ def test_allowed_ids_and_wanted_outputs(llama: Backend) -> None:
     assert llama.sample(result.logits, greedy(1), None).token_ids.tolist() == result.token_ids.tolist()
 
 
+def test_raw_logits_of_some_rows_alone(llama: Backend) -> None:
+    """More rows than are computed at a time."""
+    wanted = np.arange(40) % 7 == 3
+    whole = Driver(llama).logits(TEXT[:40])
+    driver = Driver(llama)
+    result = driver.step([Work(driver.text(), TEXT[:40], 40)], want_logits=wanted)
+    assert result.logits is not None
+    assert result.logits.shape == (6, whole.shape[1])
+    assert result.logit_rows is not None
+    assert result.logit_rows.tolist() == [3, 10, 17, 24, 31, 38]
+    close(result.logits, whole[wanted])
+    close(result.logits_of(17), whole[17])
+    with pytest.raises(AssertionError, match="not asked for"):
+        result.logits_of(18)
+
+
 def test_a_step_without_rows(llama: Backend) -> None:
     driver = Driver(llama)
     text = driver.text()

@@ -43,7 +43,7 @@ def kept(logits: list[float], chain: list[tuple[float, ...]], **row: Any) -> set
         penalize=partial(penalize, sampling=arrays, r=0),
         dry=dict(zip(arrays.dry_ids.tolist(), arrays.dry_values, strict=True)),
         chance=uniform(0, 0, 0, 1),
-        mu=math.nan,
+        state=math.nan,
         vocab_size=len(values),
     )
     run_chain(candidates, arrays.chain_kinds, arrays.chain_values)
@@ -78,7 +78,7 @@ def test_top_p_keeps_the_likeliest_up_to_a_mass(logits: list[float], mass: float
 def test_min_p_keeps_a_share_of_the_best(logits: list[float], share: float, keep: int) -> None:
     p = probabilities(dict(enumerate(logits)))
     best = max(p.values())
-    assume(all(abs(x / best - share) > 1e-5 * share or x == best for x in p.values()))
+    assume(all(abs(x / best - share) > 1e-5 * share or logits[i] == max(logits) for i, x in p.items()))
     expected = {i for i, x in p.items() if x >= share * best}
     if len(expected) < keep:
         expected = set(by_logit(dict(enumerate(logits)))[:keep])
@@ -219,14 +219,35 @@ def test_mirostat_1_keeps_as_many_as_zipf_foretells(mu: float) -> None:
 
 def check_mirostat(logits: np.ndarray, kind: Kind, mu: float, allowed: set[int]) -> None:
     rows = [
-        {"temperature": 1.0, "seed": s, "chain": [(kind, 3.0, 0.2)], "mirostat_mu": mu}
+        {"temperature": 1.0, "seed": s, "chain": [(kind, 3.0, 0.2)], "sampler_state": mu}
         for s in range(40 * len(allowed))
     ]
     choices = choose(np.tile(logits, (len(rows), 1)), sampling_arrays(rows), None)
     assert set(choices.token_ids.tolist()) <= allowed
     p = probabilities({i: float(logits[i]) for i in allowed})
-    for token_id, found in zip(choices.token_ids.tolist(), choices.mirostat_mu.tolist(), strict=True):
+    for token_id, found in zip(choices.token_ids.tolist(), choices.sampler_state.tolist(), strict=True):
         assert found == pytest.approx(mu - 0.2 * (-math.log2(p[token_id]) - 3.0), abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LISTS, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.3, 0.9]), st.sampled_from([0.0, 0.9]))
+def test_adaptive_p_favours_probabilities_near_what_the_average_lacks(
+    logits: list[float], target: float, average: float, decay: float
+) -> None:
+    """llama.cpp's: 5 at the wanted probability, less by ten times d * d / (1 + d), d being the distance over 0.3."""
+    p = probabilities(dict(enumerate(logits)))
+    wanted = min(max(2 * target - average, 0.0), 1.0)
+    away = {i: abs(x - wanted) / 0.3 for i, x in p.items()}
+    q = probabilities({i: 5 - 10 * d * d / (1 + d) for i, d in away.items()})
+    rows = [
+        {"temperature": 1.0, "seed": s, "chain": [(Kind.ADAPTIVE_P, target, decay)], "sampler_state": average}
+        for s in range(60)
+    ]
+    choices = choose(np.tile(np.array(logits, np.float32), (60, 1)), sampling_arrays(rows), None)
+    for s, (token_id, state) in enumerate(zip(choices.token_ids.tolist(), choices.sampler_state.tolist(), strict=True)):
+        assert state == pytest.approx(decay * average + (1 - decay) * p[token_id], abs=1e-6)
+        before = math.fsum(q[i] for i in range(token_id))
+        assert before - 1e-5 <= uniform(s, 0, 0) <= before + q[token_id] + 1e-5
 
 
 @pytest.mark.parametrize("kind", [Kind.MIROSTAT_1, Kind.MIROSTAT_2])
@@ -234,10 +255,10 @@ def test_mirostat_at_the_edges(kind: Kind) -> None:
     """Equal logits, one candidate, and mu far from anything."""
     for logits in ([1.0] * 9, [-np.inf, 2.0, -np.inf], [1.0, 2.0]):
         for mu in (-1e6, -1.0, 0.0, 5.0, 1e6):
-            row = {"temperature": 1.0, "chain": [(kind, 3.0, 0.2)], "mirostat_mu": mu}
+            row = {"temperature": 1.0, "chain": [(kind, 3.0, 0.2)], "sampler_state": mu}
             choices = choose(np.array([logits], np.float32), sampling_arrays([row]), None)
             assert np.isfinite(logits[int(choices.token_ids[0])])
-            assert np.isfinite(choices.mirostat_mu[0])
+            assert np.isfinite(choices.sampler_state[0])
 
 
 @pytest.mark.parametrize("name", ["temperature after top_k", "top_n_sigma", "plain"])

@@ -40,7 +40,7 @@ class Model:
         sampling: SamplingArrays,
         allow_mask: UInt32 | None,
         ids: Int32,
-        mirostat_mu: Float32,
+        sampler_state: Float32,
     ) -> None: ...
 
 class Step:
@@ -58,7 +58,7 @@ class Step:
         ranks: Int32,
         top_ids: Int32,
         top_logprobs: Float32,
-        mirostat_mu: Float32,
+        sampler_state: Float32,
         logits: Float32 | None,
         hidden: Float32 | None,
     ) -> None: ...

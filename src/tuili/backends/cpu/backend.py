@@ -130,14 +130,16 @@ class CpuBackend:
     def _bind(self, model: _native.Model, batch: Batch) -> _BoundStep:
         """The native step of a batch, kept for when the batch comes again."""
         num_rows, k = len(batch.sample_rows), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
+        logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
         result = StepResult(
             token_ids=np.empty(num_rows, np.int32),
             logprobs=np.full(num_rows, np.nan, np.float32),
             ranks=np.zeros(num_rows, np.int32),
             top_ids=np.full((num_rows, k), -1, np.int32),
             top_logprobs=np.full((num_rows, k), np.nan, np.float32),
-            mirostat_mu=np.full(num_rows, np.nan, np.float32),
-            logits=None if batch.want_logits is None else np.empty((num_rows, self.vocab_size), np.float32),
+            sampler_state=np.full(num_rows, np.nan, np.float32),
+            logits=None if logit_rows is None else np.empty((len(logit_rows), self.vocab_size), np.float32),
+            logit_rows=logit_rows,
             hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
         )
         step = _BoundStep(batch, result, _native.Step(model, batch, *_arrays(result)))
@@ -177,7 +179,7 @@ def _arrays(
         result.ranks,
         result.top_ids,
         result.top_logprobs,
-        result.mirostat_mu,
+        result.sampler_state,
         result.logits,
         result.hidden,
     )
@@ -206,7 +208,7 @@ class _BoundStep:
             ranks=r.ranks.copy(),
             top_ids=r.top_ids.copy(),
             top_logprobs=r.top_logprobs.copy(),
-            mirostat_mu=r.mirostat_mu.copy(),
+            sampler_state=r.sampler_state.copy(),
         )
 
 

@@ -145,17 +145,19 @@ class ReferenceBackend:
         """Logits, choices and scores of the R rows, a few rows at a time."""
         num_rows, k = len(hidden), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
         token_ids = batch.targets.copy()
-        logprobs, mirostat_mu = np.full((2, num_rows), np.nan, np.float32)
+        logprobs, sampler_state = np.full((2, num_rows), np.nan, np.float32)
         ranks = np.zeros(num_rows, np.int32)
         top_ids, top_logprobs = np.full((num_rows, k), -1, np.int32), np.full((num_rows, k), np.nan, np.float32)
-        kept_logits = None if batch.want_logits is None else np.empty((num_rows, self.vocab_size), np.float32)
+        logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
+        kept_logits = None if logit_rows is None else np.empty((len(logit_rows), self.vocab_size), np.float32)
         for start in range(0, num_rows, ROW_TILE):
             logits = self._forward.logits(hidden[start : start + ROW_TILE])
-            if kept_logits is not None:
-                kept_logits[start : start + ROW_TILE] = logits
+            if kept_logits is not None and logit_rows is not None:
+                first, end = np.searchsorted(logit_rows, (start, start + ROW_TILE))
+                kept_logits[first:end] = logits[logit_rows[first:end] - start]
             for r, row in enumerate(logits, start):
                 if token_ids[r] < 0 and np.isfinite(row.max()):
-                    token_ids[r], mirostat_mu[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
+                    token_ids[r], sampler_state[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
                 if batch.num_logprobs[r] >= 0 and token_ids[r] >= 0:
                     scored = score(row, int(token_ids[r]), int(batch.num_logprobs[r]))
                     logprobs[r], ranks[r] = scored.logprob, scored.rank
@@ -167,8 +169,9 @@ class ReferenceBackend:
             ranks=ranks,
             top_ids=top_ids,
             top_logprobs=top_logprobs,
-            mirostat_mu=mirostat_mu,
+            sampler_state=sampler_state,
             logits=kept_logits,
+            logit_rows=logit_rows,
             hidden=hidden if batch.want_hidden else None,
         )
 

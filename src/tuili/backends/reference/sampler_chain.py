@@ -17,6 +17,7 @@ from tuili.backend import Bool, Float32, Int32, Int64, SamplerKind
 Float64 = NDArray[np.float64]
 MIN_TEMPERATURE = 0.01  # of a dynamic temperature
 MIROSTAT_M = 100  # candidates that mirostat 1 looks at
+ADAPTIVE_WIDTH, ADAPTIVE_PEAK, ADAPTIVE_SHARPNESS = 0.3, 5.0, 10.0  # of the logits that adaptive-p makes
 _MOST = float(np.finfo(np.float32).max)
 
 
@@ -29,8 +30,9 @@ class Candidates:
     penalize: Callable[[Int64, Float32], Float32]  # the row's penalties, on (ids, logits)
     dry: Mapping[int, np.float32]
     chance: float  # in [0, 1), for XTC
-    mu: float
+    state: float  # of the last step: mirostat's mu, adaptive-p's average
     vocab_size: int
+    shares: Float64 | None = None  # [C] probabilities before adaptive-p
 
     def keep(self, kept: Bool) -> None:
         """Where none is to be kept, all are: something must be left to choose."""
@@ -147,7 +149,7 @@ def _dynamic(c: Candidates, temperature: float, spread: float, exponent: float) 
 
 def _mirostat_1(c: Candidates, values: Float32) -> None:
     best = np.sort(c.logits.astype(np.float64))[::-1][:MIROSTAT_M]
-    _keep_first(c, _best_first(c), zipf_count(best, c.mu, c.vocab_size))
+    _keep_first(c, _best_first(c), zipf_count(best, c.state, c.vocab_size))
 
 
 def zipf_count(best: Float64, mu: float, vocab_size: int) -> int:
@@ -166,10 +168,18 @@ def zipf_count(best: Float64, mu: float, vocab_size: int) -> int:
 
 def _mirostat_2(c: Candidates, values: Float32) -> None:
     surprise = (math.log(running_sums(c.weights)[-1]) - c.shifted) / math.log(2.0)
-    kept = surprise <= c.mu
+    kept = surprise <= c.state
     if not kept.any():
         kept[int(np.argmax(c.logits))] = True
     c.keep(kept)
+
+
+def _adaptive_p(c: Candidates, values: Float32) -> None:
+    weights = c.weights
+    c.shares = weights.astype(np.float64) / running_sums(weights)[-1]
+    wanted = min(max(2.0 * float(values[0]) - c.state, 0.0), 1.0)
+    away = np.abs(c.shares - wanted) / ADAPTIVE_WIDTH
+    c.logits = (ADAPTIVE_PEAK - ADAPTIVE_SHARPNESS * away * away / (1.0 + away)).astype(np.float32)
 
 
 _SAMPLERS: Mapping[SamplerKind, Callable[[Candidates, Float32], None]] = {
@@ -184,6 +194,7 @@ _SAMPLERS: Mapping[SamplerKind, Callable[[Candidates, Float32], None]] = {
     SamplerKind.TEMPERATURE: _temperature,
     SamplerKind.MIROSTAT_1: _mirostat_1,
     SamplerKind.MIROSTAT_2: _mirostat_2,
+    SamplerKind.ADAPTIVE_P: _adaptive_p,
 }
 
 
@@ -193,9 +204,12 @@ def run_chain(candidates: Candidates, kinds: Int32, values: Float32) -> None:
         _SAMPLERS[SamplerKind(kind)](candidates, own)
 
 
-def next_mu(c: Candidates, drawn: int, kind: int, values: Float32) -> float:
-    """mirostat's mu once the candidate at index `drawn` was chosen; NaN when `kind` is another."""
+def next_state(c: Candidates, drawn: int, kind: int, values: Float32) -> float:
+    """What the last step carries on once the candidate at index `drawn` was chosen; NaN when `kind` carries nothing."""
+    if kind == SamplerKind.ADAPTIVE_P and c.shares is not None:
+        decay = float(values[1])
+        return decay * c.state + (1.0 - decay) * float(c.shares[drawn])
     if kind not in (SamplerKind.MIROSTAT_1, SamplerKind.MIROSTAT_2):
         return math.nan
     surprise = (math.log(running_sums(c.weights)[-1]) - float(c.shifted[drawn])) / math.log(2.0)
-    return c.mu - float(values[1]) * (surprise - float(values[0]))
+    return c.state - float(values[1]) * (surprise - float(values[0]))

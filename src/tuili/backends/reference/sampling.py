@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Bool, Choices, Float32, Int64, SamplingArrays, UInt32
-from tuili.backends.reference.sampler_chain import Candidates, bounded, next_mu, run_chain, running_sums
+from tuili.backends.reference.sampler_chain import Candidates, bounded, next_state, run_chain, running_sums
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -58,16 +58,16 @@ def score(logits: Float32, token_id: int, k: int) -> Score:
 
 
 class Choice(NamedTuple):
-    """A row's token, and mirostat's mu for its next."""
+    """A row's token, and what its last step carries to the next."""
 
     token_id: int
-    mirostat_mu: float
+    sampler_state: float
 
 
 def choose(logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
     """A token for each row of logits [R, vocab]."""
     chosen = [choose_row(row, sampling, r, allow_mask) for r, row in enumerate(logits)]
-    return Choices(np.array([c.token_id for c in chosen], np.int32), np.array([c.mirostat_mu for c in chosen], "f4"))
+    return Choices(np.array([c.token_id for c in chosen], np.int32), np.array([c.sampler_state for c in chosen], "f4"))
 
 
 def choose_row(logits: Float32, sampling: SamplingArrays, r: int, allow_mask: UInt32 | None) -> Choice:
@@ -96,7 +96,7 @@ def _choose_by_chain(allowed: Float32, sampling: SamplingArrays, r: int, chain: 
         penalize=partial(penalize, sampling=sampling, r=r),
         dry=dict(zip(sampling.dry_ids[dry].tolist(), sampling.dry_values[dry], strict=True)),
         chance=_uniform(sampling, r, PURPOSE_XTC),
-        mu=float(sampling.mirostat_mu[r]),
+        state=float(sampling.sampler_state[r]),
         vocab_size=len(allowed),
     )
     kinds, values = sampling.chain_kinds[chain], sampling.chain_values[chain]
@@ -104,7 +104,7 @@ def _choose_by_chain(allowed: Float32, sampling: SamplingArrays, r: int, chain: 
     if sampling.temperature[r] == 0:
         return Choice(int(candidates.ids[candidates.logits.argmax()]), math.nan)
     drawn = _draw(candidates.weights, sampling, r)
-    return Choice(int(candidates.ids[drawn]), next_mu(candidates, drawn, int(kinds[-1]), values[-1]))
+    return Choice(int(candidates.ids[drawn]), next_state(candidates, drawn, int(kinds[-1]), values[-1]))
 
 
 def _draw(weights: Float32, sampling: SamplingArrays, r: int) -> int:
