@@ -6,12 +6,22 @@ TuiliError
  │   └─ ChatTemplateError                        a template refused, failed or overran its bounds
  ├─ ModelFileError (400, also ValueError)        a file is damaged, hostile or inconsistent
  │   └─ UnsupportedModelError                    well formed, but asks for what is not implemented
+ ├─ AuthenticationError (401)                    no key, or none that is known
+ ├─ ForbiddenError (403)                         a foreign host or origin, a scope the key has not
  ├─ ModelNotFoundError (404)                     no such model here or at its source
+ ├─ RouteNotFoundError (404)                     no such path
+ ├─ MethodNotAllowedError (405)                  the path exists, for other methods
+ ├─ BodyTimeoutError (408)                       a request did not arrive in time
  ├─ ConflictError (409)                          a name is busy
+ ├─ BodyTooLargeError (413)                      a request is larger than allowed
+ ├─ MediaTypeError (415)                         a body that is no JSON
  ├─ QueueFullError (429)                         try again later
+ ├─ HeadersTooLargeError (431)                   too many headers, or too long
+ ├─ ClientGoneError (499)                        the client left; nobody is told but the log
  ├─ DownloadError (502)                          a source answered wrongly or not at all
  ├─ PeerError (502)                              a program to compare with is missing or failed
  ├─ EngineUnavailableError (503)                 loading, draining, restarting
+ ├─ DeadlineError (504)                          no answer within the time allowed
  ├─ InsufficientMemoryError (507)                the model or its cache does not fit
  └─ InsufficientStorageError (507)               the disk is full
 
@@ -34,6 +44,7 @@ class TuiliError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     exit_code: ClassVar[int] = 1
+    retry_after_s: float | None = None  # when it is worth trying again, where that is known
 
     def __init__(self, message: str) -> None:
         super().__init__(bounded_line(message))
@@ -94,6 +105,45 @@ class ModelNotFoundError(TuiliError):
     code = "model_not_found"
 
 
+class AuthenticationError(TuiliError):
+    """No API key was given, or none that is known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(TuiliError):
+    """The caller is known, or of no interest, and may not: a foreign Host or Origin, a scope the key has not."""
+
+    status = 403
+    code = "forbidden"
+
+
+class RouteNotFoundError(TuiliError):
+    """The server has nothing at this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowedError(TuiliError):
+    """The path exists, for other methods: those in `allowed`, where they are known."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class BodyTimeoutError(TuiliError):
+    """A request's headers or body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConflictError(TuiliError):
     """The name is taken by something else that is going on."""
 
@@ -101,11 +151,43 @@ class ConflictError(TuiliError):
     code = "conflict"
 
 
+class BodyTooLargeError(TuiliError):
+    """A request's body is larger than allowed."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class MediaTypeError(TuiliError):
+    """A request's body is not said to be JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
 class QueueFullError(TuiliError):
     """Too many requests are waiting."""
 
     status = 429
     code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class HeadersTooLargeError(TuiliError):
+    """A request has too many headers, or too long ones."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class ClientGoneError(TuiliError):
+    """The client closed its connection, or stopped reading, before its answer was complete."""
+
+    status = 499
+    code = "client_gone"
 
 
 class DownloadError(TuiliError):
@@ -127,6 +209,17 @@ class EngineUnavailableError(TuiliError):
 
     status = 503
     code = "engine_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(TuiliError):
+    """The answer was not complete within the time allowed."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class InsufficientMemoryError(TuiliError):

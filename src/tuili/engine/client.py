@@ -27,6 +27,9 @@ class EngineClient(Protocol):
         Raises InvalidRequestError, ContextLengthError or EngineUnavailableError before the first delta.
         """
 
+    def check_request(self, request: TokenRequest) -> None:
+        """Raises what `generate` would refuse the request with, without asking the engine."""
+
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one answer of it: its terminal delta comes all the same."""
 
@@ -107,6 +110,9 @@ class InProcess:
                     self._loop.abort(request.request_id, sink=sink)
         finally:
             self._close_mailbox(mailbox)
+
+    def check_request(self, request: TokenRequest) -> None:
+        self._loop.check_request(request)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self._loop.abort(request_id, index)

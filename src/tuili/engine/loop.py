@@ -38,8 +38,12 @@ class EngineLoop:
         Raises InvalidRequestError, ContextLengthError or EngineUnavailableError here and now; a
         request_id that is in use ends in an error delta.
         """
-        self._engine.check_request(request)
+        self.check_request(request)
         self._send(lambda: self._add(request, sink))
+
+    def check_request(self, request: TokenRequest) -> None:
+        """Raises InvalidRequestError or ContextLengthError for a request that no engine of these limits could take."""
+        self._engine.check_request(request)
 
     def abort(self, request_id: str, index: int | None = None, sink: Sink | None = None) -> None:
         """As Engine.abort; no-op when the request is unknown or the engine is gone."""

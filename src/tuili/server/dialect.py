@@ -10,20 +10,31 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from tuili.errors import TuiliError
 from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]
 _SCOPE = "x-scope"
+_REF_TEMPLATE = "#/components/schemas/{model}"
 
 
-def scoped(scope: Scope, **extra: Any) -> dict[str, Any]:
+def scoped(
+    scope: Scope, *, body: type[BaseModel] | None = None, streams: str | None = None, **extra: Any
+) -> dict[str, Any]:
     """A route's openapi_extra: who may call it, beside what else its OpenAPI entry says.
 
-    A route that does not say it is refused when the application is made.
+    `body` is what read_body is called with, `streams` the media type of streamed answers. A route that does not say
+    its scope is refused when the application is made.
     """
-    return {_SCOPE: scope, **extra}
+    entry: dict[str, Any] = {_SCOPE: scope, **extra}
+    if body is not None:
+        schema = body.model_json_schema(ref_template=_REF_TEMPLATE)
+        entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if streams is not None:
+        entry["responses"] = {"200": {"description": "The answer", "content": {"application/json": {}, streams: {}}}}
+    return entry
 
 
 def scope_of(openapi_extra: Mapping[str, Any] | None) -> Scope | None:

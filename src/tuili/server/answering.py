@@ -1,0 +1,206 @@
+"""One HTTP request's answers under way: waits for places in the engine, reads deltas, makes events; ends what it began.
+
+Knows requests, engine clients and events; no wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tuili.errors import DeadlineError, TuiliError
+from tuili.runtime.answer import Answer, abort_stopped
+from tuili.server.admission import Seats, Ticket
+from tuili.server.caller import Caller
+from tuili.server.pacer import Pacer
+from tuili.server.pool import ServedModel
+from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TextDelta, TokenRequest
+
+Phase = Literal["queue", "prefill", "decode", "done"]
+Events = list[tuple[int, Event]]  # (index of the request, event)
+
+
+class Progress(NamedTuple):
+    """How far prompts have come, in tokens."""
+
+    num_computed: int
+    num_prompt: int
+
+
+@dataclass(slots=True)
+class Part:
+    """One of the requests: an HTTP request may bring many prompts."""
+
+    request: GenerateRequest
+    prompt: PromptTokens
+    token_request: TokenRequest
+    phase: Phase = "queue"
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    first_token_s: float | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        beams = self.token_request.beam_search
+        return self.token_request.sampling.n if beams is None else beams.beam_width
+
+
+class Answering:
+    """Iterate for events; ends after each request's Done or Failed. Must be closed."""
+
+    def __init__(
+        self,
+        *,
+        caller: Caller,
+        model: ServedModel,
+        parts: Sequence[Part],
+        ticket: Ticket,
+        seats: Seats,
+        pacer: Pacer,
+        exits: AsyncExitStack,
+        deadline_s: float | None,
+    ) -> None:
+        self.caller = caller
+        self.model = model
+        self.parts = parts
+        self.arrived_s = time.monotonic()
+        self._ticket = ticket
+        self._seats = seats
+        self._pacer = pacer
+        self._exits = exits
+        self._deadline_s = deadline_s
+        self._reader: asyncio.Task[object] | None = None
+        self._cut_by: TuiliError | None = None
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        return [part.request for part in self.parts]
+
+    @property
+    def prompts(self) -> list[PromptTokens]:
+        return [part.prompt for part in self.parts]
+
+    def __aiter__(self) -> AsyncIterator[Events]:
+        return self._part_events(0) if len(self.parts) == 1 else self._merged()
+
+    def progress(self) -> Progress:
+        """How much of the prompts has been computed, as far as it is known."""
+        total = sum(len(part.prompt.token_ids) for part in self.parts)
+        computed = sum(len(part.prompt.token_ids) for part in self.parts if part.phase in ("decode", "done"))
+        return Progress(computed, total)
+
+    def cut(self, error: TuiliError) -> None:
+        """Ends whoever reads, with that error. No-op when nobody does, or it was cut before."""
+        if self._cut_by is None:
+            self._cut_by = error
+            if self._reader is not None:
+                self._reader.cancel()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reads inside may be cut, and are when the deadline comes: then the error is raised here."""
+        if self._cut_by is not None:
+            raise self._cut_by
+        task = self._reader = asyncio.current_task()
+        assert task is not None
+        timer = None
+        if self._deadline_s is not None:
+            error = DeadlineError("the answer was not complete within the time allowed")
+            timer = asyncio.get_running_loop().call_at(self._deadline_s, self.cut, error)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._cut_by is None or task.uncancel() > 0:
+                raise
+            raise self._cut_by from None
+        finally:
+            self._reader = None
+            if timer is not None:
+                timer.cancel()
+
+    async def aclose(self) -> None:
+        """Aborts what still runs and gives back all it holds. Doing it twice does no harm."""
+        self._ticket.leave()
+        for part in self.parts:
+            part.phase = "done"
+        self.caller.notes |= {
+            "cached_tokens": sum(part.num_cached_tokens for part in self.parts),
+            "output_tokens": sum(part.num_output_tokens for part in self.parts),
+        }
+        await self._exits.aclose()
+
+    async def _part_events(self, index: int) -> AsyncGenerator[Events, None]:
+        """The events of one part; what goes wrong becomes its Failed."""
+        part = self.parts[index]
+        await self._seats.take(self.caller.key_id, part.num_sequences)
+        self._ticket.leave()
+        self._pacer.num_streams += 1
+        try:
+            async for events in self._computed(part):
+                yield [(index, event) for event in events]
+                await self._pacer.wait()
+        except TuiliError as error:
+            yield [(index, Failed(error))]
+        finally:
+            part.phase = "done"
+            self._pacer.num_streams -= 1
+            self._seats.give_back(part.num_sequences)
+
+    async def _computed(self, part: Part) -> AsyncGenerator[list[Event], None]:
+        front, client = self.model.front, self.model.client
+        answer = Answer(front.tokenizer, part.token_request, front.meter)
+        part.phase = "prefill"
+        deltas = client.generate(part.token_request)
+        events: list[Event] = [part.prompt]
+        try:
+            async for arrived in deltas:
+                for delta in arrived:
+                    part.num_cached_tokens = max(part.num_cached_tokens, delta.num_cached_tokens)
+                    events += answer.push(delta)
+                self._note(part, events)
+                abort_stopped(client, answer)
+                yield events
+                if answer.is_done:
+                    return
+                events = []
+        finally:
+            await deltas.aclose()
+
+    def _note(self, part: Part, events: Sequence[Event]) -> None:
+        count = sum(len(event.token_ids) for event in events if type(event) is TextDelta)
+        if count and part.first_token_s is None:
+            part.phase, part.first_token_s = "decode", time.monotonic()
+        part.num_output_tokens += count
+
+    async def _merged(self) -> AsyncGenerator[Events, None]:
+        """The events of several parts as they come."""
+        arrived: Events = []
+        has_arrived = asyncio.Event()
+
+        async def pump(index: int) -> None:
+            events = self._part_events(index)
+            try:
+                async for some in events:
+                    arrived.extend(some)
+                    has_arrived.set()
+            finally:
+                await events.aclose()
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(pump(index)) for index in range(len(self.parts))]
+            for task in tasks:
+                task.add_done_callback(lambda _: has_arrived.set())
+            try:
+                while arrived or not all(task.done() for task in tasks):
+                    await has_arrived.wait()
+                    has_arrived.clear()
+                    if arrived:
+                        taken, arrived[:] = list(arrived), []
+                        yield taken
+            finally:
+                for task in tasks:
+                    task.cancel()

@@ -1,0 +1,101 @@
+"""Puts the server together: guards, dialects, operations, errors. No route without a scope."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+import tuili
+from tuili import registry
+from tuili.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, TuiliError
+from tuili.server import dialects
+from tuili.server.dialect import Dialect, scoped
+from tuili.server.edge import Edge
+from tuili.server.error_bodies import ErrorBodies
+from tuili.server.guards.bind import is_loopback
+from tuili.server.guards.body_limits import BodyGuard
+from tuili.server.guards.hosts import HostGuard
+from tuili.server.guards.keys import KeyGuard
+from tuili.server.guards.route_scopes import RouteScopes
+from tuili.server.http_settings import HttpSettings
+from tuili.server.openapi import document
+from tuili.server.ops import json_response, ops_router
+from tuili.server.pool import ModelPool
+from tuili.server.request_log import RequestLog
+from tuili.server.serving import Serving
+
+
+def all_dialects() -> tuple[Dialect, ...]:
+    """The wire formats that are installed."""
+    return tuple(module.DIALECT for module in registry.discover(dialects).values())
+
+
+def create_app(settings: HttpSettings, pool: ModelPool, *, spoken: Sequence[Dialect] | None = None) -> FastAPI:
+    """The application over a pool, which it starts and closes. `spoken` is for tests: other dialects.
+
+    Raises ValueError for a route that does not say who may call it.
+    """
+    spoken = all_dialects() if spoken is None else tuple(spoken)
+    serving, log = Serving(settings, pool), RequestLog(settings.log_path)
+    app = FastAPI(
+        title="tuili", version=tuili.__version__, openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan
+    )
+    app.state.serving, app.state.request_log = serving, log
+    app.add_api_route("/openapi.json", _openapi, openapi_extra=scoped("infer"), methods=["GET"])
+    routers = [ops_router("public" if is_loopback(settings.host) else "infer"), *(d.router for d in spoken)]
+    for router in routers:  # kept flat: include_router would hide routes from the check of scopes
+        app.router.routes += router.routes
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_parameter)
+    guards = [
+        Middleware(Edge, bodies=ErrorBodies(spoken), log=log),
+        Middleware(HostGuard, settings=settings),
+        Middleware(KeyGuard, settings=settings, routes=RouteScopes(app.routes)),
+        Middleware(BodyGuard, settings=settings),
+    ]
+    app.user_middleware[:] = guards
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Listens while models load, so that health can be asked for; /ready tells when they have."""
+    serving: Serving = app.state.serving
+    serving.start()
+    try:
+        yield
+    finally:
+        await serving.aclose()
+        app.state.request_log.close()
+
+
+async def _openapi(request: Request) -> Response:
+    """This document."""
+    return json_response(document(request.app, tuili.__version__))
+
+
+async def _refuse(request: Request, error: Exception) -> NoReturn:
+    """What the router says, as errors of ours."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        raise RouteNotFoundError(f"there is nothing at {request.url.path}")
+    if error.status_code == 405:
+        allowed = tuple((error.headers or {}).get("Allow", "").replace(" ", "").split(","))
+        raise MethodNotAllowedError(f"{request.method} is not allowed at {request.url.path}", allowed=allowed)
+    raise InvalidRequestError(str(error.detail)) if error.status_code < 500 else TuiliError(str(error.detail))
+
+
+async def _refuse_parameter(request: Request, error: Exception) -> NoReturn:
+    """A parameter of a path or a query that is none."""
+    assert isinstance(error, RequestValidationError)
+    fault: dict[str, Any] = error.errors()[0]
+    name = str(fault["loc"][-1])
+    raise InvalidRequestError(f"{name}: {fault['msg']}", param=name)

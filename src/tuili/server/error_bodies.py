@@ -1,0 +1,72 @@
+"""How errors are told over HTTP: status, headers, and a body in the words of the dialect whose path was asked.
+
+Knows the error tree and the dialects' writers; no wire format itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from tuili.errors import (
+    AuthenticationError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    TuiliError,
+)
+from tuili.server.dialect import Dialect
+
+Headers = list[tuple[bytes, bytes]]
+MAX_RETRY_AFTER_S = 60
+_NO_RETRY = (409, 500, 507)  # statuses that clients would try again, in vain
+
+
+class ErrorBodies:
+    """Writes errors."""
+
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        writers = [(prefix, dialect.render_error) for dialect in dialects for prefix in dialect.prefixes]
+        self._writers: list[tuple[str, Callable[[TuiliError, str], bytes]]] = sorted(
+            writers, key=lambda entry: -len(entry[0])
+        )
+
+    def body(self, path: str, error: TuiliError, request_id: str) -> bytes:
+        """What the dialect of that path says; a plain object where no dialect answers."""
+        for prefix, render in self._writers:
+            if path.startswith(prefix):
+                return render(error, request_id)
+        return plain_body(error, request_id)
+
+
+def plain_body(error: TuiliError, request_id: str) -> bytes:
+    """The body of an error outside all dialects."""
+    told: dict[str, object] = {"message": str(error), "code": error.code, "request_id": request_id}
+    if isinstance(error, InvalidRequestError):
+        told["param"] = error.param
+    return msgspec.json.encode({"error": told})
+
+
+def error_headers(error: TuiliError) -> Headers:
+    """What a client's retries are steered by, and what each status calls for."""
+    headers: Headers = [(b"content-type", b"application/json")]
+    if error.status in (429, 503):
+        wait_s = 1.0 if error.retry_after_s is None else error.retry_after_s
+        headers.append((b"retry-after", b"%d" % min(max(math.ceil(wait_s), 1), MAX_RETRY_AFTER_S)))
+    if error.status in _NO_RETRY:
+        headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, AuthenticationError):
+        headers.append((b"www-authenticate", b'Bearer realm="tuili"'))
+    if isinstance(error, MethodNotAllowedError) and error.allowed:
+        headers.append((b"allow", ", ".join(error.allowed).encode("ascii")))
+    if isinstance(error, BodyTooLargeError | BodyTimeoutError):  # the rest of the body is not read
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def internal_error(request_id: str) -> TuiliError:
+    """What is told of a bug of ours: where the log says more."""
+    return TuiliError(f"internal error; the server's log has it under request {request_id}")

@@ -1,0 +1,111 @@
+"""uvicorn's HTTP/1.1 protocol with limits it lacks: how long headers may be, and how long they may take to come.
+
+Answers what is no HTTP with a JSON body, and lets the application drop a connection whose client does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from tuili.errors import BodyTimeoutError, HeadersTooLargeError, InvalidRequestError, TuiliError
+from tuili.server.error_bodies import error_headers, plain_body
+from tuili.server.http_settings import HttpSettings
+
+ABORT = "tuili.abort"  # an extension of the ASGI scope: "call" closes the connection, unsent data and all
+
+
+def guarded_protocol(settings: HttpSettings) -> Any:
+    """What uvicorn's `http` setting takes."""
+    return functools.partial(GuardedHttpProtocol, settings)
+
+
+class GuardedHttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, limits: HttpSettings, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._num_header_bytes = 0
+        self._is_reading_headers = True
+        self._refusal: TuiliError | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_reading_headers:
+            self._num_header_bytes += len(data)
+        super().data_received(data)
+        if self._is_reading_headers and self._num_header_bytes > self._limits.max_header_bytes:
+            self._refuse_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        self._expect_headers()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > self._limits.max_headers:
+            raise self._too_large()
+
+    def on_headers_complete(self) -> None:
+        self._is_reading_headers = False
+        self._stop_timer()
+        num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if num_bytes > self._limits.max_header_bytes:
+            raise self._too_large()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when its parser gives up, a limit of ours included."""
+        error = self._refusal or InvalidRequestError("this is no HTTP/1.1 request")
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # an answer is being written: nothing may be put into it
+            return
+        body = plain_body(error, "")
+        headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in dict(headers).items())
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
+        self.transport.close()
+
+    def _expect_headers(self) -> None:
+        self._is_reading_headers = True
+        self._num_header_bytes = 0
+        self._stop_timer()
+        self._header_timer = self.loop.call_later(self._limits.header_timeout_s, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _give_up(self) -> None:
+        if self._num_header_bytes:
+            self._refusal = BodyTimeoutError(f"the headers were not complete after {self._limits.header_timeout_s:g} s")
+            self.send_400_response("")
+        else:
+            self.transport.close()
+
+    def _too_large(self) -> TuiliError:
+        self._refusal = HeadersTooLargeError(
+            f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
+        )
+        return self._refusal
+
+    def _refuse_headers(self) -> None:
+        self._too_large()
+        self.send_400_response("")

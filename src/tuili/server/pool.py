@@ -1,0 +1,36 @@
+"""What the server needs of a pool of models; the pool itself is runtime's."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from tuili.engine.client import EngineClient
+from tuili.runtime.front import Front
+
+
+class ServedModel(Protocol):
+    """A loaded model."""
+
+    name: str
+    front: Front
+    client: EngineClient
+    max_num_seqs: int
+    loaded_at: float
+    expires_at: float | None
+
+
+class ModelPool(Protocol):
+    """Loads models by name."""
+
+    def use(self, name: str, *, keep_alive_s: float | None = None) -> AbstractAsyncContextManager[ServedModel]: ...
+
+    async def load(self, name: str, *, keep_alive_s: float | None = None, pin: bool = False) -> ServedModel: ...
+
+    async def unload(self, name: str) -> None: ...
+
+    def loaded(self) -> tuple[ServedModel, ...]: ...
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...

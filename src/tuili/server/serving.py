@@ -1,0 +1,188 @@
+"""What every dialect asks: one way from a parsed request to its events, with admission, loading and limits inside.
+
+Knows models and requests; no wire format, no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.runtime.front import Front
+from tuili.server.admission import Admission, Seats
+from tuili.server.answering import Answering, Part
+from tuili.server.caller import Caller
+from tuili.server.http_settings import HttpSettings
+from tuili.server.pacer import Pacer
+from tuili.server.pool import ModelPool, ServedModel
+from tuili.types import GenerateRequest
+
+MAX_PROMPTS = 1024
+_QUICK_CHARS = 4096  # longer texts are tokenized beside the event loop
+_DRAIN_RETRY_S = 5.0
+
+MakeRequests = Callable[[ServedModel], Sequence[GenerateRequest]]
+
+
+class Serving:
+    """The server's state. One event loop."""
+
+    def __init__(self, settings: HttpSettings, pool: ModelPool) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.pacer = Pacer()
+        self.admission = Admission(
+            max_queued_requests=settings.max_queued_requests, max_queued_tokens=settings.max_queued_tokens
+        )
+        self.is_draining = False
+        self._running: dict[int, Answering] = {}
+        self._seats: dict[int, Seats] = {}  # by id of the loaded model, for as long as requests use it
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self.starting: asyncio.Task[None] | None = None  # loads what is to be there from the start
+
+    @property
+    def is_started(self) -> bool:
+        """Whether that is done, and went well."""
+        task = self.starting
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    def start(self) -> None:
+        """Begins to load; whoever runs the server looks at `starting` for what went wrong."""
+        self.starting = asyncio.create_task(self.pool.start())
+
+    async def aclose(self) -> None:
+        """Ends what runs and closes the pool."""
+        if self.starting is not None:
+            self.starting.cancel()
+            await asyncio.wait([self.starting])
+        self.cut(EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S))
+        await self.pool.aclose()
+
+    async def answer(
+        self,
+        caller: Caller,
+        model: str,
+        make: MakeRequests,
+        *,
+        keep_alive_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Answering:
+        """Accepts a request: loads its model, has `make` parse it against that, and queues it.
+
+        Raises what is wrong with it, QueueFullError, EngineUnavailableError or what loading raises. Whoever reads
+        the Answering closes it; the end of the HTTP request does, too.
+        """
+        if self.is_draining:
+            raise EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
+        deadline_s = self._deadline(timeout_s)
+        exits = AsyncExitStack()
+        ticket = self.admission.enter()
+        exits.callback(ticket.leave)
+        try:
+            served = await exits.enter_async_context(self.pool.use(model, keep_alive_s=keep_alive_s))
+            parts = await self._parts(caller, served, make)
+            ticket.take(sum(len(part.prompt.token_ids) for part in parts))
+        except BaseException:
+            await exits.aclose()
+            raise
+        answering = Answering(
+            caller=caller,
+            model=served,
+            parts=parts,
+            ticket=ticket,
+            seats=self._seats_of(served, exits),
+            pacer=self.pacer,
+            exits=exits,
+            deadline_s=deadline_s,
+        )
+        self._register(answering, exits)
+        return answering
+
+    def running(self) -> tuple[Answering, ...]:
+        """Everything accepted and not yet ended."""
+        return tuple(self._running.values())
+
+    def drain(self) -> None:
+        """Refuses what comes from now on; what runs goes on."""
+        self.is_draining = True
+
+    async def idle(self) -> None:
+        """Returns when nothing runs."""
+        await self._is_idle.wait()
+
+    def cut(self, error: TuiliError) -> None:
+        """Ends everything that runs, with that error."""
+        for answering in self.running():
+            answering.cut(error)
+
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
+        return asyncio.get_running_loop().time() + min(limits) if limits else None
+
+    async def _parts(self, caller: Caller, served: ServedModel, make: MakeRequests) -> list[Part]:
+        requests = [
+            replace(
+                request,
+                request_id=f"{caller.request_id}-{index}",
+                cache_salt="/".join(filter(None, (caller.cache_salt, request.cache_salt))),
+            )
+            for index, request in enumerate(make(served))
+        ]
+        if not 1 <= len(requests) <= MAX_PROMPTS:
+            raise InvalidRequestError(
+                f"a request may bring 1 to {MAX_PROMPTS} prompts, got {len(requests)}", param="prompt"
+            )
+        if sum(map(_num_chars, requests)) <= _QUICK_CHARS:
+            parts = [_part(served.front, request) for request in requests]
+        else:
+            parts = await asyncio.to_thread(lambda: [_part(served.front, request) for request in requests])
+        for part in parts:
+            served.client.check_request(part.token_request)
+        caller.notes |= {"model": served.name, "prompt_tokens": sum(len(part.prompt.token_ids) for part in parts)}
+        return parts
+
+    def _seats_of(self, served: ServedModel, exits: AsyncExitStack) -> Seats:
+        key = id(served)  # not reused while `served` is in use, and forgotten with its last user
+        seats = self._seats.setdefault(key, Seats(served.max_num_seqs))
+        seats.num_users += 1
+
+        def leave() -> None:
+            seats.num_users -= 1
+            if not seats.num_users:
+                del self._seats[key]
+
+        exits.callback(leave)
+        return seats
+
+    def _register(self, answering: Answering, exits: AsyncExitStack) -> None:
+        key = id(answering)
+        self._running[key] = answering
+        self._is_idle.clear()
+
+        def leave() -> None:
+            del self._running[key]
+            self.admission.note_finished()
+            if not self._running:
+                self._is_idle.set()
+
+        exits.callback(leave)
+        answering.caller.exits.push_async_callback(answering.aclose)
+
+
+def _part(front: Front, request: GenerateRequest) -> Part:
+    prompt, token_request = front.token_request(request)
+    return Part(request, prompt, token_request)
+
+
+def _num_chars(request: GenerateRequest) -> int:
+    """How much text there is to work on, roughly; a template of the caller's own counts as much."""
+    if request.chat_template is not None or request.tools is not None:
+        return _QUICK_CHARS + 1
+    if request.messages is None:
+        return len(request.prompt or "")
+    contents = (message.get("content") for message in request.messages)
+    return sum(len(c) if isinstance(c, str) else len(str(c)) for c in contents if c is not None)

@@ -1,0 +1,53 @@
+"""The application as a whole: routing, errors in the dialect's words, operations."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import APIRouter
+
+from support.plain_dialect import plain_dialect
+from support.served import SmallPool, small_app
+from tuili.server.app import create_app
+from tuili.server.dialect import Dialect
+from tuili.server.http_settings import HttpSettings
+
+SPOKEN = (plain_dialect(),)
+
+
+async def test_a_request_is_answered() -> None:
+    async with small_app(spoken=SPOKEN) as (_, client):
+        response = await client.post("/plain/generate", json={"prompts": ["abc"], "max_tokens": 3})
+        assert response.status_code == 200
+        assert len(response.json()["0.0"]) == 3
+        assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_errors_are_told_in_the_words_of_the_dialect_asked() -> None:
+    async with small_app(spoken=SPOKEN) as (_, client):
+        missing = await client.get("/plain/nothing")
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+        assert missing.json()["id"] == missing.headers["x-request-id"]
+        method = await client.put("/plain/generate")
+        assert (method.status_code, method.headers["allow"]) == (405, "POST")
+        elsewhere = await client.get("/elsewhere")
+        assert elsewhere.json()["error"]["code"] == "not_found"
+        model = await client.post("/plain/generate", json={"prompts": ["abc"], "model": "none"})
+        assert (model.status_code, model.json()["code"]) == (404, "model_not_found")
+
+
+async def test_a_bug_tells_the_request_id_and_nothing_else() -> None:
+    async with small_app(spoken=SPOKEN) as (_, client):
+        response = await client.get("/plain/crash")
+        assert response.status_code == 500
+        assert response.headers["x-should-retry"] == "false"
+        assert "secret" not in response.text
+        assert "KeyError" not in response.text
+        assert response.headers["x-request-id"] in response.text
+
+
+def test_a_route_without_a_scope_is_refused() -> None:
+    router = APIRouter()
+    router.get("/open")(test_a_route_without_a_scope_is_refused)
+    dialect = Dialect(name="open", prefixes=("/open",), router=router, render_error=lambda error, _: b"")
+    with pytest.raises(ValueError, match="does not say which scope"):
+        create_app(HttpSettings(), SmallPool(), spoken=[dialect])

@@ -1,0 +1,150 @@
+"""Servers to test against: an application in this process over a model that starts in no time, and real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from support.fake_backend import FakeBackend
+from support.small_model import small_model
+from tuili.engine.client import InProcess
+from tuili.errors import ModelNotFoundError
+from tuili.runtime.pipeline import Pipeline
+from tuili.server.app import create_app
+from tuili.server.dialect import Dialect
+from tuili.server.guards.http_protocol import guarded_protocol
+from tuili.server.http_settings import HttpSettings
+
+
+@dataclass(eq=False)
+class PooledModel:
+    """What the pool calls a served model, over a pipeline of this process."""
+
+    pipeline: Pipeline
+    max_num_seqs: int = 4
+    aliases: tuple[str, ...] = ()
+    memory: dict[str, int] = field(default_factory=dict)
+    loaded_at: float = field(default_factory=time.time)
+    load_s: float = 0.0
+    expires_at: float | None = None
+    is_pinned: bool = False
+    num_active: int = 0
+
+    def __post_init__(self) -> None:
+        self.name, self.front = self.pipeline.name, self.pipeline.front
+        self.client = InProcess(self.pipeline.loop)
+
+
+class SmallPool:
+    """The pool's interface over models that are loaded already. `gate` holds loading back."""
+
+    def __init__(self, *pipelines: Pipeline) -> None:
+        self.models = {pipeline.name: PooledModel(pipeline) for pipeline in pipelines}
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @asynccontextmanager
+    async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[PooledModel]:
+        model = await self.load(name)
+        model.num_active += 1
+        try:
+            yield model
+        finally:
+            model.num_active -= 1
+
+    async def load(self, name: str, *, keep_alive_s: float | None = None, pin: bool = False) -> PooledModel:
+        if name not in self.models:
+            raise ModelNotFoundError(f"there is no model {name!r}")
+        await self.gate.wait()
+        return self.models[name]
+
+    async def unload(self, name: str) -> None:
+        await self.load(name)
+
+    def loaded(self) -> tuple[PooledModel, ...]:
+        return tuple(self.models.values())
+
+    async def start(self) -> None:
+        await self.gate.wait()
+
+    async def aclose(self) -> None:
+        for model in self.models.values():
+            await asyncio.to_thread(model.pipeline.close)
+
+
+@asynccontextmanager
+async def small_app(
+    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, **settings: Any
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """The application over model "small", and a client of it without sockets. Its lifespan has begun."""
+    settings.setdefault("log_path", Path("/dev/null"))
+    pool = pool or SmallPool(small_model(FakeBackend()))
+    app = create_app(HttpSettings(**settings), pool, spoken=spoken)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
+            yield app, client
+
+
+@dataclass
+class Listening:
+    """A server on a port of the loopback."""
+
+    app: FastAPI
+    pool: SmallPool
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def connect(self) -> socket.socket:
+        """A connection, whose reads give up after ten seconds."""
+        return socket.create_connection((self.host, self.port), timeout=10)
+
+
+@contextmanager
+def listening(
+    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, **settings: Any
+) -> Iterator[Listening]:
+    """The application under uvicorn, in a thread of this process."""
+    settings.setdefault("log_path", Path("/dev/null"))
+    made = HttpSettings(**settings)
+    pool = pool or SmallPool(small_model(FakeBackend()))
+    app = create_app(made, pool, spoken=spoken)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="error", http=guarded_protocol(made), ws="none", access_log=False
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        _await_start(server)
+        yield Listening(app, pool, *listener.getsockname()[:2])
+    finally:
+        server.should_exit = True
+        thread.join()
+        with contextlib.suppress(OSError):
+            listener.close()
+
+
+def _await_start(server: uvicorn.Server) -> None:
+    until_s = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < until_s, "the server did not start"
+        time.sleep(0.005)
