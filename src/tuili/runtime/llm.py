@@ -7,6 +7,7 @@ import logging
 import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from tqdm import tqdm
@@ -89,6 +90,7 @@ class LLM:
 
         sampling_params is one for all or one each; None is the model's own default. Answers come in
         the order of the prompts. use_tqdm may be a function that makes the bar. A lower priority is served first.
+        Where all answers together are too much for memory, generate_each hands them out one by one.
         Special tokens written in a prompt are text, unless tokenization_kwargs holds split_special_tokens False.
         Raises InvalidRequestError or ContextLengthError for a bad prompt.
         """
@@ -99,6 +101,24 @@ class LLM:
         tokenizer = self._pipeline.tokenizer if options else None
         fields = (prompt_fields(parsed_prompt(prompt, tokenizer, options)) for prompt in prompts)
         return self._run(len(prompts), self._requests(len(prompts), fields, sampling_params, priority), use_tqdm)
+
+    def generate_each(
+        self, prompts: Iterable[Prompt], sampling_params: SamplingParams | Iterable[SamplingParams] | None = None
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Completes the prompts of any iterable: (number of the prompt from 0, its output), each when it is finished.
+
+        A prompt is taken when there is room for it, and nothing of a finished one is kept, so that there may be any
+        number of them. sampling_params is one for all, or an iterable of one each. Closing the iterator aborts what
+        is running. Raises what generate does, for a bad prompt when its turn comes.
+        """
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise InvalidRequestError(
+                f"prompts must be an iterable of prompts, got {type(prompts).__name__}", param="prompts"
+            )
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        each = itertools.repeat(params) if isinstance(params, SamplingParams) else params
+        requests = (self._request(prompt_fields(prompt), own, 0) for prompt, own in _paired(prompts, each))
+        return self._finished(requests)
 
     def chat(
         self,
@@ -213,19 +233,27 @@ class LLM:
 
     def _run(self, count: int, requests: Iterable[GenerateRequest], use_tqdm: Bar) -> list[RequestOutput]:
         """Only results stay in memory."""
-        outputs: list[RequestOutput] = []
+        outputs: dict[int, RequestOutput] = {}
+        with _Progress(count, use_tqdm) as progress:
+            for index, output in self._finished(requests):
+                outputs[index] = output
+                progress.add(output)
+        return [outputs[index] for index in range(len(outputs))]
+
+    def _finished(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, RequestOutput]]:
+        """(Index of the request, its output) as requests finish; only outputs that still grow stay in memory."""
+        growing: dict[int, RequestOutput] = {}
 
         def noted() -> Iterator[GenerateRequest]:
-            for request in requests:
-                outputs.append(empty_output(request.request_id, request.sampling.n))
+            for index, request in enumerate(requests):
+                growing[index] = empty_output(request.request_id, request.sampling.n)
                 yield request
 
-        with _Progress(count, use_tqdm) as progress:
-            for index, event in self._pipeline.run(noted()):
-                outputs[index].fold(event)
+        with closing(self._pipeline.run(noted())) as events:
+            for index, event in events:
+                growing[index].fold(event)
                 if isinstance(event, Done):
-                    progress.add(outputs[index])
-        return outputs
+                    yield index, growing.pop(index)
 
     def _params_each(self, params: Params, count: int) -> Sequence[SamplingParams]:
         if params is None:
@@ -251,6 +279,20 @@ class LLM:
         if (token := self._pipeline.tokenizer.spelled_special(prompt)) is not None:
             self._has_warned = True
             _log.warning("a prompt holds %s, which is text and no control token here: %s", token, _REMEDY)
+
+
+def _paired(
+    prompts: Iterable[Prompt], sampling_params: Iterable[SamplingParams]
+) -> Iterator[tuple[Prompt, SamplingParams]]:
+    """Each prompt with its own. Raises InvalidRequestError where there are fewer parameters than prompts."""
+    each = iter(sampling_params)
+    for index, prompt in enumerate(prompts):
+        if (own := next(each, None)) is None:
+            raise InvalidRequestError(
+                f"sampling_params must be one for all prompts or one for each, got {index} and more prompts",
+                param="sampling_params",
+            )
+        yield prompt, own
 
 
 class _Progress:

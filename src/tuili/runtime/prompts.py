@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from tuili.errors import InvalidRequestError
@@ -40,7 +40,8 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
         return [prompts]
     if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
         allowed = "a string, a dict, a list of token ids, or a list of these"
-        raise InvalidRequestError(f"prompts must be {allowed}, got {type(prompts).__name__}", param="prompts")
+        hint = ": generate_each takes any iterable" if isinstance(prompts, Iterable) else ""
+        raise InvalidRequestError(f"prompts must be {allowed}, got {type(prompts).__name__}{hint}", param="prompts")
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
