@@ -7,7 +7,7 @@ whose engines run in others.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:  # asyncio is not for blocking callers to import
 _MAX_MARK_TOKENS = 64  # a mark at the end of a prompt, and white space after it, are not longer
 
 
+def _random_seed() -> int:
+    return secrets.randbits(64)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Front:
     """What turns requests into tokens, and tokens into answers, for one model."""
@@ -42,6 +46,7 @@ class Front:
     max_model_len: int
     default_sampling: Mapping[str, Any]
     meter: RequestMeter = field(default_factory=RequestMeter)
+    draw_seed: Callable[[], int] = _random_seed  # for requests without one
     known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
 
     def pretrained_tokenizer(self) -> PretrainedTokenizer:
@@ -80,7 +85,7 @@ class Front:
             request_id=request.request_id,
             prompt_token_ids=prompt.token_ids,
             sampling=sampling,
-            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+            seed=self.draw_seed() if sampling.seed is None else sampling.seed,
             eos_token_ids=self.eos_token_ids,
             priority=request.priority,
             cache_salt=request.cache_salt,

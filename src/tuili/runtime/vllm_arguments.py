@@ -97,22 +97,27 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
 }
 
 
-def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def split_arguments(
+    arguments: Mapping[str, Any], also_ignored: Mapping[str, Ignored] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The arguments that remain, and why each given one without effect has none.
 
+    also_ignored: further ones, which come before those of the same name here.
     Raises InvalidRequestError for a value out of range, and for what is refused.
     """
     remaining: dict[str, Any] = {}
     notes = []
+    ignored = {**IGNORED, **(also_ignored or {})}
     for name, value in arguments.items():
         if name in REFUSED:
             nothing, why = REFUSED[name]
             if value not in nothing:
                 raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
-        elif name in IGNORED:
-            _check(name, value, IGNORED[name])
-            if IGNORED[name].why and value != IGNORED[name].default:
-                notes.append(f"{name} ({IGNORED[name].why})")
+        elif name in ignored:
+            known = ignored[name]
+            _check(name, value, known)
+            if known.why and value != known.default:
+                notes.append(f"{name} ({known.why})")
         else:
             remaining[name] = value
     return remaining, notes

@@ -77,6 +77,10 @@ class Store:
         except InvalidRequestError:
             return False
 
+    def full_name(self, name: str) -> str:
+        """The name as the store keeps it: a catalogue name has its tag. Raises InvalidRequestError for what is none."""
+        return str(self._canonical(name))
+
     def recommended_sampling(self, name: str) -> dict[str, float]:
         """What the catalogue recommends for a model of that name or a copy of it; empty for others and for paths."""
         try:

@@ -1,0 +1,117 @@
+"""What a pool of models needs of this machine: sizes from headers, free memory, and models started.
+
+`LocalHost` has models in this machine's store and one engine for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from tuili.config import store_dir
+from tuili.engine.client import EngineClient, InProcess
+from tuili.machine import available_memory
+from tuili.runtime.fetching import find_model
+from tuili.runtime.front import Front
+from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.model_memory import Footprint, MemoryPlan, read_footprint
+from tuili.runtime.model_pool_settings import PoolSettings
+from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.served_names import KnownModel
+from tuili.store.records import ModelFiles
+from tuili.store.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedModel:
+    """A model that runs. resident_bytes is what its engine has taken of its memory by now; aclose frees all of it.
+
+    is_lost: whether its engine ended for good.
+    """
+
+    front: Front
+    client: EngineClient
+    aclose: Callable[[], Awaitable[None]]
+    resident_bytes: Callable[[], int]
+    is_lost: Callable[[], bool]
+
+
+class StartModel(Protocol):
+    """Loads the model at a path. Raises what loading raises; cancelled, it leaves nothing behind."""
+
+    async def __call__(self, name: str, path: Path, options: LoadOptions) -> StartedModel: ...
+
+
+class ModelHost(Protocol):
+    """The pool's outside. Its methods raise what opening and loading a model raises."""
+
+    async def footprint(self, model: KnownModel) -> Footprint: ...
+
+    async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel: ...
+
+    def files(self, model: KnownModel) -> ModelFiles: ...
+
+    def free_bytes(self) -> int: ...
+
+
+async def start_served_model(name: str, path: Path, options: LoadOptions) -> StartedModel:
+    """An engine in a thread of this process."""
+    pipeline = await asyncio.to_thread(open_model, str(path), options)
+
+    async def aclose() -> None:
+        await asyncio.to_thread(pipeline.close)
+
+    return StartedModel(
+        front=replace(pipeline.front, name=name),
+        client=InProcess(pipeline.loop),
+        aclose=aclose,
+        resident_bytes=lambda: 0,
+        is_lost=lambda: False,
+    )
+
+
+class LocalHost:
+    """ModelHost over a store. None is the user's."""
+
+    def __init__(
+        self, settings: PoolSettings, store: Store | None = None, start_model: StartModel = start_served_model
+    ) -> None:
+        self._settings, self._start_model = settings, start_model
+        self._store = store or Store(store_dir())
+        self._seeds = None if settings.seed is None else random.Random(settings.seed)
+
+    async def footprint(self, model: KnownModel) -> Footprint:
+        """A model that is not stored yet is fetched first."""
+        return await asyncio.to_thread(self._read_footprint, model)
+
+    def _read_footprint(self, model: KnownModel) -> Footprint:
+        find_model(model.source, self._store)
+        return read_footprint(model.source, self._store, self._settings.load, may_cap=not model.is_named)
+
+    async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
+        options = replace(
+            self._settings.load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.kv_cache_bytes
+        )
+        path = await asyncio.to_thread(self._store.path, model.source)
+        started = await self._start_model(model.name, path, options)
+        return replace(started, front=self._set_up(started.front, model))
+
+    def _set_up(self, front: Front, model: KnownModel) -> Front:
+        """With the sampling defaults and the seeds that the settings ask for."""
+        override = sampling_defaults(self._settings.override_generation_config)
+        if self._settings.generation_config == "vllm":
+            front = replace(front, default_sampling=override)
+        elif override:
+            front = replace(front, default_sampling={**front.default_sampling, **override})
+        return front if self._seeds is None else replace(front, draw_seed=partial(self._seeds.getrandbits, 64))
+
+    def files(self, model: KnownModel) -> ModelFiles:
+        return self._store.resolve(model.source)
+
+    def free_bytes(self) -> int:
+        return available_memory()

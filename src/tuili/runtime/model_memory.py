@@ -1,0 +1,147 @@
+"""What a model will take, told from its header: how much context and cache it gets of so much free memory.
+
+The predictor of `tuili plan`, asked about the process that holds the engine. Reads no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tuili.backend import CacheGroup
+from tuili.config import EngineConfig
+from tuili.engine.cache_plan import needed_bytes
+from tuili.errors import InvalidRequestError
+from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, KV_CACHE_DTYPES, LoadOptions
+from tuili.runtime.memory import CACHE_SHARE
+from tuili.store.store import Store
+from tuili.weights.recipes import find_recipe
+
+LEAST_CONTEXT = 8192  # others are unloaded before a model gets less context than this, or than it has
+ENGINE_BYTES = 60 << 20  # interpreter and libraries of an engine's process
+TOKENIZER_BYTES = 530  # for a vocabulary entry, of the process that speaks HTTP
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """A context and a cache that fit, and the bytes that everything takes."""
+
+    max_model_len: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    workspace_bytes: int
+    other_bytes: int = 0  # interpreter, libraries, tokenizer
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kv_cache_bytes + self.weight_bytes + self.workspace_bytes + self.other_bytes
+
+    def by_kind(self) -> Mapping[str, int]:
+        """Bytes by what takes them."""
+        return {
+            "weights": self.weight_bytes,
+            "kv_cache": self.kv_cache_bytes,
+            "workspace": self.workspace_bytes,
+            "other": self.other_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """One model: what it takes without a cache, and what a cache takes."""
+
+    groups: Sequence[CacheGroup]
+    config: EngineConfig  # max_model_len: as long as asked for, or as the model allows
+    weight_bytes: int
+    workspace_bytes: int
+    other_bytes: int
+    may_shorten: bool
+
+    def fit(self, free_bytes: int, least_context: int = LEAST_CONTEXT) -> MemoryPlan | None:
+        """The plan within so many bytes; None where not even one sequence of the least context has room.
+
+        The cache gets what all sequences need at full length, but no more than a share of what is free: other models
+        come later.
+        """
+        left = free_bytes - self.weight_bytes - self.workspace_bytes - self.other_bytes
+        least = self.config.max_model_len if not self.may_shorten else min(self.config.max_model_len, least_context)
+        wanted = self.config.kv_cache_memory_bytes
+        limit = min(left, max(int(free_bytes * CACHE_SHARE), self._cache(least, 1))) if wanted is None else wanted
+        if limit > left or self._cache(least, 1) > limit:
+            return None
+        longest = _largest(least, self.config.max_model_len, lambda length: self._cache(length, 1) <= limit)
+        return self._plan(longest, min(self._cache(longest, self.config.max_num_seqs), limit))
+
+    def least(self) -> MemoryPlan:
+        """The plan with room for one sequence of the least context."""
+        length = self.config.max_model_len
+        length = min(length, LEAST_CONTEXT) if self.may_shorten else length
+        return self._plan(length, self.config.kv_cache_memory_bytes or self._cache(length, 1))
+
+    def _plan(self, length: int, cache: int) -> MemoryPlan:
+        return MemoryPlan(
+            max_model_len=length,
+            kv_cache_bytes=cache,
+            weight_bytes=self.weight_bytes,
+            workspace_bytes=self.workspace_bytes,
+            other_bytes=self.other_bytes,
+        )
+
+    def _cache(self, length: int, num_sequences: int) -> int:
+        return needed_bytes(self.groups, replace(self.config, max_model_len=length), num_sequences)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in [low, high] that fits, where `low` does and none that is larger than one that does not."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: bool) -> Footprint:
+    """From the header of a stored name or a path. A max_model_len beyond the model's is capped, or refused.
+
+    Raises what opening headers raises, UnsupportedModelError, and InvalidRequestError for options.
+    """
+    from tuili.backends.cpu.footprint import cache_groups, weight_bytes, workspace_bytes
+    from tuili.machine import thread_limits
+    from tuili.runtime.plan.outline import open_outline
+
+    recipe = None if options.quantization in (None, "gguf") else find_recipe(str(options.quantization))
+    dtype = KV_CACHE_DTYPES[options.kv_cache_dtype]
+    with open_outline(source, store, recipe) as outline:
+        spec, stored = outline.spec, [outline.stored]
+    limit, wanted = spec.max_position, options.max_model_len
+    if wanted is not None and wanted > limit and not may_cap:
+        raise InvalidRequestError(
+            f"max_model_len must be in [1, {limit}] for {source!r:.200}, got {wanted}", param="max_model_len"
+        )
+    groups = list(cache_groups(spec, dtype, options.block_size))
+    if options.speculative is not None and options.speculative.model is not None:
+        with open_outline(options.speculative.model, store) as draft:
+            groups += cache_groups(draft.spec, dtype, options.block_size)
+            stored.append(draft.stored)
+    num_seqs, length = options.max_num_seqs, min(wanted or limit, limit)
+    num_tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, num_seqs)
+    return Footprint(
+        groups=groups,
+        config=EngineConfig(
+            max_model_len=length,
+            max_num_seqs=num_seqs,
+            max_num_batched_tokens=num_tokens,
+            block_size=options.block_size,
+            kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+            kv_cache_dtype=dtype,
+        ),
+        weight_bytes=sum(map(weight_bytes, stored)),
+        workspace_bytes=workspace_bytes(
+            spec,
+            num_tokens=num_tokens,
+            num_rows=num_seqs,
+            num_positions=length,
+            num_threads=thread_limits(options.num_threads).num_threads,
+        ),
+        other_bytes=ENGINE_BYTES + spec.vocab_size * TOKENIZER_BYTES,
+        may_shorten=wanted is None,
+    )

@@ -1,0 +1,325 @@
+"""Many models on one machine: loaded when asked for, unloaded when idle or when their memory is needed.
+
+                 use()                  memory is needed, keep-alive is over, unload()
+    (absent) ──> waiting for room ──> loading ──> loaded ──> leaving (its users end, new ones wait) ──> (absent)
+
+All of it in one event loop. Knows models by what they take; no files, no processes, no wire formats: `ModelHost` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from tuili.config import store_dir
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError
+from tuili.runtime.model_host import LocalHost, ModelHost, StartModel, start_served_model
+from tuili.runtime.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
+from tuili.runtime.model_pool_settings import PoolSettings
+from tuili.runtime.pool_slot import Slot
+from tuili.runtime.served_model import ModelCard, ServedModel
+from tuili.runtime.served_names import KnownModel, ServedNames
+from tuili.store.records import ModelFiles
+from tuili.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+class ModelPool:
+    """Loads what is asked for; see PoolSettings."""
+
+    def __init__(self, settings: PoolSettings, names: ServedNames, host: ModelHost) -> None:
+        self._settings, self._names, self._host = settings, names, host
+        self._slots: dict[str, Slot] = {}  # by the model's source
+        self._room_turn = asyncio.Lock()  # who waits for room, in order
+        self._changed = asyncio.Event()
+        self._budget = int(settings.memory_share * host.free_bytes())
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Loads the models named at start, one after the other. Raises what loading the first that fails raises."""
+        for model in self._names.named:
+            await self.load(model.name, keep_alive_s=-1, pin=self._settings.is_pinned)
+
+    @property
+    def default_name(self) -> str | None:
+        """The model meant where a request names none."""
+        return self._names.default
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[ServedModel]:
+        """The model, loaded, which stays so meanwhile. keep_alive_s is how long it stays idle from now on.
+
+        Raises ModelNotFoundError, InsufficientMemoryError, EngineUnavailableError, and what loading raises.
+        """
+        slot = await self._enter(self._names.find(name), keep_alive_s)
+        try:
+            assert slot.model is not None
+            yield slot.model
+        finally:
+            self._leave(slot)
+
+    async def load(self, name: str, *, keep_alive_s: float | None = None, pin: bool = False) -> ServedModel:
+        """Loads a model without a request; pinned, it stays until it is unloaded. Raises as `use` does."""
+        async with self.use(name, keep_alive_s=keep_alive_s) as model:
+            model.is_pinned = model.is_pinned or pin
+            return model
+
+    async def unload(self, name: str, *, now: bool = False) -> None:
+        """Unloads a model if it is loaded, after the requests that run; `now` ends those with an error.
+
+        Raises ModelNotFoundError.
+        """
+        slot = self._slots.get(self._names.find(name).source)
+        if slot is None:
+            return
+        slot.is_leaving = True
+        if slot.model is None and now:
+            slot.loading.cancel()
+        elif slot.model is not None and (now or not slot.num_users):
+            self._close(slot)
+        while self._slots.get(slot.known.source) is slot:
+            await self._next_change()
+
+    def loaded(self) -> tuple[ServedModel, ...]:
+        """Models that are loaded, in the order they were."""
+        return tuple(slot.model for slot in self._slots.values() if slot.model is not None)
+
+    def cards(self) -> tuple[ModelCard, ...]:
+        """Every model that may be asked for: named at start, stored. Reads the store."""
+        return tuple(self._card(known, files) for known, files in self._names.all())
+
+    def card(self, name: str) -> ModelCard:
+        """One of them. Raises ModelNotFoundError."""
+        known = self._names.find(name)
+        return self._card(known, self._host.files(known))
+
+    def _card(self, known: KnownModel, files: ModelFiles) -> ModelCard:
+        slot = self._slots.get(known.source)
+        model = None if slot is None else slot.model
+        return ModelCard(
+            name=known.name,
+            aliases=known.aliases,
+            files=files,
+            is_loaded=model is not None,
+            max_model_len=None if model is None else model.front.max_model_len,
+        )
+
+    async def aclose(self) -> None:
+        """Unloads everything at once; what still runs ends with an error."""
+        self._is_closed = True
+        for slot in list(self._slots.values()):
+            slot.loading.cancel()
+            if slot.model is not None:
+                self._close(slot)
+        while self._slots:
+            await self._next_change()
+
+    # Users of a model come and go.
+
+    async def _enter(self, known: KnownModel, keep_alive_s: float | None) -> Slot:
+        async with self._in_time(known):
+            while True:
+                if self._is_closed:
+                    raise EngineUnavailableError("the server is stopping")
+                slot = self._slots.get(known.source)
+                if slot is not None and slot.is_lost:
+                    self._close(slot)
+                if slot is None or not slot.is_leaving:
+                    return await self._join(slot or self._begin(known), keep_alive_s)
+                await self._next_change()
+
+    async def _join(self, slot: Slot, keep_alive_s: float | None) -> Slot:
+        slot.enter()
+        try:
+            await asyncio.shield(slot.loading)
+        except BaseException:
+            self._leave(slot)
+            raise
+        if keep_alive_s is not None:
+            slot.keep_alive_s = keep_alive_s
+        return slot
+
+    def _leave(self, slot: Slot) -> None:
+        slot.leave()
+        if slot.num_users == 0:
+            if slot.model is not None:
+                self._rest(slot)
+            elif slot.plan is None:
+                slot.loading.cancel()  # nobody waits for it any more, and nothing is begun
+        self._notify()
+
+    def _rest(self, slot: Slot) -> None:
+        """What becomes of a loaded model that nobody uses."""
+        assert slot.model is not None
+        if self._is_closed or slot.is_leaving or (slot.keep_alive_s == 0 and not slot.model.is_pinned):
+            self._close(slot)
+        else:
+            slot.expire_later(self._expire)
+
+    def _expire(self, slot: Slot) -> None:
+        if slot.is_idle:
+            self._close(slot)
+
+    # A model is loaded.
+
+    def _begin(self, known: KnownModel) -> Slot:
+        keep_alive_s = -1.0 if known.is_named else self._settings.keep_alive_s
+        slot = Slot(known, keep_alive_s)
+        slot.loading = asyncio.get_running_loop().create_task(self._load(slot), name=f"load {known.name}")
+        slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # told, or nobody is left
+        self._slots[known.source] = slot
+        return slot
+
+    async def _load(self, slot: Slot) -> None:
+        """Makes room and loads. However that ends, those who wait for it hear of it, and a failure is forgotten."""
+        known, clock = slot.known, asyncio.get_running_loop().time
+        try:
+            footprint = await self._host.footprint(known)
+            async with self._room_turn:
+                slot.plan = await self._make_room(footprint)
+            start_s = clock()
+            async with self._in_time(known):
+                slot.started = await self._host.start(known, slot.plan)
+            slot.model = ServedModel(
+                name=known.name,
+                aliases=known.aliases,
+                front=slot.started.front,
+                client=slot.started.client,
+                files=self._host.files(known),
+                memory=slot.plan.by_kind(),
+                loaded_at=time.time(),
+                load_s=clock() - start_s,
+            )
+            slot.has_loaded()
+            if slot.num_users == 0:
+                self._rest(slot)
+        except BaseException:
+            del self._slots[known.source]
+            raise
+        finally:
+            self._notify()
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, known: KnownModel) -> AsyncIterator[None]:
+        limit = self._settings.load_timeout_s
+        scope = asyncio.timeout(limit)
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise EngineUnavailableError(f"model {known.name!r} was not loaded within {limit:g} s") from None
+
+    # Room is made for it.
+
+    async def _make_room(self, footprint: Footprint) -> MemoryPlan:
+        """Unloads idle models, those used longest ago first, and asks busy ones to leave, until it fits."""
+        asked: list[Slot] = []
+        try:
+            while True:
+                # What a model takes that is coming or going is known when that is done: nothing is refused meanwhile.
+                least = LEAST_CONTEXT if self._is_changing() else self._least_context(footprint)
+                if len(self._granted()) < (self._settings.max_loaded_models or len(self._slots)):
+                    plan = footprint.fit(self._free_bytes(), least)
+                    if plan is not None:
+                        return plan
+                await self._wait_for_room(asked)
+        finally:
+            for slot in asked:  # those still at work may stay
+                slot.is_leaving = slot.closing is not None
+
+    async def _wait_for_room(self, asked: list[Slot]) -> None:
+        if self._is_changing():
+            await self._next_change()
+            return
+        slots = self._granted()
+        if idle := [slot for slot in slots if slot.is_idle]:
+            self._close(min(idle, key=lambda slot: slot.last_used_s))
+            return
+        now = asyncio.get_running_loop().time()
+        busy = [slot for slot in slots if slot.may_be_unloaded and not slot.is_leaving]
+        ripe = [slot for slot in busy if slot.stays_until_s <= now]
+        if ripe and not any(slot.is_leaving for slot in asked):
+            asked.append(min(ripe, key=lambda slot: slot.last_used_s))
+            asked[-1].is_leaving = True
+        soonest = min((slot.stays_until_s - now for slot in busy if slot not in ripe), default=None)
+        await self._next_change(soonest)
+
+    def _least_context(self, footprint: Footprint) -> int:
+        """The context to hold out for: a short one only where even an empty machine has room for no more.
+
+        Raises InsufficientMemoryError, with the numbers, when what may be unloaded does not make room enough.
+        """
+        slots = self._granted()
+        staying = [slot for slot in slots if slot.model is not None and not slot.may_be_unloaded]
+        if len(staying) >= (self._settings.max_loaded_models or len(self._slots)):
+            raise InsufficientMemoryError(
+                f"max_loaded_models is {self._settings.max_loaded_models}, and as many models are pinned"
+            )
+        leaving = sum(slot.num_bytes for slot in slots if slot not in staying)
+        most = self._free_bytes() + leaving
+        for least in (LEAST_CONTEXT, 1):
+            if footprint.fit(most, least) is not None:
+                return least
+        need = footprint.least()
+        raise InsufficientMemoryError(
+            f"the model needs {need.num_bytes / 2**20:.0f} MiB (weights {need.weight_bytes / 2**20:.0f} MiB, "
+            f"KV cache of one context of {need.max_model_len} tokens {need.kv_cache_bytes / 2**20:.0f} MiB), "
+            f"{max(0, most) / 2**20:.0f} MiB may be taken"
+            + (f", {len(staying)} pinned models aside" if staying else "")
+        )
+
+    def _granted(self) -> list[Slot]:
+        """Those that have memory."""
+        return [slot for slot in self._slots.values() if slot.plan is not None]
+
+    def _is_changing(self) -> bool:
+        return any(slot.model is None or slot.closing is not None for slot in self._granted())
+
+    def _free_bytes(self) -> int:
+        """What a further model may take: of the budget, and of the memory that is really there.
+
+        Caches fill as they are used: what a model has been granted and not yet taken is not free.
+        """
+        slots = self._granted()
+        untouched = sum(max(0, slot.num_bytes - slot.resident_bytes) for slot in slots)
+        return min(self._budget - sum(slot.num_bytes for slot in slots), self._host.free_bytes() - untouched)
+
+    # A model goes.
+
+    def _close(self, slot: Slot) -> None:
+        if slot.closing is None:
+            slot.is_leaving = True
+            slot.closing = asyncio.get_running_loop().create_task(self._closed(slot), name=f"unload {slot.known.name}")
+
+    async def _closed(self, slot: Slot) -> None:
+        try:
+            await slot.free()
+        except Exception:
+            _log.exception("unloading %s", slot.known.name)
+        finally:
+            del self._slots[slot.known.source]
+            self._notify()
+
+    # Whoever waits for any of that looks again when something changed.
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _next_change(self, timeout_s: float | None = None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+
+
+def open_pool(settings: PoolSettings, start_model: StartModel = start_served_model) -> ModelPool:
+    """A pool over the user's store. Raises InvalidRequestError when one name is given to two models."""
+    store = Store(store_dir())
+    names = ServedNames(settings.models, store, only_named=settings.only_named, allow_pull=settings.allow_pull)
+    return ModelPool(settings, names, LocalHost(settings, store, start_model))

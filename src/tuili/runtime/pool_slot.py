@@ -1,0 +1,104 @@
+"""The place of one model in a pool: who uses it, how long it stays, and what it takes. `ModelPool` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from tuili.runtime.model_host import StartedModel
+from tuili.runtime.model_memory import MemoryPlan
+from tuili.runtime.served_model import ServedModel
+from tuili.runtime.served_names import KnownModel
+
+# A model in use is asked to leave after this many times what loading took, and not before so many seconds: models
+# that do not fit together take turns instead of thrashing.
+_STAY_PER_LOAD, _MIN_STAY_S = 4.0, 5.0
+
+
+class Slot:
+    """plan is None while the model waits for room, model is None until it is loaded; closing is set once it goes.
+
+    num_users counts requests that use the model or wait for it. While is_leaving, new ones wait until it is gone.
+    keep_alive_s is for an idle model: 0 no time, negative for ever.
+    """
+
+    loading: asyncio.Task[None]
+
+    def __init__(self, known: KnownModel, keep_alive_s: float) -> None:
+        self.known, self.keep_alive_s = known, keep_alive_s
+        self.plan: MemoryPlan | None = None
+        self.started: StartedModel | None = None
+        self.model: ServedModel | None = None
+        self.closing: asyncio.Task[None] | None = None
+        self.num_users = 0
+        self.is_leaving = False
+        self.stays_until_s = 0.0  # these two on the event loop's clock
+        self.last_used_s = asyncio.get_running_loop().time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Granted to it."""
+        return 0 if self.plan is None else self.plan.num_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Taken by it, of those."""
+        return 0 if self.started is None else self.started.resident_bytes()
+
+    @property
+    def may_be_unloaded(self) -> bool:
+        return self.model is not None and not self.model.is_pinned
+
+    @property
+    def is_idle(self) -> bool:
+        """Loaded, and nobody minds if it goes."""
+        return self.may_be_unloaded and self.num_users == 0 and not self.is_leaving
+
+    @property
+    def is_lost(self) -> bool:
+        """Loaded once, and without an engine since."""
+        return self.started is not None and self.started.is_lost()
+
+    def enter(self) -> None:
+        """A request uses the model or waits for it."""
+        self.num_users += 1
+        self.last_used_s = asyncio.get_running_loop().time()
+        self._stop_timer()
+        self._tell()
+
+    def leave(self) -> None:
+        self.num_users -= 1
+        self.last_used_s = asyncio.get_running_loop().time()
+        self._tell()
+
+    def has_loaded(self) -> None:
+        assert self.model is not None
+        stay_s = max(_MIN_STAY_S, _STAY_PER_LOAD * self.model.load_s)
+        self.stays_until_s = asyncio.get_running_loop().time() + stay_s
+        self._tell()
+
+    def expire_later(self, expire: Callable[[Slot], None]) -> None:
+        """Calls `expire` when the model has been idle for as long as it may."""
+        self._stop_timer()
+        if self.keep_alive_s >= 0 and self.may_be_unloaded:
+            self._timer = asyncio.get_running_loop().call_later(self.keep_alive_s, expire, self)
+        self._tell()
+
+    async def free(self) -> None:
+        """Ends the engine, with what it still runs."""
+        self._stop_timer()
+        if self.started is not None:
+            await self.started.aclose()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self) -> None:
+        if self.model is not None:
+            self.model.num_active = self.num_users
+            stays = self.keep_alive_s < 0 or self.model.is_pinned
+            self.model.expires_at = None if stays else time.time() + self.keep_alive_s

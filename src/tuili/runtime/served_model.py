@@ -1,0 +1,47 @@
+"""A model that a pool has loaded, as everybody else sees it, and what may be asked for. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tuili.engine.client import EngineClient
+from tuili.runtime.front import Front
+from tuili.store.records import ModelFiles
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class ServedModel:
+    """A loaded model: its text side, and the client of its engine.
+
+    memory: bytes by what takes them, as planned. loaded_at and expires_at are seconds since the epoch; expires_at is
+    None for a model that stays. num_active: requests that use or await it.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    front: Front
+    client: EngineClient
+    files: ModelFiles
+    memory: Mapping[str, int]
+    loaded_at: float
+    load_s: float
+    expires_at: float | None = None
+    is_pinned: bool = False
+    num_active: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """All its memory."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """A model that may be asked for. files tell sizes, digest and license; nothing of it need be loaded."""
+
+    name: str
+    aliases: tuple[str, ...]
+    files: ModelFiles
+    is_loaded: bool
+    max_model_len: int | None = field(default=None)  # known once it is loaded

@@ -1,0 +1,96 @@
+"""vLLM's flags of `vllm serve` that are no settings here: without effect, or refused. Data, and how to look it up.
+
+The engine's own are runtime.vllm_arguments'; here is what only a server has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuili.checks import shown
+from tuili.errors import InvalidRequestError
+from tuili.runtime import vllm_arguments
+from tuili.runtime.vllm_arguments import Ignored, split_arguments
+
+_LOG = "log_requests and log_file say what is logged"
+IGNORED: Mapping[str, Ignored] = {
+    "swap_space": Ignored(0, "it has no effect on a CPU, where the KV cache is in host memory anyway", low=0.0),
+    "uvicorn_log_level": Ignored("info", _LOG),
+    "disable_uvicorn_access_log": Ignored(False, _LOG, (False, True)),
+    "disable_access_log_for_endpoints": Ignored(None, _LOG),
+    "enable_log_outputs": Ignored(False, "prompts and answers are never logged", (False, True)),
+    "max_log_len": Ignored(None, "prompts and answers are never logged"),
+    "allowed_methods": Ignored(None, "what each route takes is allowed"),
+    "allowed_headers": Ignored(None, "what clients need is allowed"),
+    "allow_credentials": Ignored(False, "keys are sent in headers", (False, True)),
+    "enable_request_id_headers": Ignored(False, "", (False, True)),
+    "enable_prompt_tokens_details": Ignored(False, "", (False, True)),
+    "enable_server_load_tracking": Ignored(False, "", (False, True)),
+    "enable_ssl_refresh": Ignored(False, "certificates are read at start", (False, True)),
+    "disable_fastapi_docs": Ignored(False, "the document is at /openapi.json", (False, True)),
+    "api_server_count": Ignored(1, "one process speaks HTTP", low=1),
+    "chat_template_content_format": Ignored("auto", "the template says it", ("auto", "string", "openai")),
+    "reasoning_parser": Ignored("", "the model's template says how it thinks"),
+    "enable_reasoning": Ignored(False, "the model's template says how it thinks", (False, True)),
+    "stream_interval": Ignored(1, "streams are sent as tokens come", low=1),
+    "tool_call_parser": Ignored(None, "it counts with enable_auto_tool_choice only"),
+    "enable_log_stats": Ignored(True, "", (False, True)),
+}
+
+_ONE_PROCESS = "one process runs the model"
+_TOOLS = "tools do not exist yet"
+REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    # name: (values that ask for nothing, why others are refused)
+    "enable_auto_tool_choice": ((False,), _TOOLS),
+    "tool_parser_plugin": ((None, ""), _TOOLS),
+    "tool_server": ((None,), _TOOLS),
+    "lora_modules": ((None,), "adapters are not loaded yet"),
+    "prompt_adapters": ((None,), "adapters are not loaded yet"),
+    "middleware": ((None,), "no code is loaded by name"),
+    "grpc": ((False,), "HTTP is what is spoken"),
+    "headless": ((False,), _ONE_PROCESS),
+    "tensor_parallel_size": ((1,), _ONE_PROCESS),
+    "pipeline_parallel_size": ((1,), _ONE_PROCESS),
+    "nnodes": ((1,), _ONE_PROCESS),
+    "return_tokens_as_token_ids": ((False,), "ask for it in the request, as return_token_ids"),
+    "enable_force_include_usage": ((False,), "ask for it in the request, as stream_options"),
+    "enable_tokenizer_info_endpoint": ((False,), "it does not exist"),
+    "default_chat_template_kwargs": ((None, {}), "give chat_template_kwargs with the request"),
+    "trust_request_chat_template": ((False,), "templates of requests run in the sandbox that all run in"),
+    "otlp_traces_endpoint": ((None,), "/metrics and the log tell times"),
+}
+
+
+def known_names() -> tuple[str, ...]:
+    """All of vLLM's names that are no settings here."""
+    return tuple(dict.fromkeys((*IGNORED, *REFUSED, *vllm_arguments.IGNORED, *vllm_arguments.REFUSED)))
+
+
+def is_switch(name: str) -> bool:
+    """Whether the flag stands alone on a command line."""
+    if name in REFUSED or name in vllm_arguments.REFUSED:
+        nothing, _ = REFUSED.get(name) or vllm_arguments.REFUSED[name]
+        return False in nothing and 0 not in [value for value in nothing if not isinstance(value, bool)]
+    known = IGNORED.get(name) or vllm_arguments.IGNORED[name]
+    return known.allowed is not None and True in known.allowed
+
+
+def notes_on(values: Mapping[str, Any], label: Mapping[str, str]) -> list[str]:
+    """Why each value has no effect, under its label. Raises InvalidRequestError for what is refused or out of range."""
+    notes = []
+    for name, value in values.items():
+        try:
+            notes += _notes(name, value)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error).replace(name, label[name], 1), param=name) from None
+    return notes
+
+
+def _notes(name: str, value: object) -> list[str]:
+    if name in REFUSED:
+        nothing, why = REFUSED[name]
+        if value not in nothing:
+            raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
+        return []
+    return split_arguments({name: value}, IGNORED)[1]

@@ -1,0 +1,494 @@
+"""The pool of models, over a machine that exists on paper only: memory in MiB, a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.virtual_loop import run_virtually
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError, ModelFileError, ModelNotFoundError
+from tuili.runtime.model_host import StartedModel
+from tuili.runtime.model_memory import MemoryPlan
+from tuili.runtime.model_pool import ModelPool
+from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+from tuili.runtime.served_names import KnownModel, ServedNames
+from tuili.store.records import ModelFiles
+from tuili.store.store import Store
+
+MIB = 1 << 20
+LOAD_S = 2.0
+
+
+class _Footprint:
+    """So many MiB, whatever the context; the least context fits where the rest does."""
+
+    def __init__(self, num_mib: int) -> None:
+        self._num_mib = num_mib
+
+    def fit(self, free_bytes: int, least_context: int) -> MemoryPlan | None:
+        return self.least() if free_bytes >= self._num_mib * MIB else None
+
+    def least(self) -> MemoryPlan:
+        return MemoryPlan(max_model_len=128, kv_cache_bytes=0, weight_bytes=self._num_mib * MIB, workspace_bytes=0)
+
+
+class Machine:
+    """A ModelHost with memory of its own. `started` and `ended` say what was loaded and unloaded, in order."""
+
+    def __init__(self, num_mib: int, sizes: Mapping[str, int]) -> None:
+        self.num_mib, self.sizes = num_mib, dict(sizes)
+        self.running: list[str] = []
+        self.started: list[str] = []
+        self.ended: list[str] = []
+        self.lost: set[str] = set()
+        self.failures: dict[str, Exception] = {}
+
+    async def footprint(self, model: KnownModel) -> Any:
+        return _Footprint(self.sizes[model.source])
+
+    async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
+        name = model.source
+        assert name not in self.running
+        self.running.append(name)
+        assert self.free_bytes() >= 0, f"{self.running} do not fit"
+        try:
+            await asyncio.sleep(LOAD_S)
+            if name in self.failures:
+                raise self.failures[name]
+        except BaseException:
+            self.running.remove(name)
+            raise
+        self.started.append(name)
+        return StartedModel(
+            front=None,  # type: ignore[arg-type]
+            client=None,  # type: ignore[arg-type]
+            aclose=lambda: self._end(name),
+            resident_bytes=lambda: self.sizes[name] * MIB,
+            is_lost=lambda: name in self.lost,
+        )
+
+    async def _end(self, name: str) -> None:
+        await asyncio.sleep(0.1)
+        self.running.remove(name)
+        self.ended.append(name)
+        self.lost.discard(name)
+
+    def files(self, model: KnownModel) -> ModelFiles:
+        return ModelFiles(name=model.name, path=Path(model.source), source="test", num_bytes=1, created=0)
+
+    def free_bytes(self) -> int:
+        return (self.num_mib - sum(self.sizes[name] for name in self.running)) * MIB
+
+
+class _Names(ServedNames):
+    """Every model of the machine is stored."""
+
+    def __init__(self, root: Path, sizes: Mapping[str, int], named: tuple[NamedModel, ...]) -> None:
+        super().__init__(named, Store(root, sources={}, catalogue=()), only_named=False, allow_pull=False)
+        self._sizes = sizes
+
+    def find(self, name: str) -> KnownModel:
+        try:
+            return super().find(name)
+        except ModelNotFoundError:
+            if name not in self._sizes:
+                raise
+            return KnownModel(source=name, name=name)
+
+
+MakePool = Callable[..., tuple[ModelPool, Machine]]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> MakePool:
+    """A pool on a machine of 100 MiB with models a, b and c of 40 MiB each."""
+
+    def make(sizes: Mapping[str, int] | None = None, num_mib: int = 100, **settings: Any) -> tuple[ModelPool, Machine]:
+        sizes = sizes or {"a": 40, "b": 40, "c": 40}
+        machine = Machine(num_mib, sizes)
+        chosen = PoolSettings(**{"memory_share": 1.0, **settings})
+        return ModelPool(chosen, _Names(tmp_path, sizes, chosen.models), machine), machine
+
+    return make
+
+
+async def ask(pool: ModelPool, name: str, for_s: float = 0.0, **options: Any) -> str:
+    async with pool.use(name, **options) as model:
+        await asyncio.sleep(for_s)
+        return model.name
+
+
+def test_waiters_share_a_load_and_the_model_stays(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        assert await asyncio.gather(*(ask(pool, "a") for _ in range(10))) == ["a"] * 10
+        assert await ask(pool, "a") == "a"
+
+    run_virtually(main())
+    assert machine.started == ["a"]
+
+
+def test_the_model_used_longest_ago_goes(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        for name in ("a", "b", "a", "c"):
+            await asyncio.sleep(1)
+            await ask(pool, name)
+        assert [model.name for model in pool.loaded()] == ["a", "c"]
+
+    run_virtually(main())
+    assert (machine.started, machine.ended) == (["a", "b", "c"], ["b"])
+
+
+def test_no_more_goes_than_must(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 20, "c": 20, "big": 60})
+
+    async def main() -> None:
+        for name in ("a", "b", "c", "big"):
+            await ask(pool, name)
+            await asyncio.sleep(1)
+
+    run_virtually(main())
+    assert machine.ended == ["a"]
+
+
+def test_two_waiters_share_one_eviction(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        await ask(pool, "a")
+        await asyncio.sleep(1)
+        await ask(pool, "b")
+        await asyncio.gather(ask(pool, "c"), ask(pool, "c"))
+
+    run_virtually(main())
+    assert (machine.started, machine.ended) == (["a", "b", "c"], ["a"])
+
+
+def test_busy_models_are_let_finish(make_pool: MakePool) -> None:
+    pool, machine = make_pool(num_mib=50)
+    order: list[str] = []
+
+    async def work(name: str, for_s: float) -> None:
+        async with pool.use(name):
+            await asyncio.sleep(for_s)
+            assert name in machine.running
+            order.append(name)
+
+    async def main() -> None:
+        first = asyncio.create_task(work("a", 30))
+        await asyncio.sleep(3)
+        await asyncio.gather(work("b", 1), first)
+
+    run_virtually(main())
+    assert (order, machine.started) == (["a", "b"], ["a", "b"])
+
+
+def test_a_model_always_in_use_makes_room_in_the_end(make_pool: MakePool) -> None:
+    """Requests for it that come after it was asked to leave wait until it is back."""
+    pool, machine = make_pool(num_mib=50)
+
+    async def main() -> None:
+        async def forever() -> None:
+            while True:
+                await ask(pool, "a", 1.0)
+
+        busy = [asyncio.create_task(forever()) for _ in range(3)]
+        await asyncio.sleep(3.3)
+        assert await asyncio.wait_for(ask(pool, "b"), 60) == "b"
+        await asyncio.sleep(20)
+        assert machine.running == ["a"]
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+
+    run_virtually(main())
+    assert machine.started == ["a", "b", "a"]
+
+
+def test_a_waiter_who_gives_up_lets_the_busy_one_stay(make_pool: MakePool) -> None:
+    pool, machine = make_pool(num_mib=50, load_timeout_s=20)
+
+    async def main() -> None:
+        long = asyncio.create_task(ask(pool, "a", 100))
+        await asyncio.sleep(3)
+        with pytest.raises(EngineUnavailableError, match="'b' was not loaded within 20 s"):
+            await ask(pool, "b")
+        assert await asyncio.wait_for(ask(pool, "a"), 0.01) == "a"
+        await long
+
+    run_virtually(main())
+    assert machine.started == ["a"]
+
+
+def test_who_leaves_while_waiting_for_room_takes_the_load_along(make_pool: MakePool) -> None:
+    pool, machine = make_pool(num_mib=50)
+
+    async def main() -> None:
+        long = asyncio.create_task(ask(pool, "a", 50))
+        await asyncio.sleep(3)
+        waiting = asyncio.create_task(ask(pool, "b"))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await long
+        await asyncio.sleep(10)
+
+    run_virtually(main())
+    assert (machine.started, machine.running) == (["a"], ["a"])
+
+
+def test_who_leaves_while_a_model_is_loading_leaves_it_to_others(make_pool: MakePool) -> None:
+    pool, machine = make_pool(keep_alive_s=10.0)
+
+    async def main() -> None:
+        first, second = (asyncio.create_task(ask(pool, "a")) for _ in range(2))
+        await asyncio.sleep(1)
+        first.cancel()
+        assert await second == "a"
+        third = asyncio.create_task(ask(pool, "b"))
+        await asyncio.sleep(1)
+        third.cancel()
+        await asyncio.sleep(5)
+        assert [model.name for model in pool.loaded()] == ["a", "b"]  # begun is finished
+        await asyncio.sleep(10)
+        assert pool.loaded() == ()
+
+    run_virtually(main())
+    assert machine.started == ["a", "b"]
+
+
+def test_what_never_fits_is_refused_with_numbers_and_nothing_goes(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 40, "huge": 200})
+
+    async def main() -> None:
+        await ask(pool, "a")
+        with pytest.raises(InsufficientMemoryError, match=r"needs 200 MiB .* 100 MiB may be taken"):
+            await ask(pool, "huge")
+
+    run_virtually(main())
+    assert machine.ended == []
+
+
+def test_a_pinned_model_stays_whatever_comes(make_pool: MakePool) -> None:
+    pool, machine = make_pool(models=(NamedModel("a"),), is_pinned=True, num_mib=90)
+
+    async def main() -> None:
+        await pool.start()
+        for name in ("b", "c", "b"):
+            await ask(pool, name, keep_alive_s=0)
+        await asyncio.sleep(1e5)
+        assert machine.running == ["a"]
+        machine.sizes["b"] = 60
+        with pytest.raises(InsufficientMemoryError, match="1 pinned models aside"):
+            await ask(pool, "b")
+        await pool.unload("a")
+        assert await ask(pool, "b") == "b"
+
+    run_virtually(main())
+
+
+def test_at_most_so_many_are_loaded(make_pool: MakePool) -> None:
+    pool, machine = make_pool(max_loaded_models=1)
+
+    async def main() -> None:
+        await ask(pool, "a")
+        await ask(pool, "b")
+        await pool.load("b", pin=True)
+        with pytest.raises(InsufficientMemoryError, match="max_loaded_models is 1"):
+            await ask(pool, "c")
+
+    run_virtually(main())
+    assert machine.ended == ["a"]
+
+
+@pytest.mark.parametrize(("keep_alive_s", "stays_s"), [(0.0, 0.0), (10.0, 10.0), (-1.0, None)])
+def test_keep_alive_is_the_last_requests(make_pool: MakePool, keep_alive_s: float, stays_s: float | None) -> None:
+    pool, machine = make_pool(keep_alive_s=1000.0)
+
+    async def main() -> None:
+        await ask(pool, "a")
+        (model,) = pool.loaded()
+        assert model.expires_at is not None
+        await ask(pool, "a", 2000.0, keep_alive_s=keep_alive_s)
+        if stays_s is None:
+            assert model.expires_at is None
+            await asyncio.sleep(1e5)
+            assert machine.running == ["a"]
+            return
+        if stays_s:
+            await asyncio.sleep(stays_s - 0.1)
+            assert machine.running == ["a"]
+        await asyncio.sleep(0.3)
+        assert machine.running == []
+        assert await ask(pool, "a") == "a"
+
+    run_virtually(main())
+
+
+def test_models_named_at_start_stay_until_memory_is_needed(make_pool: MakePool) -> None:
+    pool, machine = make_pool(models=(NamedModel("a", ("first", "second")), NamedModel("b")))
+
+    async def main() -> None:
+        await pool.start()
+        assert [model.name for model in pool.loaded()] == ["first", "b"]
+        await asyncio.sleep(1e5)
+        assert await asyncio.gather(*(ask(pool, name) for name in ("first", "second", "a", "b"))) == [
+            "first",
+            "first",
+            "first",
+            "b",
+        ]
+        assert machine.started == ["a", "b"]
+        await ask(pool, "c")
+
+    run_virtually(main())
+    assert len(machine.ended) == 1
+
+
+def test_a_failed_load_is_told_to_all_and_forgotten(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        machine.failures["a"] = ModelFileError("a: damaged")
+        found = await asyncio.gather(*(ask(pool, "a") for _ in range(3)), return_exceptions=True)
+        assert [str(error) for error in found] == ["a: damaged"] * 3
+        assert (pool.loaded(), machine.running) == ((), [])
+        machine.failures.clear()
+        assert await ask(pool, "a") == "a"
+
+    run_virtually(main())
+
+
+def test_a_load_that_takes_too_long_ends(make_pool: MakePool) -> None:
+    pool, machine = make_pool(load_timeout_s=1.0)
+
+    async def main() -> None:
+        with pytest.raises(EngineUnavailableError, match="'a' was not loaded within 1 s"):
+            await ask(pool, "a")
+        await asyncio.sleep(1)
+        assert machine.running == []
+
+    run_virtually(main())
+
+
+def test_unloading_waits_for_requests_and_new_ones_for_it(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+    order = []
+
+    async def main() -> None:
+        async def first() -> None:
+            async with pool.use("a"):
+                await asyncio.sleep(5)
+                order.append("first")
+
+        running = asyncio.create_task(first())
+        await asyncio.sleep(3)
+        unloading = asyncio.create_task(pool.unload("a"))
+        await asyncio.sleep(0)
+        await ask(pool, "a")
+        order.append("second")
+        await asyncio.gather(running, unloading)
+        await pool.unload("a")
+        await pool.unload("a")
+
+    run_virtually(main())
+    assert order == ["first", "second"]
+    assert (machine.started, machine.ended) == (["a", "a"], ["a", "a"])
+
+
+def test_unloading_at_once_waits_for_nobody(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        running = asyncio.create_task(ask(pool, "a", 5))
+        await asyncio.sleep(3)
+        await pool.unload("a", now=True)
+        assert machine.running == []
+        await running
+        loading = asyncio.create_task(ask(pool, "a"))
+        await asyncio.sleep(1)
+        await pool.unload("a", now=True)
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+
+    run_virtually(main())
+
+
+def test_a_lost_engine_is_loaded_again(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        await ask(pool, "a")
+        machine.lost.add("a")
+        assert await asyncio.gather(ask(pool, "a"), ask(pool, "a")) == ["a", "a"]
+
+    run_virtually(main())
+    assert (machine.started, machine.ended) == (["a", "a"], ["a"])
+
+
+def test_closing_ends_everything(make_pool: MakePool) -> None:
+    pool, machine = make_pool()
+
+    async def main() -> None:
+        await ask(pool, "a")
+        loading = asyncio.create_task(ask(pool, "b"))
+        await asyncio.sleep(1)
+        await pool.aclose()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+        with pytest.raises(EngineUnavailableError, match="stopping"):
+            await ask(pool, "a")
+
+    run_virtually(main())
+    assert machine.running == []
+
+
+def test_an_unknown_name_is_told_what_is_near(make_pool: MakePool) -> None:
+    pool, _ = make_pool(models=(NamedModel("smollm"),))
+
+    async def main() -> None:
+        for name, hint in (
+            ("smolm", "did you mean 'smollm'"),
+            ("../etc/passwd", "there are smollm"),
+            ("", "there are"),
+        ):
+            with pytest.raises(ModelNotFoundError, match=hint):
+                await ask(pool, name)
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_three_models_of_which_two_fit_under_random_traffic(make_pool: MakePool, seed: int) -> None:
+    """Nothing fails, memory is never exceeded (Machine asserts it), and models are not swapped for each request."""
+    pool, machine = make_pool()
+    rng = random.Random(seed)
+    num_requests, num_clients = 40, 6
+    waits_s: list[float] = []
+
+    async def client() -> None:
+        for _ in range(num_requests):
+            await asyncio.sleep(rng.expovariate(2))
+            name = rng.choice("abc")
+            start_s = asyncio.get_running_loop().time()
+            async with pool.use(name) as model:
+                waits_s.append(asyncio.get_running_loop().time() - start_s)
+                assert model.name == name
+                await asyncio.sleep(rng.expovariate(1))
+
+    async def main() -> None:
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+
+    run_virtually(main())
+    assert len(waits_s) == num_requests * num_clients
+    assert len(machine.started) <= len(waits_s) / 4
+    assert max(waits_s) < 10 * LOAD_S
+    assert sum(waits_s) / len(waits_s) < LOAD_S
