@@ -75,6 +75,10 @@ class Stream:
             ]
         )
 
+    def lose(self, error: TuiliError) -> None:
+        """The engine is gone, and nothing more will come of it."""
+        self.end("error", error)
+
     async def get(self) -> list[TokenDelta]:
         """All that has come since; waits for it."""
         while not self._deltas:

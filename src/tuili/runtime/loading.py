@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import BACKENDS, load_backend, load_quantizer
@@ -40,7 +40,10 @@ from tuili.weights.tensor_table import TensorTable
 if TYPE_CHECKING:
     from tuili.runtime.front import Front
     from tuili.runtime.pipeline import Pipeline
+    from tuili.runtime.running_engine import RunningEngine
     from tuili.text.tokenizer import Tokenizer
+
+    Loaded = TypeVar("Loaded", Pipeline, RunningEngine)
 
 DEFAULT_BACKEND = "cpu"
 DEFAULT_BATCHED_TOKENS = 512
@@ -109,21 +112,68 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
         return _unchanged(path, lambda: _load(name, path, options, start))
 
 
-def _unchanged(path: Path, load: Callable[[], Pipeline]) -> Pipeline:
+def open_engine(path: Path, options: LoadOptions) -> RunningEngine:
+    """Loads what runs of the model at `path`, without a tokenizer, and starts its engine.
+
+    `options` name files by path alone: nothing is looked up or fetched. A draft model's vocabulary is not compared with
+    the model's. Raises as open_model.
+    """
+    start = time.monotonic()
+    with _without_collection():
+        return _unchanged(path, lambda: _load_engine(path, options, start))
+
+
+def _unchanged(path: Path, load: Callable[[], Loaded]) -> Loaded:
     """What `load` gives, unless the files became others meanwhile: half of each would be no model.
 
     Raises ModelFileError then. Once loaded, nothing of the files is needed any more.
     """
     try:
         before = file_stamps(path)
-        pipeline = load()
+        loaded = load()
         is_same = file_stamps(path) == before
     except FileNotFoundError:
         raise ModelFileError(f"{path.name}: removed while it was read") from None
     if not is_same:
-        pipeline.close()
+        loaded.close()
         raise ModelFileError(f"{path.name}: changed on disk while it was read, load it again")
-    return pipeline
+    return loaded
+
+
+def _load_engine(path: Path, options: LoadOptions, start: float) -> RunningEngine:
+    checkpoint, free_bytes = open_checkpoint(path), available_memory()
+    speculative = options.speculative
+    drafts = None if speculative is None or speculative.model is None else open_checkpoint(Path(speculative.model))
+    backends = _load_backends(checkpoint, drafts, options)
+    return _start_engine(checkpoint, drafts, backends, options, free_bytes, start)
+
+
+def _start_engine(
+    checkpoint: Checkpoint,
+    draft_checkpoint: Checkpoint | None,
+    backends: tuple[Backend, Backend | None],
+    options: LoadOptions,
+    free_bytes: int,
+    start: float,
+) -> RunningEngine:
+    from tuili.engine.draft_model import DraftBackend
+    from tuili.engine.engine import Engine
+    from tuili.engine.loop import EngineLoop
+    from tuili.runtime.running_engine import RunningEngine
+
+    backend, draft_backend = backends
+    config = _engine_config(checkpoint.spec, backends, options, free_bytes)
+    draft = None
+    if draft_checkpoint is not None and draft_backend is not None:
+        draft = DraftBackend(draft_backend, min(config.max_model_len, draft_checkpoint.spec.max_position))
+    engine = Engine(backend, config, draft=draft)
+    return RunningEngine(
+        engine=engine,
+        loop=EngineLoop(engine),
+        backend=backend,
+        draft_backend=draft_backend,
+        load_s=time.monotonic() - start,
+    )
 
 
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
@@ -134,27 +184,22 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
     with ThreadPoolExecutor(1) as executor:
         packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options)
         # Packing needs the interpreter's lock now and then only: meanwhile the rest is imported and made.
-        from tuili.engine.draft_model import DraftBackend
-        from tuili.engine.engine import Engine
-        from tuili.engine.loop import EngineLoop
+        import tuili.runtime.running_engine  # noqa: F401
         from tuili.runtime.pipeline import Pipeline
         from tuili.runtime.text_parts import open_tokenizer
 
         front = open_front(name, checkpoint, vocabulary, options.chat_template)
         if draft_checkpoint is not None:
             _check_vocabulary(checkpoint, front.tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
-        backend, draft_backend = packing.result()
-    config = _engine_config(checkpoint.spec, [backend, draft_backend], options, free_bytes)
-    draft = None
-    if draft_checkpoint is not None and draft_backend is not None:
-        draft = DraftBackend(draft_backend, min(config.max_model_len, draft_checkpoint.spec.max_position))
+        backends = packing.result()
+    running = _start_engine(checkpoint, draft_checkpoint, backends, options, free_bytes, start)
     return Pipeline(
-        front=replace(front, max_model_len=config.max_model_len),
+        front=replace(front, max_model_len=running.engine.config.max_model_len),
         spec=checkpoint.spec,
-        backend=backend,
-        draft_backend=draft_backend,
-        loop=EngineLoop(Engine(backend, config, draft=draft)),
-        max_num_seqs=config.max_num_seqs,
+        backend=running.backend,
+        draft_backend=running.draft_backend,
+        loop=running.loop,
+        max_num_seqs=running.engine.config.max_num_seqs,
         load_s=time.monotonic() - start,
     )
 

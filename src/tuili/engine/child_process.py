@@ -1,0 +1,248 @@
+"""Carries an engine in a process of its own: one end of a socket pair here, the other inherited by the child.
+
+The child is a command that gets the socket's descriptor and this process's id as its last arguments and speaks
+`wire`. Its end of the socket closes with it, so that its death is seen at once. Knows no model and no restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as ListLike
+from contextlib import suppress
+from typing import cast
+
+from tuili.engine.admission import check_request
+from tuili.engine.client import Stream
+from tuili.engine.stats import EngineHealth, EngineStats
+from tuili.engine.wire import (
+    Abort,
+    Close,
+    Deltas,
+    EngineFacts,
+    FrameReader,
+    FromEngine,
+    Heartbeat,
+    Load,
+    LoadFailed,
+    ToEngine,
+    WireError,
+    error_of,
+    frame,
+    generate_message,
+    token_delta,
+)
+from tuili.errors import EngineUnavailableError
+from tuili.types import TokenDelta, TokenRequest
+
+READY_HEARTBEAT_S = 5.0
+_STDERR = 2
+_log = logging.getLogger(__name__)
+
+
+class ChildProcess(asyncio.Protocol):
+    """EngineClient over one child. Belongs to the event loop that started it, in the thread that did: on Linux the
+    child dies with that thread, whatever ends it.
+    """
+
+    process: subprocess.Popen[bytes]
+    facts: EngineFacts
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Use start()."""
+        self.on_lost: Callable[[ChildProcess], None] | None = None  # called once the process is gone
+        self.heartbeat: Heartbeat | None = None
+        self._clock = clock
+        self._heard_s = self._progress_s = clock()
+        self._streams: dict[int, Stream] = {}
+        self._num_streams = 0
+        self._num_steps = -1
+        self._is_open = False
+        self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        self._loaded: asyncio.Future[EngineFacts] = asyncio.get_running_loop().create_future()
+        self._gone = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls, command: ListLike[str], load: Load, *, clock: Callable[[], float] = time.monotonic
+    ) -> ChildProcess:
+        """Starts the command and waits until its model is loaded.
+
+        Raises the TuiliError that loading ended in, or EngineUnavailableError when the child died of it.
+        """
+        child = cls(clock)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child.process = _spawn(command, theirs)
+        await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+        try:
+            child._send(load)
+            child.facts = await child._loaded
+        except BaseException:
+            child.close()
+            await child._gone.wait()
+            raise
+        return child
+
+    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+        """As EngineClient.generate. When the child dies every answer ends in an EngineUnavailableError."""
+        stream = Stream(request)
+        number = self.submit(stream)
+        try:
+            while not stream.is_read:
+                yield await stream.get()
+        finally:
+            if stream.unfinished:
+                self.drop(number)
+
+    def submit(self, stream: Stream) -> int:
+        """Has a stream's request answered; its number here. Raises as EngineClient.generate."""
+        if not self._is_open:
+            raise EngineUnavailableError("the engine is closed")
+        self.check_request(stream.request)
+        number = self._num_streams
+        self._send(generate_message(number, stream.request))
+        if not self._streams:
+            self._progress_s = self._clock()
+        self._num_streams += 1
+        self._streams[number] = stream
+        return number
+
+    def check_request(self, request: TokenRequest) -> None:
+        """As EngineClient.check_request: from the facts, here."""
+        facts = self.facts
+        check_request(request, vocab_size=facts.vocab_size, max_model_len=facts.max_model_len, capacity=facts.capacity)
+
+    def drop(self, number: int) -> None:
+        """Ends a stream of which nobody wants to hear any more."""
+        if self._streams.pop(number, None) is not None:
+            self._send(Abort(number))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        for number, stream in self._streams.items():
+            if stream.request.request_id == request_id:
+                self._send(Abort(number, index))
+
+    def stats(self) -> EngineStats:
+        """As of the last heartbeat. Raises EngineUnavailableError before the first."""
+        if self.heartbeat is None or self.heartbeat.stats is None:
+            raise EngineUnavailableError("the engine has not been heard of yet")
+        return self.heartbeat.stats
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since anything came from the process."""
+        return self._clock() - self._heard_s
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds since the engine finished a step, while it has something to do; else 0."""
+        return self._clock() - self._progress_s if self._streams else 0.0
+
+    @property
+    def health(self) -> EngineHealth:
+        is_ready = self._is_open and self.silence_s < READY_HEARTBEAT_S
+        return EngineHealth(
+            is_ready=is_ready,
+            state="ready" if is_ready else "silent" if self._is_open else "closed",
+            heartbeat_age_s=self.silence_s,
+            last_progress_age_s=self.stall_s,
+        )
+
+    def close(self) -> None:
+        """Kills the process."""
+        self.process.kill()
+
+    async def aclose(self, grace_s: float = 5.0) -> None:
+        """Lets the process end by itself, kills it when that takes longer than grace_s, and waits for its end."""
+        if self._is_open:
+            self._send(Close())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), grace_s)
+        self.process.kill()
+        await self._gone.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._is_open = True
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = self._clock()
+        try:
+            for message in self._reader.feed(data):
+                self._take(message)
+        except WireError as error:
+            _log.error("engine process %d sent %s: it is killed", self.process.pid, error)
+            self._transport.abort()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The child has died, or closed its end: then it is killed. Its memory is free once it is waited for."""
+        self._is_open = False
+        self.process.kill()
+        waiting = asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+        waiting.add_done_callback(lambda _: self._end())
+
+    def _end(self) -> None:
+        error = EngineUnavailableError("the engine process ended")
+        if not self._loaded.done():
+            self._loaded.set_exception(EngineUnavailableError("the engine process ended while it loaded the model"))
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.lose(error)
+        self._gone.set()
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Deltas():
+                self._hand_out(message)
+            case Heartbeat(stats=stats):
+                self.heartbeat = message
+                if stats is not None and stats.num_steps != self._num_steps:
+                    self._num_steps = stats.num_steps
+                    self._progress_s = self._clock()
+            case EngineFacts() if not self._loaded.done():
+                self._loaded.set_result(message)
+            case LoadFailed(error=error) if not self._loaded.done():
+                self._loaded.set_exception(error_of(error))
+
+    def _hand_out(self, message: Deltas) -> None:
+        """All deltas of a stream at once, so that its reader wakes up once."""
+        self._progress_s = self._clock()
+        arrived: dict[int, list[TokenDelta]] = {}
+        for wire in message.deltas:
+            stream = self._streams.get(wire.stream)
+            if stream is not None and wire.index in stream.unfinished:
+                arrived.setdefault(wire.stream, []).append(token_delta(stream.request.request_id, wire))
+        for number, deltas in arrived.items():
+            stream = self._streams[number]
+            stream.put(deltas)
+            if not stream.unfinished:
+                del self._streams[number]
+
+    def _send(self, message: ToEngine) -> None:
+        if self._is_open:
+            self._transport.write(frame(message))
+
+
+def _spawn(command: ListLike[str], theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """In a session of its own, out of reach of the terminal's Ctrl-C; what it prints goes to our standard error."""
+    try:
+        os.fstat(_STDERR)
+        output = _STDERR
+    except OSError:  # closed
+        output = subprocess.DEVNULL
+    return subprocess.Popen(
+        [*command, str(theirs.fileno()), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(theirs.fileno(),),
+        start_new_session=True,
+    )

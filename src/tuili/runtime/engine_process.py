@@ -1,0 +1,239 @@
+"""The engine process: weights, backend and engine without a tokenizer, behind one end of a socket pair.
+
+    python -m tuili.runtime.engine_process DESCRIPTOR PARENT
+
+It dies with its parent, leaves the terminal's and the service manager's signals to it, and ends when the socket does.
+A thread of its own sends a heartbeat, whatever the engine is at. Knows `wire` and token ids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from tuili.engine.cache_plan import plan_cache
+from tuili.engine.loop import EngineLoop
+from tuili.engine.wire import (
+    Abort,
+    Close,
+    Deltas,
+    EngineFacts,
+    FrameReader,
+    FromEngine,
+    Generate,
+    Heartbeat,
+    Load,
+    LoadFailed,
+    ToEngine,
+    WireDelta,
+    WireError,
+    frame,
+    note_of,
+    token_request,
+    wire_delta,
+)
+from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
+from tuili.machine import process_memory
+from tuili.runtime.loading import LoadOptions, open_engine
+from tuili.runtime.running_engine import RunningEngine
+from tuili.types import TokenDelta, TokenRequest
+from tuili.weights.mapped_file import file_stamps
+
+HEARTBEAT_S = 1.0
+EXIT_INTERNAL = 70  # EX_SOFTWARE
+_PR_SET_PDEATHSIG = 1
+_RECEIVE_BYTES = 1 << 18
+_log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """Answers one parent until it closes the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()
+        self._running: RunningEngine | None = None
+        self._arrived: list[WireDelta] = []  # of the step under way; the engine's thread alone
+        self._is_closing = False
+        self._requests: dict[int, RequestSink] = {}
+
+    def run(self) -> int:
+        """Reads messages until there are no more; the exit code."""
+        threading.Thread(target=self._beat, name="tuili-heartbeat", daemon=True).start()
+        reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+        try:
+            while data := self._connection.recv(_RECEIVE_BYTES):
+                for message in reader.feed(data):
+                    if isinstance(message, Close):
+                        self._close()
+                        return 0
+                    self._take(message)
+        except (ConnectionError, WireError) as error:
+            _log.error("the engine process ends: %s", error)
+            return EXIT_INTERNAL
+        return 0
+
+    def _take(self, message: Load | Generate | Abort) -> None:
+        match message:
+            case Load():  # in another thread: this one must see the socket close
+                threading.Thread(target=self._load, args=(message,), name="tuili-load", daemon=True).start()
+            case Generate():
+                self._generate(message)
+            case Abort(stream=stream, index=index):
+                if (sink := self._requests.get(stream)) is not None:
+                    self._loop.abort(sink.request.request_id, index, sink)
+
+    @property
+    def _loop(self) -> EngineLoop:
+        if self._running is None:
+            raise WireError("a request before the model was loaded")
+        return self._running.loop
+
+    def _load(self, message: Load) -> None:
+        try:
+            path = Path(message.path)
+            options = msgspec.msgpack.decode(message.options, type=LoadOptions)
+            stamps = file_stamps(path)
+            if message.stamps is not None and stamps != frozenset(message.stamps):
+                raise ModelFileError(f"{path.name}: changed on disk since it was loaded: unload it and load it again")
+            running = open_engine(path, options)
+            running.loop.add_listener(self._flush)
+            self._running = running
+            self._send(facts_of(running, stamps))
+        except FileNotFoundError:
+            self._send(LoadFailed(note_of(ModelFileError(f"{path.name}: removed from the disk"))))
+        except TuiliError as error:
+            self._send(LoadFailed(note_of(error)))
+        except Exception as error:
+            _log.critical("the model could not be loaded", exc_info=error)
+            self._send(LoadFailed(note_of(TuiliError("the model could not be loaded"))))
+
+    def _generate(self, message: Generate) -> None:
+        loop = self._loop
+        try:
+            request = token_request(message)
+            sink = self._requests[message.stream] = RequestSink(self, message.stream, request)
+            loop.submit(request, sink)
+        except TuiliError as error:
+            self._requests.pop(message.stream, None)
+            indexes = range(message.sampling.get("n", 1)) if message.resume is None else sorted(message.resume)
+            note = note_of(error)
+            self._send(Deltas([WireDelta(message.stream, i, (), finish_reason="error", error=note) for i in indexes]))
+
+    def take_delta(self, sink: RequestSink, delta: TokenDelta) -> None:
+        """Called in the engine's thread. An engine that broke down is of no more use: whoever restarts it goes on."""
+        if isinstance(delta.error, EngineUnavailableError) and not self._is_closing:
+            os._exit(EXIT_INTERNAL)
+        self._arrived.append(wire_delta(sink.stream, delta))
+        if not sink.num_unfinished:
+            self._requests.pop(sink.stream, None)
+
+    def _flush(self) -> None:
+        """Called in the engine's thread after each step: all that came of it is one frame."""
+        if not self._arrived:
+            return
+        arrived, self._arrived = self._arrived, []
+        try:
+            self._send(Deltas(arrived))
+        except WireError:  # too large together, so one by one
+            for delta in arrived:
+                self._send_alone(delta)
+
+    def _send_alone(self, delta: WireDelta) -> None:
+        try:
+            self._send(Deltas([delta]))
+        except WireError as error:
+            note = note_of(TuiliError(f"the answer is {error}: ask for fewer logprobs"))
+            self._send(Deltas([WireDelta(delta.stream, delta.index, (), finish_reason="error", error=note)]))
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while True:
+            running = self._running
+            own, mapped = process_memory()
+            self._send(Heartbeat(None if running is None else running.loop.stats(), own, mapped))
+            pause.wait(HEARTBEAT_S)
+
+    def _send(self, message: FromEngine) -> None:
+        data = frame(message)
+        try:
+            with self._send_lock:
+                self._connection.sendall(data)
+        except OSError:  # nobody is left to hear it
+            os._exit(0)
+
+    def _close(self) -> None:
+        self._is_closing = True
+        if self._running is not None:
+            self._running.close()
+
+
+class RequestSink:
+    """Where the engine puts the deltas of one request."""
+
+    __slots__ = ("_process", "num_unfinished", "request", "stream")
+
+    def __init__(self, process: EngineProcess, stream: int, request: TokenRequest) -> None:
+        self.stream = stream
+        self.request = request
+        self.num_unfinished = len(request.indexes)
+        self._process = process
+
+    def __call__(self, delta: TokenDelta) -> None:
+        self.num_unfinished -= delta.finish_reason is not None
+        self._process.take_delta(self, delta)
+
+
+def facts_of(running: RunningEngine, stamps: frozenset[tuple[str, int, int, int]]) -> EngineFacts:
+    """What those who ask from another process must know; stamps are of the model's files."""
+    engine, backend, draft = running.engine, running.backend, running.draft_backend
+    config = engine.config
+    groups = [group for b in (backend, draft) if b is not None for group in b.cache_groups(config.block_size)]
+    counts = plan_cache(groups, config)
+    return EngineFacts(
+        process_id=os.getpid(),
+        vocab_size=backend.vocab_size,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        capacity=engine.blocks.capacity,
+        block_size=config.block_size,
+        num_blocks=tuple(pool.num_blocks for pool in engine.blocks.pools),
+        cache_bytes=sum(group.block_bytes * count for group, count in zip(groups, counts, strict=True)),
+        weight_bytes=sum(getattr(b, "weight_bytes", 0) for b in (backend, draft)),
+        kv_cache_dtype=config.kv_cache_dtype,
+        num_threads=getattr(backend, "num_threads", 1),
+        isa=getattr(backend, "isa", None),
+        load_s=running.load_s,
+        stamps=tuple(sorted(stamps)),
+    )
+
+
+def die_with(parent: int) -> None:
+    """Has the kernel end this process with the thread that started it, on Linux; elsewhere the socket's end does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before that
+        os._exit(0)
+
+
+def main(arguments: list[str]) -> int:
+    descriptor, parent = map(int, arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with(parent)
+    faulthandler.enable()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    return EngineProcess(socket.socket(fileno=descriptor)).run()
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))  # threads and memory need no farewell

@@ -1,0 +1,77 @@
+"""An engine process over the fake backend, which can be told to misbehave.
+
+    python -m support.fake_engine KEY=VALUE ... DESCRIPTOR PARENT
+
+aborts_on=T: the process aborts at a step whose last input token of a sequence is T. hangs_on=T: such a step never ends.
+breaks_on=T: the engine's own code raises there. step_s=S: a step takes S seconds. fails_from=N: with a file N whose
+size is the number of starts so far, loading fails from the third start on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from support.fake_backend import FakeBackend, Handle
+from tuili.backend import Batch
+from tuili.config import EngineConfig
+from tuili.engine.engine import Engine
+from tuili.engine.loop import EngineLoop
+from tuili.errors import InsufficientMemoryError
+from tuili.runtime import engine_process
+from tuili.runtime.running_engine import RunningEngine
+
+TESTS = Path(__file__).parent.parent
+CONFIG = EngineConfig(max_model_len=256, max_num_seqs=20, block_size=16, max_num_batched_tokens=512)
+
+
+def command(**faults: object) -> list[str]:
+    """What ChildProcess starts."""
+    program = f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support import fake_engine; fake_engine.main()"
+    return [sys.executable, "-c", program, *(f"{key}={value}" for key, value in faults.items())]
+
+
+class Breakdown(BaseException):
+    """The engine's own code fails, not its backend."""
+
+
+class FaultyBackend(FakeBackend):
+    """Answers as the fake backend does, until a step brings what it cannot bear."""
+
+    faults: dict[str, str]
+
+    def execute(self, batch: Batch) -> Handle:
+        time.sleep(float(self.faults.get("step_s", 0)))
+        last = batch.input_ids[batch.query_start[1:] - 1].tolist()
+        if self._bears_not("aborts_on", last):
+            os.abort()
+        if self._bears_not("hangs_on", last):
+            threading.Event().wait()
+        if self._bears_not("breaks_on", last):
+            raise Breakdown
+        return super().execute(batch)
+
+    def _bears_not(self, fault: str, token_ids: list[int]) -> bool:
+        return int(self.faults.get(fault, -1)) in token_ids
+
+
+def main() -> None:
+    *pairs, descriptor, parent = sys.argv[1:]
+    faults = dict(pair.split("=", 1) for pair in pairs)
+    engine_process.open_engine = lambda *_: _running(faults)  # type: ignore[assignment]
+    os._exit(engine_process.main([descriptor, parent]))
+
+
+def _running(faults: dict[str, str]) -> RunningEngine:
+    if (log := faults.get("fails_from")) is not None:
+        with Path(log).open("a") as file:
+            file.write(".")
+        if Path(log).stat().st_size >= 3:
+            raise InsufficientMemoryError("the model needs 12 GiB, 3 GiB are free")
+    backend = FaultyBackend()
+    backend.faults = faults
+    engine = Engine(backend, CONFIG)
+    return RunningEngine(engine=engine, loop=EngineLoop(engine), backend=backend, draft_backend=None, load_s=0.0)
