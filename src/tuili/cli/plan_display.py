@@ -78,8 +78,18 @@ def _speed_facts(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("prefill", f"about {_rate(expected.prefill_tokens_per_s)} tokens/s"),
         ("decode", f"about {_rate(empty)} tokens/s at the start, {_rate(full)} with the context full"),
+        ("accuracy", _accuracy(expected)),
         ("measured", _machine(expected, plan)),
     ]
+
+
+def _accuracy(expected: Expected) -> str:
+    within = f"within {expected.tolerance:.0%}, where nothing else works"
+    if expected.machine.is_quiet:
+        return within
+    return (
+        f"{within}; now other work took {1 - expected.machine.cpu_share:.0%} of the processors: plan again without it"
+    )
 
 
 def _machine(expected: Expected, plan: Plan) -> str:

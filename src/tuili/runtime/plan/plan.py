@@ -16,7 +16,7 @@ from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.plan.memory import MemoryModel, MemoryNeed
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.python_side import measure_python_side
-from tuili.runtime.plan.speed import MachineSpeed, ModelWork
+from tuili.runtime.plan.speed import TOLERANCE, MachineSpeed, ModelWork
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 
@@ -46,11 +46,15 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """Tokens per second, together where there are several sequences; decode with an empty and a full context."""
+    """Tokens per second, together where there are several sequences; decode with an empty and a full context.
+
+    tolerance: how far, in parts of them, measured speeds may lie from these, where machine.is_quiet.
+    """
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     decode_full_tokens_per_s: float
+    tolerance: float
     machine: MachineSpeed
 
 
@@ -178,6 +182,7 @@ def _expected(outline: Outline, memory: MemoryModel, machine: MachineSpeed, ctx:
         prefill_tokens_per_s=work.prefill_tokens_per_s(machine, ctx),
         decode_tokens_per_s=work.decode_tokens_per_s(machine, parallel, 0),
         decode_full_tokens_per_s=work.decode_tokens_per_s(machine, parallel, ctx),
+        tolerance=TOLERANCE,
         machine=machine,
     )
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from time import perf_counter, process_time
 
 from tuili.backend import CacheGroup
 from tuili.backends.cpu import _native
 from tuili.models.spec import AttentionSpec, ModelSpec
 
-PREFILL_SHARE = 0.38  # of the peak of integer products
-DECODE_SHARE = 0.30
+PREFILL_SHARE = 0.44  # of the peak of integer products
+DECODE_SHARE = 0.33
 ATTENTION_SHARE = 0.30  # of the peak of float32
 STEP_S, LAYER_S = 40e-6, 20e-6  # of Python between steps, and of waiting between a layer's stages
+TOLERANCE = 0.2  # how far measured speeds lie from expected ones, on a machine that does nothing else
+QUIET_SHARE = 0.9  # of the processors' time; with less, something else worked beside the probe
 _PROBE_BYTES = 128 << 20  # beyond what caches hold
 _PREFILL_LEN = 512
 _FLOAT_FORMATS = frozenset(("F32", "F16", "BF16"))
@@ -26,20 +29,32 @@ Groups = tuple[CacheGroup, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineSpeed:
-    """What the threads do together, per second."""
+    """What the threads do together, per second.
+
+    cpu_share: how much of the threads' time the system gave them meanwhile; 1: nothing else worked.
+    """
 
     num_threads: int
     read_bytes: float
     int8_operations: float
     float32_operations: float
+    cpu_share: float = 1.0
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.cpu_share >= QUIET_SHARE
 
     @staticmethod
     def measure(num_threads: int, seconds: float = 1.0) -> MachineSpeed:
         """Half the time for memory, half for operations; touching the memory comes on top."""
+        begun, begun_cpu = perf_counter(), process_time()
         peak = _native.peak_ops(num_threads, seconds / 2)
+        read_bytes = _native.read_bandwidth(num_threads, _PROBE_BYTES, seconds / 2)
+        elapsed_s, cpu_s = perf_counter() - begun, process_time() - begun_cpu
         return MachineSpeed(
             num_threads=num_threads,
-            read_bytes=_native.read_bandwidth(num_threads, _PROBE_BYTES, seconds / 2),
+            read_bytes=read_bytes,
+            cpu_share=min(1.0, cpu_s / (elapsed_s * num_threads)),
             int8_operations=peak["int8"],
             float32_operations=peak["float32"],
         )
