@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ from typing import Any
 import pytest
 
 from support.fake_pipeline import FakePipeline
+from support.index_server import serving, tiny_model
+from support.shop import Shop
 from support.small_model import small_model
 from tuili.cli.main import main
 from tuili.runtime.pipeline import Pipeline
+from tuili.store import store as store_module
+
+PART = os.urandom(10_000)
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,15 @@ def generate(cli: Cli, loaded: list[Pipeline]) -> Generate:
         return cli("generate", "m.gguf", *arguments, stdin=stdin)
 
     return run
+
+
+@pytest.fixture
+def shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """The catalogue is one tiny model, in every store that is opened."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as index:
+        shop = Shop(home, index)
+        shop.add(tiny_model(PART))
+        monkeypatch.setattr(store_module, "discovered_sources", lambda: {"pypi": shop.source})
+        monkeypatch.setattr(store_module.Store.__init__, "__defaults__", (None, shop.catalogue))
+        yield shop

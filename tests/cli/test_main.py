@@ -108,13 +108,21 @@ def _closed(redirection: str, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams_are_the_null_device(home: Path, redirection: str) -> None:
-    done = _closed(redirection, "list")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == ("" if " >&-" in f" {redirection}" else "NAME  SIZE  QUANTIZATION  SOURCE  MODIFIED\n")
+def test_closed_standard_streams(home: Path, redirection: str) -> None:
+    """Nothing comes in and messages go nowhere, but output that nobody can get is an error."""
+    is_open, is_heard = " >&-" not in f" {redirection}", "2>&-" not in redirection
+    for arguments, out in ((("list",), "NAME  SIZE  QUANTIZATION  SOURCE  MODIFIED\n"), (("list", "--json"), "[]\n")):
+        done = _closed(redirection, *arguments)
+        assert (done.returncode, done.stdout) == ((0, out) if is_open else (1, ""))
+        assert done.stderr == ("" if is_open or not is_heard else "error: standard output: Bad file descriptor\n")
     failed = _closed(redirection, "show", "missing.gguf")
     assert failed.returncode == 1
-    assert failed.stderr == ("" if "2>&-" in redirection else "error: no file or folder 'missing.gguf'\n")
+    assert failed.stderr == ("error: no file or folder 'missing.gguf'\n" if is_heard else "")
+
+
+def test_help_without_standard_output_is_an_error(home: Path) -> None:
+    done = _closed(">&-", "--help")
+    assert (done.returncode, done.stderr) == (1, "error: standard output: Bad file descriptor\n")
 
 
 def test_no_file_is_taken_for_a_closed_stream(home: Path) -> None:

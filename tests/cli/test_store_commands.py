@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.index_server import serving, tiny_model
 from support.shop import Shop
 from tuili.cli.pull_display import showing_progress
-from tuili.store import store as store_module
 from tuili.store.manifest import FileRecord, Manifest
 from tuili.store.names import parse_model_name
 from tuili.store.progress import PullProgress
 from tuili.store.records import Records
 
-from .conftest import Cli
-
-PART = os.urandom(10_000)
-
-
-@pytest.fixture
-def shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    """The catalogue is one tiny model, in every store that is opened."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as index:
-        shop = Shop(home, index)
-        shop.add(tiny_model(PART))
-        monkeypatch.setattr(store_module, "discovered_sources", lambda: {"pypi": shop.source})
-        monkeypatch.setattr(store_module.Store.__init__, "__defaults__", (None, shop.catalogue))
-        yield shop
+from .conftest import PART, Cli
 
 
 def test_pull_shows_steps_and_the_license_and_list_the_model(cli: Cli, shop: Shop) -> None:

@@ -71,7 +71,10 @@ def changed_file(**fields: Any) -> bytes:
         (changed_file(name="/x"), "outside its folder"),
         (changed_file(name="a\\..\\b"), "outside its folder"),
         (changed_file(name=""), "outside its folder"),
-        (changed_file(num_bytes=-1), "negative size"),
+        (changed_file(num_bytes=-1), r"field num_bytes must be in \[0, 9223372036854775807\], found -1"),
+        (changed_file(num_bytes=2**63), "field num_bytes must be in"),
+        (changed(created=-1), "field created must be in"),
+        (changed(created=10**20), "field created must be in"),
         (changed_file(num_bytes=1.5), "field num_bytes must be int"),
     ],
 )

@@ -22,6 +22,7 @@ from tuili.errors import TuiliError
 from tuili.registry import discover
 
 INTERRUPTED = 130
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EBADF)  # a full disk under it, or it was closed from the start
 _CommandLineError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps it
 
 
@@ -59,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Puts the null device where a standard stream is closed, so that no file of ours is taken for one."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    """Puts something where a standard stream is closed, so that no file of ours is taken for one.
+
+    Nothing comes from it, messages go nowhere, and what is written to standard output fails: nobody would get it.
+    """
+    for name, mode, access in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (lowest number first)
+            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _drop_output() -> None:
@@ -80,7 +84,7 @@ def _reported(error: Exception) -> int:
     if isinstance(error, MemoryError):
         report_error("out of memory")
         return 1
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+    if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and error.filename is None:
         report_error(f"standard output: {error.strerror}")
         _drop_output()
         return 1

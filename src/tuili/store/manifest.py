@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tuili.checks import shown
 from tuili.errors import ModelFileError
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILE_BYTES = 2**63 - 1
+MAX_TIME_S = 253_402_300_799  # the last second that a calendar of four-digit years has
 _OPTIONAL = ("folder", "revision", "license", "quantization", "copied_from")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,8 +69,7 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Reads and checks a manifest. Raises FileNotFoundError, or ModelFileError naming the field."""
-    with path.open("rb") as file:
-        data = file.read(MAX_MANIFEST_BYTES + 1)
+    data = _read(path)
     if len(data) > MAX_MANIFEST_BYTES:
         raise ModelFileError(f"manifest {path.stem} has more than {MAX_MANIFEST_BYTES} bytes")
     try:
@@ -80,6 +83,21 @@ def read_manifest(path: Path) -> Manifest:
     return _checked(fields)
 
 
+def _read(path: Path) -> bytes:
+    """The file as far as it may go. Raises as read_manifest does."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would block in open()
+            raise ModelFileError("manifest is not a regular file")
+        with path.open("rb") as file:
+            return file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ModelFileError("manifest is a link to nothing") from None
+        raise
+    except OSError as error:
+        raise ModelFileError(f"manifest cannot be read: {error.strerror}") from error
+
+
 def _checked(fields: dict[str, Any]) -> Manifest:
     optional = {name: _field(fields, name, str, None) for name in _OPTIONAL}
     files = fields.get("files")
@@ -91,7 +109,7 @@ def _checked(fields: dict[str, Any]) -> Manifest:
         name=_field(fields, "name", str),
         source=_field(fields, "source", str),
         files=tuple(_checked_file(file) for file in files),
-        created=_field(fields, "created", int),
+        created=_number(fields, "created", MAX_TIME_S),
         **optional,
     )
 
@@ -99,12 +117,12 @@ def _checked(fields: dict[str, Any]) -> Manifest:
 def _checked_file(fields: dict[str, Any]) -> FileRecord:
     record = FileRecord(
         name=_field(fields, "name", str),
-        num_bytes=_field(fields, "num_bytes", int),
+        num_bytes=_number(fields, "num_bytes", MAX_FILE_BYTES),
         sha256=_field(fields, "sha256", str, None),
     )
     path = PurePosixPath(record.name)
-    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in record.name or record.num_bytes < 0:
-        raise ModelFileError(f"manifest names a file outside its folder or of negative size: {record.name!a}")
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in record.name:
+        raise ModelFileError(f"manifest names a file outside its folder: {record.name!a:.200}")
     if record.sha256 is not None and not _SHA256.fullmatch(record.sha256):
         raise ModelFileError(f"manifest field sha256 must be 64 lower-case hex digits, found {record.sha256!a:.100}")
     return record
@@ -116,4 +134,11 @@ def _field(fields: dict[str, Any], name: str, kind: type, *default: None) -> Any
         return None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ModelFileError(f"manifest field {name} must be {kind.__name__}, found {value!r:.100}")
+    return value
+
+
+def _number(fields: dict[str, Any], name: str, most: int) -> int:
+    value: int = _field(fields, name, int)
+    if not 0 <= value <= most:
+        raise ModelFileError(f"manifest field {name} must be in [0, {most}], found {shown(value)}")
     return value

@@ -7,15 +7,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tuili.errors import ConflictError, ModelFileError, ModelNotFoundError
+from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest
-from tuili.store.names import ModelName, name_path
+from tuili.store.names import ModelName, name_path, parse_model_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +46,12 @@ class Records:
 
     def has(self, model: ModelName) -> bool:
         """Whether a manifest of that name exists, sound or not."""
-        return self._manifest_path(model).exists()
+        return os.path.lexists(self._manifest_path(model))
 
     def load(self, model: ModelName) -> ModelFiles:
         """A stored model whose files are there in full size. Raises ModelFileError saying what to do."""
         try:
-            manifest = read_manifest(self._manifest_path(model))
+            manifest = self._read(self._manifest_path(model))
         except ModelFileError as error:
             raise ModelFileError(f"model {str(model)!r}: {error}; remove it and pull it again") from error
         for problem in self._file_problems(manifest, contents=False):
@@ -62,7 +63,7 @@ class Records:
         path = self._manifest_path(model)
         if not path.exists() or any(self._problems(path, contents=False)):
             return None
-        return read_manifest(path)
+        return self._read(path)
 
     def all(self) -> tuple[ModelFiles, ...]:
         """Every model whose manifest can be read, by name."""
@@ -85,7 +86,7 @@ class Records:
             if not self.has(model):
                 raise ModelNotFoundError(f"model {str(model)!r} is not stored")
             self.load(model)
-            manifest = read_manifest(self._manifest_path(model))
+            manifest = self._read(self._manifest_path(model))
             if self.has(name):
                 taken = self.intact(name)
                 if taken is None or (taken.folder, taken.files) != (manifest.folder, manifest.files):
@@ -98,7 +99,7 @@ class Records:
     def forget(self, model: ModelName) -> None:
         """Removes a manifest and the blobs only it named. Nothing happens when there is none."""
         path = self._manifest_path(model)
-        if path.exists():
+        if self.has(model):
             with self._publishing():
                 path.unlink(missing_ok=True)
                 sync_folder(path.parent)
@@ -110,7 +111,9 @@ class Records:
 
     def _problems(self, path: Path, contents: bool) -> Iterator[str]:
         try:
-            manifest = read_manifest(path)
+            manifest = self._read(path)
+        except FileNotFoundError:  # removed by another process since it was listed
+            return
         except ModelFileError as error:
             yield f"{path.relative_to(self._root)}: {error}"
         else:
@@ -125,6 +128,17 @@ class Records:
                 yield f"{label} has {found} bytes, {record.num_bytes} expected"
             elif contents and record.sha256 is not None and sha256_of(file) != record.sha256:
                 yield f"{label} changed on disk: its sha256 differs"
+
+    def _read(self, path: Path) -> Manifest:
+        """Raises FileNotFoundError, or ModelFileError also for a manifest that is filed under another model's name."""
+        manifest = read_manifest(path)
+        try:
+            is_its_own = self._manifest_path(parse_model_name(manifest.name)) == path
+        except InvalidRequestError:
+            is_its_own = False
+        if not is_its_own:
+            raise ModelFileError(f"manifest is that of {manifest.name!a:.200}")
+        return manifest
 
     def _manifest_path(self, model: ModelName) -> Path:
         path = name_path(model)
@@ -157,7 +171,7 @@ class Records:
         sound, is_complete = [], True
         for path in self._manifest_paths():
             try:
-                sound.append(read_manifest(path))
+                sound.append(self._read(path))
             except FileNotFoundError:  # removed by another process since it was listed
                 continue
             except ModelFileError:

@@ -122,7 +122,7 @@ class Store:
             fetched = source.fetch(model, self._records.intact(model), workspace, progress)
             if fetched is not None:
                 self._records.publish(model, _manifest(model, source, fetched), fetched.part)
-            shutil.rmtree(workspace)
+            _remove_folder(workspace)
             return self._records.load(model)
 
     @contextmanager
@@ -150,7 +150,7 @@ class Store:
         with storage_errors():
             try:
                 with self._lock(model).acquire(blocking=False):
-                    shutil.rmtree(workspace, ignore_errors=True)
+                    _remove_folder(workspace)
                     self._records.forget(model)
             except Timeout:
                 raise ConflictError(f"model {str(model)!r} is being pulled: wait for that, or stop it") from None
@@ -253,6 +253,14 @@ def _manifest(model: ModelName, source: Source, fetched: Fetched) -> Manifest:
         license=fetched.license,
         quantization=fetched.quantization,
     )
+
+
+def _remove_folder(path: Path) -> None:
+    """With what is in it; of a link the link alone. Nothing happens when there is none."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _local_files(name: str, path: Path) -> ModelFiles:

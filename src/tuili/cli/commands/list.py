@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tuili.cli.terminal import format_age, format_bytes, format_table, note
+from tuili.cli.terminal import format_age, format_bytes, format_table, note, one_line
 from tuili.config import store_dir
 from tuili.store.store import Store
 
@@ -42,8 +42,8 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         (
             model.name,
             format_bytes(model.num_bytes),
-            model.quantization or "-",
-            model.source,
+            one_line(model.quantization or "-"),
+            one_line(model.source),
             format_age(time.time() - model.created),
         )
         for model in models
