@@ -19,7 +19,7 @@ UNFINISHED = ".new-"  # what files are called while they are being written
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 }
 
 
@@ -38,7 +38,7 @@ def storage_errors(
     except OSError as error:
         if error.errno in _FULL:
             raise InsufficientStorageError(f"the disk of {what} is full: free some space, {remedy}") from error
-        if error.errno in _REFUSED:
+        if error.errno in _REFUSED | {errno.EINVAL}:  # a lock that is no file
             raise InsufficientStorageError(
                 f"{what} cannot be used ({os.strerror(error.errno)}): see to its folder, {remedy}"
             ) from error
