@@ -146,6 +146,13 @@ def test_sampler_orders() -> None:
     assert SamplingParams().order == DEFAULT_SAMPLERS
 
 
+@pytest.mark.parametrize("key", ["x", "-1", "1.0", "", "٥", "9" * 11, 2**31, -1, True, 1.0, None])
+def test_ids_of_a_bias(key: Any) -> None:
+    assert SamplingParams(logit_bias={"7": 1, 8: -200}).logit_bias == {7: 1, 8: -100}
+    with pytest.raises(InvalidRequestError, match="logit_bias must be an integer"):
+        SamplingParams(logit_bias={key: 1.0})
+
+
 def test_canonical_forms_stay_as_they_are() -> None:
     """with_seed and clone make the same parameters again."""
     params = SamplingParams(

@@ -147,7 +147,8 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 or -1 means all. seed None draws one per request.
     logprobs and prompt_logprobs count the alternatives reported beside the chosen token; -1 is
-    the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100].
+    the whole vocabulary. max_tokens None runs to the end of the context. logit_bias is clamped to [-100, 100];
+    its ids may be texts, as JSON has them.
     output_kind is what AsyncLLM.generate yields. samplers is the order of the chain, as names or as llama.cpp's letters
     (`edskypmxta`); what is not in it does nothing. repeat_last_n -1 lets penalties count as vLLM does: repetition over
     prompt and output, the others over the output; n >= 0 is llama.cpp's: all three over the last n tokens of both.
@@ -259,7 +260,7 @@ class SamplingParams:
         if self.best_of not in (None, self.n):
             raise refusal("best_of", self.best_of, f"n = {self.n} or left out")
         for token_id, value in (self.logit_bias or {}).items():
-            check_number("logit_bias", token_id, _TOKEN_ID)
+            check_number("logit_bias", _token_id(token_id), _TOKEN_ID)
             check_number("logit_bias", value, _FINITE)
         for name in ("stop_token_ids", "allowed_token_ids"):
             for token_id in getattr(self, name) or ():
@@ -277,7 +278,7 @@ class SamplingParams:
             "stop_token_ids": tuple(dict.fromkeys(self.stop_token_ids or ())),
             "allowed_token_ids": self.allowed_token_ids and tuple(sorted(set(self.allowed_token_ids))),
             "seed": None if self.seed == -1 else self.seed,
-            "logit_bias": self.logit_bias and {i: min(max(v, -100.0), 100.0) for i, v in self.logit_bias.items()},
+            "logit_bias": self.logit_bias and {_token_id(i): _clamped(v) for i, v in self.logit_bias.items()},
             "top_k": max(self.top_k, 0),
             "top_n_sigma": max(float(self.top_n_sigma), 0.0),
             "adaptive_target": -1.0 if self.adaptive_target < 0 else float(self.adaptive_target),
@@ -336,6 +337,15 @@ def _assign(params: SamplingParams, name: str, value: object) -> None:
 
 
 SamplingParams.__setattr__ = _assign  # type: ignore[method-assign, assignment]
+
+
+def _token_id(key: object) -> object:
+    """An id that JSON had to write as text, as an integer; anything else as it is."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10 else key
+
+
+def _clamped(bias: float) -> float:
+    return min(max(bias, -100.0), 100.0)
 
 
 def _strings(name: str, values: Sequence[str] | None, limit: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields
 
 import pytest
@@ -30,6 +31,9 @@ def test_every_option_is_a_parameter_and_a_flag() -> None:
         ("samplers", "kpt", "kpt"),
         ("bad_words", "never", ["never"]),
         ("include_stop_str_in_output", "on", True),
+        ("logit_bias", "15043+1  7=-2.5 8-.5", {"15043": 1.0, "7": -2.5, "8": -0.5}),
+        ("repeat_last_n", "64", 64),
+        ("adaptive_target", "0.3", 0.3),
     ],
 )
 def test_values_typed_in_a_chat(name: str, text: str, value: object) -> None:
@@ -43,6 +47,40 @@ def test_a_value_of_the_wrong_kind_is_named() -> None:
             parse_value(name, "much")
     with pytest.raises(InvalidRequestError, match="samplers must be"):
         sampling_params({}, {"samplers": "qq"})
+
+
+@pytest.mark.parametrize(
+    ("texts", "biases"),
+    [
+        (["15043+1"], {15043: 1.0}),
+        (["15043-1", "2=3"], {15043: -1.0, 2: 3.0}),
+        (["007=1e1", " 8=+.5 "], {7: 10.0, 8: 0.5}),
+        (["5=-1e9"], {5: -100.0}),
+    ],
+)
+def test_biases_of_the_command_line(texts: list[str], biases: dict[int, float]) -> None:
+    """As JSON can keep them, in a job's journal or a saved chat."""
+    given = given_only({"logit_bias": texts})
+    assert sampling_params({}, given).logit_bias == biases
+    assert sampling_params({}, json.loads(json.dumps(given))).logit_bias == biases
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "5+", "+5", "=5", "5=", "a+1", "5=x", "5+inf", "5-nan", "5 + 1", "5++1", "-5+1", "5+1+1", "٥+1"]
+)
+def test_what_is_no_bias_is_named(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="logit_bias must be a token id and a finite number") as error:
+        given_only({"logit_bias": [text]})
+    assert error.value.param == "logit_bias"
+
+
+def test_biases_that_cannot_be() -> None:
+    with pytest.raises(InvalidRequestError, match="each token at most once, got 5 twice"):
+        given_only({"logit_bias": ["5+1", "05-1"]})
+    with pytest.raises(InvalidRequestError, match="logit_bias must be"):
+        sampling_params({}, given_only({"logit_bias": ["9999999999+1"]}))
+    with pytest.raises(InvalidRequestError, match="logit_bias must be"):
+        given_only({"logit_bias": ["9" * 5000 + "+1"]})
 
 
 def test_the_request_wins_over_the_model_and_later_layers_over_earlier_ones() -> None:

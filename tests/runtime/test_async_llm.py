@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuili import LLM, AsyncLLM, SamplingParams
+from tuili import LLM, AsyncLLM, BeamSearchParams, SamplingParams
 from tuili.errors import ContextLengthError, InvalidRequestError
 from tuili.types import Done, TextDelta
 
@@ -76,6 +76,36 @@ async def test_a_refused_request_leaves_the_one_whose_id_it_took_alone(async_llm
     seen += [output async for output in first]
     assert seen[-1].outputs[0].finish_reason == "length"
     assert len(seen[-1].outputs[0].token_ids) == 10
+
+
+async def test_beams_are_those_of_the_blocking_search(async_llm: AsyncLLM, llm: LLM) -> None:
+    """Several prompts at once, beside an answer."""
+    params = BeamSearchParams(beam_width=3, max_tokens=5)
+    found, text = await asyncio.gather(async_llm.beam_search(PROMPTS[:4], params), _last_text(async_llm, PROMPTS[5]))
+    assert found == llm.beam_search(PROMPTS[:4], params)
+    assert await async_llm.beam_search(PROMPTS[0], params) == found[:1]
+    assert text == llm.generate(PROMPTS[5], GREEDY, use_tqdm=False)[0].outputs[0].text
+
+
+async def test_a_cancelled_search_ends(async_llm: AsyncLLM) -> None:
+    params = BeamSearchParams(beam_width=4, max_tokens=400, ignore_eos=True)
+    search = asyncio.create_task(async_llm.beam_search(PROMPTS, params))
+    await anext(async_llm.generate(PROMPTS[0], GREEDY))  # both are under way
+    search.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await search
+    assert await _last_text(async_llm, PROMPTS[1])
+    assert async_llm._pipeline.loop.stats().num_running == 0
+
+
+async def test_a_search_that_is_refused_ends_the_others(async_llm: AsyncLLM) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=300, ignore_eos=True)
+    with pytest.raises(ContextLengthError):
+        await async_llm.beam_search([PROMPTS[0], [5] * 600], params)
+    with pytest.raises(InvalidRequestError, match="prompt is empty"):
+        await async_llm.beam_search(["", PROMPTS[0]], params)
+    assert await _last_text(async_llm, PROMPTS[1])
+    assert async_llm._pipeline.loop.stats().num_running == 0
 
 
 async def test_many_requests_leave_one_listener(async_llm: AsyncLLM) -> None:

@@ -6,7 +6,8 @@ Names, meanings and ranges are SamplingParams'. An option not given leaves the m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -17,7 +18,7 @@ from tuili.types import SamplingParams
 
 
 class _Option(NamedTuple):
-    kind: type  # list: texts, given one by one
+    kind: type  # list: texts, given one by one; dict: such as ID+BIAS, likewise
     help: str
 
 
@@ -35,8 +36,10 @@ _OPTIONS: Mapping[str, _Option] = {
     "stop": _Option(list, "End before this text; repeatable."),
     "include_stop_str_in_output": _Option(bool, "End after the stop text instead."),
     "ignore_eos": _Option(bool, "Pass the end token."),
+    "logit_bias": _Option(dict, "Add to a token's logit, as in 15043+1, 15043-1 or 15043=-1; repeatable."),
     "bad_words": _Option(list, "Never write this word; repeatable."),
     "samplers": _Option(str, "Order of the samplers, as in top_k;top_p;temperature or kpt."),
+    "repeat_last_n": _Option(int, "Tokens that penalties look back at; -1 is all, 0 turns them off."),
     "min_keep": _Option(int, "Tokens that samplers leave at least."),
     "typical_p": _Option(float, "Keep tokens of typical surprise up to this mass; 1 is all."),
     "top_n_sigma": _Option(float, "Keep logits within this many deviations of the best; 0 is all."),
@@ -49,12 +52,22 @@ _OPTIONS: Mapping[str, _Option] = {
     "dry_allowed_length": _Option(int, "Longest repetition without penalty."),
     "dry_penalty_last_n": _Option(int, "Tokens looked back at; -1 is all."),
     "dry_sequence_breakers": _Option(list, "No repetition goes past this text; repeatable."),
+    "adaptive_target": _Option(float, "Probability that chosen tokens are kept near; below 0 is off."),
+    "adaptive_decay": _Option(float, "How slowly it follows what was chosen."),
     "mirostat": _Option(int, "1 or 2: steer the surprise; 0 is off."),
     "mirostat_tau": _Option(float, "Surprise to steer to, in bits."),
     "mirostat_eta": _Option(float, "How fast to steer."),
 }
 SAMPLING_NAMES = tuple(_OPTIONS)
-_TYPES = {float: float | None, int: int | None, bool: bool | None, str: str | None, list: list[str] | None}
+_TYPES = {
+    float: float | None,
+    int: int | None,
+    bool: bool | None,
+    str: str | None,
+    list: list[str] | None,
+    dict: list[str] | None,
+}
+_BIAS = re.compile(r"(\d{1,10})(?:=|(?=[+-]))([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE)
 _TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
@@ -73,8 +86,9 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def given_only(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling options somebody set."""
-    return {name: options[name] for name in SAMPLING_NAMES if options.get(name) not in (None, [])}
+    """The sampling options somebody set. Raises InvalidRequestError naming one that cannot be read."""
+    given = {name: options[name] for name in SAMPLING_NAMES if options.get(name) not in (None, [])}
+    return {name: _biases(name, value) if _OPTIONS[name].kind is dict else value for name, value in given.items()}
 
 
 def sampling_params(defaults: Mapping[str, object], given: Mapping[str, Any]) -> SamplingParams:
@@ -106,8 +120,27 @@ def parse_value(name: str, text: str) -> Any:
         return _TRUTH[text.lower()]
     if kind is list:
         return [text]
+    if kind is dict:
+        return _biases(name, text.split())
     try:
         return kind(text)
     except ValueError:
         noun = "an integer" if kind is int else "a number"
         raise InvalidRequestError(f"{name} must be {noun}, got {text!a:.80}", param=name) from None
+
+
+def _biases(name: str, texts: Sequence[str]) -> dict[str, float]:
+    """Biases by token id, as JSON would have them."""
+    biases: dict[str, float] = {}
+    for text in texts:
+        found = _BIAS.fullmatch(text.strip())
+        if found is None:
+            raise InvalidRequestError(
+                f"{name} must be a token id and a finite number, as in 15043+1, 15043-1 or 15043=-1, got {text!a:.80}",
+                param=name,
+            )
+        token_id = str(int(found[1]))
+        if token_id in biases:
+            raise InvalidRequestError(f"{name} must name each token at most once, got {token_id} twice", param=name)
+        biases[token_id] = float(found[2])
+    return biases

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from tuili.engine.client import InProcess
 from tuili.errors import EngineUnavailableError, TuiliError
 from tuili.runtime.arguments import LLMArguments
+from tuili.runtime.beam_search import BeamSearchOutput, await_beam_search
 from tuili.runtime.engine_arguments import EngineArgs
 from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import OutputStream, RequestOutput
 from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.prompts import Prompt, prompt_fields, refuse_adapter
+from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
 from tuili.text.pretrained import PretrainedTokenizer
-from tuili.types import Event, GenerateRequest, SamplingParams
+from tuili.types import BeamSearchParams, Event, GenerateRequest, SamplingParams
 
 DEFAULT_MAX_SLOWDOWN = 2.0
 
@@ -75,6 +76,14 @@ class AsyncLLM:
             async for events in steps:
                 for event in events:
                     yield event
+
+    async def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, lora_request: object = None
+    ) -> list[BeamSearchOutput]:
+        """As LLM.beam_search: the beams of each prompt once all are found. Cancelling it ends the searches."""
+        refuse_adapter(lora_request)
+        fields = [prompt_fields(prompt) for prompt in prompt_list(prompts)]
+        return await await_beam_search(self._pipeline, self._client, fields, params)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends a request, or several; their iterators finish with finish_reason "abort"."""

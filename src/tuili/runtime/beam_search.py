@@ -1,18 +1,25 @@
-"""`LLM.beam_search`: prompts in, beams out, under vLLM's names. Knows the engine loop's deltas; the engine searches."""
+"""`LLM.beam_search` and AsyncLLM's: prompts in, beams out, under vLLM's names.
+
+Knows the engine's deltas; the engine searches.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuili.beam_search_params import BeamSearchParams
 from tuili.engine.sequence import Sink
 from tuili.runtime.in_flight import WAITING_SHARE
 from tuili.runtime.pipeline import Pipeline
 from tuili.types import FinishReason, GenerateRequest, Logprob, SamplingParams, TokenDelta, TokenLogprobs, TokenRequest
+
+if TYPE_CHECKING:  # asyncio is not for blocking callers to import
+    from tuili.engine.client import EngineClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +54,35 @@ def run_beam_search(
     """
     flight = _Flight(pipeline, params)
     try:
-        flight.run(flight.request(fields) for fields in prompts)
+        flight.run(_request(pipeline, params, fields) for fields in prompts)
     finally:
         flight.end()
     return flight.outputs
+
+
+async def await_beam_search(
+    pipeline: Pipeline, client: EngineClient, prompts: Sequence[Mapping[str, Any]], params: BeamSearchParams
+) -> list[BeamSearchOutput]:
+    """As run_beam_search, for asyncio. A search that fails, or the caller's cancelling, ends the others."""
+    import asyncio
+
+    room = asyncio.Semaphore(_most_searches(pipeline, params))
+
+    async def searched(fields: Mapping[str, Any]) -> BeamSearchOutput:
+        async with room:
+            request, output = _request(pipeline, params, fields), BeamSearchOutput()
+            async with aclosing(client.generate(request)) as steps:
+                async for deltas in steps:
+                    output.sequences += [_sequence(pipeline, params, request, delta) for delta in deltas]
+            return output
+
+    tasks = [asyncio.create_task(searched(fields)) for fields in prompts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Flight:
@@ -63,15 +95,8 @@ class _Flight:
         self._arrived: SimpleQueue[tuple[int, TokenDelta]] = SimpleQueue()
         self._running: dict[int, tuple[TokenRequest, Sink]] = {}
 
-    def request(self, fields: Mapping[str, Any]) -> TokenRequest:
-        """A search as the engine is asked for it."""
-        p = self._params
-        sampling = SamplingParams(n=p.beam_width, seed=0, max_tokens=p.max_tokens, ignore_eos=p.ignore_eos)
-        generate = GenerateRequest(request_id=uuid.uuid4().hex, sampling=sampling, beam_search=p, **fields)
-        return self._pipeline.token_request(generate)[1]
-
     def run(self, requests: Iterator[TokenRequest]) -> None:
-        most = max(WAITING_SHARE * self._pipeline.max_num_seqs // self._params.beam_width, 1)
+        most = _most_searches(self._pipeline, self._params)
         is_exhausted = False
         while self._running or not is_exhausted:
             while len(self._running) < most and not is_exhausted:
@@ -101,24 +126,37 @@ class _Flight:
         if index not in self._running:
             return
         request, _ = self._running[index]
-        if delta.error is not None:
-            raise delta.error
         output = self.outputs[index]
-        output.sequences.append(self._sequence(request, delta))
+        output.sequences.append(_sequence(self._pipeline, self._params, request, delta))
         if len(output.sequences) == self._params.beam_width:
             del self._running[index]
 
-    def _sequence(self, request: TokenRequest, delta: TokenDelta) -> BeamSearchSequence:
-        assert delta.beam is not None
-        tokens = [*request.prompt_token_ids, *delta.token_ids]
-        hides_last = delta.stop_token_id is not None and not self._params.include_stop_str_in_output
-        skips = self._params.skip_special_tokens and not self._params.include_stop_str_in_output
-        return BeamSearchSequence(
-            tokens=tokens,
-            logprobs=[{i: Logprob(logprob)} for i, logprob in zip(delta.token_ids, delta.beam.logprobs, strict=True)],
-            cum_logprob=delta.beam.cumulative_logprob,
-            score=delta.beam.score,
-            text=self._pipeline.tokenizer.decode(tokens[:-1] if hides_last else tokens, skip_special_tokens=skips),
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_token_id,
-        )
+
+def _most_searches(pipeline: Pipeline, params: BeamSearchParams) -> int:
+    return max(WAITING_SHARE * pipeline.max_num_seqs // params.beam_width, 1)
+
+
+def _request(pipeline: Pipeline, p: BeamSearchParams, fields: Mapping[str, Any]) -> TokenRequest:
+    """A search as the engine is asked for it."""
+    sampling = SamplingParams(n=p.beam_width, seed=0, max_tokens=p.max_tokens, ignore_eos=p.ignore_eos)
+    generate = GenerateRequest(request_id=uuid.uuid4().hex, sampling=sampling, beam_search=p, **fields)
+    return pipeline.token_request(generate)[1]
+
+
+def _sequence(pipeline: Pipeline, p: BeamSearchParams, request: TokenRequest, delta: TokenDelta) -> BeamSearchSequence:
+    """The beam that a terminal delta brings. Raises its error."""
+    if delta.error is not None:
+        raise delta.error
+    assert delta.beam is not None
+    tokens = [*request.prompt_token_ids, *delta.token_ids]
+    hides_last = delta.stop_token_id is not None and not p.include_stop_str_in_output
+    skips = p.skip_special_tokens and not p.include_stop_str_in_output
+    return BeamSearchSequence(
+        tokens=tokens,
+        logprobs=[{i: Logprob(logprob)} for i, logprob in zip(delta.token_ids, delta.beam.logprobs, strict=True)],
+        cum_logprob=delta.beam.cumulative_logprob,
+        score=delta.beam.score,
+        text=pipeline.tokenizer.decode(tokens[:-1] if hides_last else tokens, skip_special_tokens=skips),
+        finish_reason=delta.finish_reason,
+        stop_reason=delta.stop_token_id,
+    )
