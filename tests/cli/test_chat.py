@@ -14,12 +14,14 @@ import pytest
 
 from support.fake_pipeline import FakePipeline
 from support.terminal import CTRL_C, CTRL_D, Terminal, in_terminal
+from tuili.cli.answer import print_answer
 from tuili.cli.chat import Chat
 from tuili.cli.chat_commands import run_chat_command
 from tuili.cli.conversation import Conversation
 from tuili.cli.sampling_options import SAMPLING_NAMES
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import SamplingDefaults
+from tuili.types import Event, TextDelta
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -98,6 +100,20 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(chat: Terminal) -> None:
     rest = ended(chat)
     assert "asked ['hang', 'echo', 'still there'] 1.0\n" in rest
     assert "aborted 1" in rest
+
+
+@pytest.mark.parametrize(("pieces", "shown"), [([], "\n"), (["a"], "a\n"), (["a\n"], "a\n\n")])
+def test_the_prompt_has_a_line_of_its_own_behind_ctrl_c(pieces: list[str], shown: str) -> None:
+    """The terminal shows the key itself, wherever the answer was."""
+
+    def events() -> Iterator[Event]:
+        for text in pieces:
+            yield TextDelta(index=0, text=text, token_ids=(1,))
+        raise KeyboardInterrupt
+
+    out = io.StringIO()
+    answer = print_answer(events(), out, is_interruptible=True)
+    assert (out.getvalue(), answer.done, answer.text) == (shown, None, "".join(pieces))
 
 
 def test_ctrl_c_at_the_prompt_clears_the_line(chat: Terminal) -> None:
@@ -182,7 +198,7 @@ def test_settings_change_the_chat(folder: Path, chat: Terminal) -> None:
     say(chat, "/set template default", "template is the model's")
     say(chat, "/show template", "{{ messages }}")
     say(chat, "/show system", "Be brief.")
-    say(chat, "/show parameters", "temperature            0.5          set here")
+    say(chat, "/show parameters", "temperature                 0.5                  set here")
     say(chat, "/set nohistory", "lines are not kept in the history")
     say(chat, "secret", "echo secret")
     say(chat, "/?", "/show [WHAT]")
@@ -231,7 +247,10 @@ def test_commands_change_what_is_asked(chat: Terminal) -> None:
             "error: no command '/nonsense': there are /clear, /system, /set, /show, /save, /load",
         ),
         ("/set", "error: /set takes a parameter and a value, as in: /set temperature 0.7"),
-        ("/show nothing", "error: /show takes one of info, parameters, system, template, license, got 'nothing'"),
+        (
+            "/show nothing",
+            "error: /show takes one of info, parameters, system, messages, template, license, got",
+        ),
         ("/set template none", "error: cannot read the template 'none': No such file or directory"),
         ("/set colour red", "error: no parameter 'colour': there are temperature, top_p"),
         ("/set top_k many", "error: top_k must be an integer, got 'many'"),
@@ -269,6 +288,38 @@ def test_parameters_are_those_of_set_with_where_each_is_from() -> None:
     assert rows["top_p"] == ["0.9", "catalogue"]
     assert rows["top_k"] == ["7", "set", "here"]
     assert rows["min_p"] == ["0.0"]
+    assert (rows["bad_words"], rows["samplers"], rows["ignore_eos"]) == (["none"], ["none"], ["false"])
+    lines = shown(pipeline, "parameters", stop=("a b", "\n"), top_k=7).splitlines()
+    assert len({line.index(value) for line, value in zip(lines, ("0.6", "0.9", "7"), strict=False)}) == 1
+    (stop,) = (line for line in lines if line.startswith("stop "))
+    assert stop.removeprefix("stop").split() == ["'a", "b',", "'\\n'", "set", "here"]
+
+
+def test_a_message_may_begin_with_a_slash(chat: Terminal) -> None:
+    say(chat, "//etc/hosts is what", "echo /etc/hosts is what")
+    say(chat, "/etc/hosts is what", "// sends a message that begins with /")
+    chat.type(CTRL_D)
+    assert "asked ['/etc/hosts is what'] 1.0\n" in ended(chat)
+
+
+@pytest.mark.parametrize("command", ["/system", "/set system"])
+@pytest.mark.parametrize(
+    ("text", "system"),
+    [('"Be brief."', "Be brief."), ('say "no"', 'say "no"'), ('"a" or "b"', '"a" or "b"'), ('"', '"'), ('""', None)],
+)
+def test_quotes_around_a_system_text_are_not_part_of_it(command: str, text: str, system: str | None) -> None:
+    chat = Chat(FakePipeline(), Conversation(), io.StringIO())
+    run_chat_command(chat, f"{command} {text}")
+    assert chat.conversation.system == system
+
+
+def test_messages_are_shown_as_they_were() -> None:
+    out = io.StringIO()
+    chat = Chat(FakePipeline(), Conversation(), out)
+    run_chat_command(chat, "/show messages")
+    chat.conversation.messages += [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two\nlines"}]
+    run_chat_command(chat, "/show messages")
+    assert out.getvalue() == "no messages\n>>> one\ntwo\nlines\n"
 
 
 def test_help_lists_every_command(chat: Terminal) -> None:

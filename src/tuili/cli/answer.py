@@ -25,7 +25,8 @@ class PrintedAnswer:
 def print_answer(
     events: Iterator[Event], out: TextIO, *, is_interruptible: bool = False, is_markdown: bool = False
 ) -> PrintedAnswer:
-    """Prints text as it comes, ending in a newline. With is_interruptible Ctrl-C ends the answer, not the program.
+    """Prints text as it comes, ending in a newline. With is_interruptible Ctrl-C ends the answer, not the program;
+    the line on which the terminal shows that key is ended too.
 
     is_markdown renders it, where the output is a terminal that shows more than plain text.
 
@@ -34,7 +35,7 @@ def print_answer(
     pieces: list[str] = []
     writer: MarkdownWriter | _PlainPrinter = _markdown(out) if is_markdown and not is_plain(out) else _PlainPrinter(out)
     finish_reason: FinishReason = "abort"
-    done = None
+    done, was_interrupted = None, False
     try:
         for event in events:
             match event:
@@ -50,10 +51,13 @@ def print_answer(
     except KeyboardInterrupt:
         if not is_interruptible:
             raise
+        was_interrupted = True
     finally:
         if isinstance(events, Generator):
             events.close()  # aborts what is still running
         writer.finish()
+    if was_interrupted and (not pieces or pieces[-1].endswith("\n")):
+        out.write("\n")
     return PrintedAnswer(text="".join(pieces), finish_reason=finish_reason, done=done)
 
 

@@ -72,7 +72,7 @@ class Chat:
 def run_chat(chat: Chat, run_command: Callable[[Chat, str], bool], read: Callable[[], str] = read_entry) -> None:
     """Talks until the input ends or a command says so.
 
-    `run_command` gets the entries that start with a slash and returns whether to go on.
+    `run_command` gets the entries that start with one slash and returns whether to go on.
     """
     chat.out.write("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends\n")
     was_interrupted = False
@@ -97,9 +97,9 @@ def run_chat(chat: Chat, run_command: Callable[[Chat, str], bool], read: Callabl
 
 
 def _take(chat: Chat, entry: str, run_command: Callable[[Chat, str], bool]) -> bool:
-    """Runs or answers one entry; whether the chat goes on."""
-    if entry.startswith("/"):
+    """Runs or answers one entry; whether the chat goes on. Two slashes begin a message that begins with one."""
+    if entry.startswith("/") and not entry.startswith("//"):
         return run_command(chat, entry)
     if entry:
-        chat.answer(entry)
+        chat.answer(entry.removeprefix("/"))
     return True

@@ -29,7 +29,9 @@ def run_chat_command(chat: Chat, entry: str) -> bool:
     if command is None:
         refuse_pictures(entry)
         known = ", ".join(f"/{known}" for known in COMMANDS)
-        raise InvalidRequestError(f"no command {'/' + name!a:.80}: there are {known}")
+        raise InvalidRequestError(
+            f"no command {'/' + name!a:.80}: there are {known}; // sends a message that begins with /"
+        )
     return command.run(chat, argument.strip())
 
 
@@ -104,5 +106,6 @@ _ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}
 _KEYS = {
     "/set SETTING": f"or one of {', '.join(SETTINGS)}",
     '"""': "begins and ends a message of several lines; so does \\ at a line's end go on in the next",
+    "//...": "a message that begins with /",
     "Ctrl-C": "stops an answer and keeps the chat; twice at the prompt ends it, as Ctrl-D does",
 }

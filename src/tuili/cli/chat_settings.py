@@ -39,7 +39,9 @@ def set_parameter(chat: Chat, argument: str) -> None:
 
 
 def set_system(chat: Chat, text: str) -> None:
-    """No text removes it."""
+    """No text removes it; quotes around all of it are not part of it."""
+    if len(text) > 1 and text.startswith('"') and text.endswith('"') and '"' not in text[1:-1]:
+        text = text[1:-1]
     chat.conversation.system = text or None
     chat.out.write("system text set\n" if text else "system text removed\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tuili.cli.chat import Chat
+from tuili.cli.line_reader import PROMPT
 from tuili.cli.sampling_options import SAMPLING_NAMES, sampling_params
 from tuili.cli.terminal import printable
 from tuili.config import store_dir
@@ -37,11 +38,30 @@ def _parameters(chat: Chat) -> str:
 
     given, defaults = chat.conversation.sampling, chat.pipeline.default_sampling
     said = {LIBRARY: "", REQUEST: "set here"}
-    return "\n".join(
-        f"{name.ljust(22)} {value!s:<12} {said.get(source, source)}".rstrip()
+    rows = [
+        (name, _value(value), said.get(source, source))
         for name, value, source in effective_sampling(sampling_params(defaults, given), defaults, given)
         if name in SAMPLING_NAMES
+    ]
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{name.ljust(names)}  {value.ljust(values)}  {source}".rstrip() for name, value, source in rows)
+
+
+def _value(value: object) -> str:
+    """As `/set` takes it, where that is one word."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(repr, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _messages(chat: Chat) -> str:
+    """Each as it stood in the terminal."""
+    lines = (
+        f"{PROMPT if message['role'] == 'user' else ''}{message['content']}" for message in chat.conversation.messages
     )
+    return "\n".join(lines) or "no messages"
 
 
 def _system(chat: Chat) -> str:
@@ -68,6 +88,7 @@ VIEWS: dict[str, Callable[[Chat], str]] = {
     "info": _info,
     "parameters": _parameters,
     "system": _system,
+    "messages": _messages,
     "template": _template,
     "license": _license,
 }
