@@ -474,6 +474,17 @@ def test_verbose_is_a_line_for_every_answer(generate: Generate) -> None:
     assert [line.split()[0] for line in lines] == [f"{i}/5" for i in range(1, 6)]
 
 
+def test_verbose_tells_the_sampling_in_effect(generate: Generate) -> None:
+    """With a bias, which the journal knows again when the job goes on."""
+    _write_rows(3)
+    command = ("-i", "in.txt", "-o", "out.jsonl", "--verbose", "--logit-bias", "5+1", "--top-k", "7")
+    outcome = generate(*command)
+    assert outcome.code == 0
+    assert "top_k 7 (request)" in outcome.err
+    assert "logit_bias {5: 1.0} (request)" in outcome.err
+    assert generate(*command).code == 0
+
+
 def test_progress_is_a_bar_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_display, "is_plain", lambda _: False)
     monkeypatch.setenv("COLUMNS", "200")

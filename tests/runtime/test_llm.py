@@ -156,6 +156,27 @@ def test_one_parameter_set_each_or_one_for_all(llm: LLM) -> None:
         llm.generate(PROMPTS, [GREEDY, GREEDY], use_tqdm=False)
 
 
+def test_the_sampling_in_effect_can_be_told(llm: LLM) -> None:
+    """An answer's own parameters, its seed among them, bring it again; every value's source is known."""
+    [output] = llm.generate(PROMPTS[0], SamplingParams(temperature=1.3, top_k=-1, n=2), use_tqdm=False)
+    params = output.sampling_params
+    assert params is not None
+    assert params.seed is not None
+    assert (params.temperature, params.top_k, params.n) == (1.3, 0, 2)
+    [again] = llm.generate(PROMPTS[0], params, use_tqdm=False)
+    assert [o.token_ids for o in again.outputs] == [o.token_ids for o in output.outputs]
+    found = {name: (value, source) for name, value, source in llm.effective_sampling(params)}
+    assert found["temperature"] == (1.3, "request")
+    assert found["seed"] == (params.seed, "request")
+    assert found["min_p"] == (0.0, "library")
+    with LLM(llm._pipeline.name, max_model_len=64, override_generation_config={"top_p": 0.7}) as changed:
+        told = {name: (value, source) for name, value, source in changed.effective_sampling()}
+        [output] = changed.generate(PROMPTS[0], use_tqdm=False)
+    assert told["top_p"] == (0.7, "override_generation_config")
+    assert output.sampling_params is not None
+    assert output.sampling_params.top_p == 0.7
+
+
 def test_the_progress_bar_tells_tokens_per_second(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.generate(PROMPTS[0], GREEDY)
     assert "toks/s" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from tuili.errors import EngineUnavailableError, InvalidRequestError
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.metrics import Counter, Gauge, Histogram, RequestMeter
 from tuili.runtime.outputs import OutputStream, RequestOutput
+from tuili.runtime.sampling_defaults import SamplingDefaults
 from tuili.runtime.vllm_arguments import IGNORED, REFUSED
 from tuili.types import Done, Event, Finished, PromptTokens, TextDelta, Timings, Usage
 
@@ -324,10 +325,17 @@ def test_a_refused_argument_may_ask_for_nothing(name: str) -> None:
 
 def test_sampling_defaults_can_be_the_librarys_or_changed() -> None:
     model = {"temperature": 0.2, "top_p": 0.9}
-    assert LLMArguments.parse({}).default_sampling(model) == model
-    assert LLMArguments.parse({"generation_config": "vllm"}).default_sampling(model) == {}
+    assert dict(LLMArguments.parse({}).default_sampling(model)) == model
+    assert dict(LLMArguments.parse({"generation_config": "vllm"}).default_sampling(model)) == {}
     changed = LLMArguments.parse({"override_generation_config": {"top_p": 0.5, "max_new_tokens": 9}})
-    assert changed.default_sampling(model) == {"temperature": 0.2, "top_p": 0.5, "max_tokens": 9}
+    assert dict(changed.default_sampling(model)) == {"temperature": 0.2, "top_p": 0.5, "max_tokens": 9}
+    layers = SamplingDefaults(
+        (("catalogue", {"top_p": 0.5, "temperature": 0.9}), ("generation_config", {"top_p": 0.8}))
+    )
+    found = changed.default_sampling(layers)
+    assert [found.layer_of(name) for name in ("top_p", "temperature", "min_p")] == [
+        *("override_generation_config", "catalogue", "library")
+    ]
 
 
 def test_vllm_names_are_exported() -> None:

@@ -16,7 +16,7 @@ from tuili.checks import check_optional_text
 from tuili.cli.generate_display import showing, summary
 from tuili.cli.loading_settings import LoadingSettings
 from tuili.cli.run_session import check_raw, fetch_if_missing
-from tuili.cli.sampling_options import sampling_params
+from tuili.cli.sampling_options import sampling_params, sampling_told
 from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
@@ -211,6 +211,8 @@ def _run(
             if settings.system is not None:
                 raise InvalidRequestError("system needs a chat template, and this model has none", param="system")
             note(f"{pipeline.name} has no chat template: completing prompts as they are")
+        if settings.verbose:
+            note(f"sampling: {sampling_told(pipeline.default_sampling, job.settings.sampling)}")
         progress.start()
         with showing(progress, is_quiet=is_quiet, is_verbose=settings.verbose) as show:
             RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)

@@ -100,13 +100,18 @@ def sampling_params(defaults: Mapping[str, object], given: Mapping[str, Any]) ->
     return SamplingParams(**values)
 
 
-def sampling_line(defaults: Mapping[str, object], given: Mapping[str, Any]) -> str:
+def sampling_told(defaults: Mapping[str, object], given: Mapping[str, Any]) -> str:
     """The values in effect that are not the library's, and where each is from."""
     from tuili.runtime.sampling_defaults import LIBRARY, effective_sampling
 
     effective = effective_sampling(sampling_params(defaults, given), defaults, given)
     told = [f"{name} {value!r} ({source})" for name, value, source in effective if source != LIBRARY]
-    return f"sampling    {', '.join(told) or 'the defaults'}"
+    return ", ".join(told) or "the defaults"
+
+
+def sampling_line(defaults: Mapping[str, object], given: Mapping[str, Any]) -> str:
+    """The same as a line below an answer's timings."""
+    return f"sampling    {sampling_told(defaults, given)}"
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -11,7 +11,7 @@ from tuili.checks import check_choice, check_count, check_optional_count, check_
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
-from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
 from tuili.runtime.vllm_arguments import split_arguments
 from tuili.types import SamplingParams
 
@@ -77,10 +77,11 @@ class LLMArguments:
         SamplingParams(**sampling_defaults(self.override_generation_config or {}))
         self.load_options()
 
-    def default_sampling(self, of_the_model: Mapping[str, Any]) -> dict[str, Any]:
+    def default_sampling(self, of_the_model: Mapping[str, Any]) -> SamplingDefaults:
         """The sampling parameters that requests without their own start from."""
-        defaults = {} if self.generation_config == "vllm" else dict(of_the_model)
-        return {**defaults, **sampling_defaults(self.override_generation_config or {})}
+        layers = of_the_model.layers if isinstance(of_the_model, SamplingDefaults) else (("model", of_the_model),)
+        override = ("override_generation_config", sampling_defaults(self.override_generation_config or {}))
+        return SamplingDefaults((*(() if self.generation_config == "vllm" else layers), override))
 
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""

@@ -19,6 +19,7 @@ from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import OutputStream, RequestOutput
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import BeamSearchParams, Event, GenerateRequest, SamplingParams
 
@@ -61,7 +62,8 @@ class AsyncLLM:
         """
         refuse_adapter(lora_request)
         request = self._request(prompt, sampling_params, request_id, priority)
-        stream = OutputStream(request.request_id, request.sampling.n, request.sampling.output_kind)
+        sampling = request.sampling
+        stream = OutputStream(request.request_id, sampling.n, sampling.output_kind, sampling)
         async with aclosing(self._pipeline.front.answer(request, self._client)) as steps:
             async for events in steps:
                 if (output := stream.push(events)) is not None:
@@ -97,6 +99,10 @@ class AsyncLLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config asks for, else the library's defaults."""
         return SamplingParams(**self._default_sampling)
+
+    def effective_sampling(self, sampling_params: SamplingParams | None = None) -> list[EffectiveValue]:
+        """As LLM.effective_sampling."""
+        return effective_params(sampling_params, self._default_sampling)
 
     def get_metrics(self) -> list[Metric]:
         """As LLM.get_metrics."""

@@ -21,6 +21,7 @@ from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import RequestOutput, empty_output
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.types import BeamSearchParams, Done, Event, GenerateRequest, Message, SamplingParams
@@ -212,6 +213,13 @@ class LLM:
         """What the model's generation_config asks for, else the library's defaults."""
         return SamplingParams(**self._default_sampling)
 
+    def effective_sampling(self, sampling_params: SamplingParams | None = None) -> list[EffectiveValue]:
+        """Every parameter's value in effect and where it is from: "request", a layer of the model or "library".
+
+        sampling_params as generate() takes them; None is the model's own default.
+        """
+        return effective_params(sampling_params, self._default_sampling)
+
     def get_metrics(self) -> list[Metric]:
         """Counters and histograms since loading, under vLLM's names (vllm:generation_tokens, ...)."""
         return self._pipeline.metrics()
@@ -246,7 +254,7 @@ class LLM:
 
         def noted() -> Iterator[GenerateRequest]:
             for index, request in enumerate(requests):
-                growing[index] = empty_output(request.request_id, request.sampling.n)
+                growing[index] = empty_output(request.request_id, request.sampling.n, request.sampling)
                 yield request
 
         with closing(self._pipeline.run(noted())) as events:

@@ -65,7 +65,7 @@ class LLMEngine:
         request = GenerateRequest(request_id=request_id, sampling=sampling, priority=priority, **prompt_fields(prompt))
         prompt_tokens, token_request = self._pipeline.token_request(request)
         sink = self._inbox.sink(self._num_added)
-        stream = OutputStream(request_id, sampling.n, sampling.output_kind)
+        stream = OutputStream(request_id, sampling.n, sampling.output_kind, sampling)
         stream.push([prompt_tokens])
         self._pipeline.loop.submit(token_request, sink)
         answer = self._pipeline.front.new_answer(request, prompt_tokens, token_request)

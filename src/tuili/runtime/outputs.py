@@ -14,6 +14,7 @@ from tuili.types import (
     FinishReason,
     PromptTokens,
     RequestOutputKind,
+    SamplingParams,
     TextDelta,
     Timings,
     TokenLogprobs,
@@ -111,7 +112,8 @@ class RequestMetrics:
 class RequestOutput:
     """A request and its answers, in order of their index.
 
-    num_cached_tokens counts prompt tokens whose keys and values were reused. metrics is set at the end.
+    num_cached_tokens counts prompt tokens whose keys and values were reused. metrics is set at the end. sampling_params
+    are those in effect, the seed that was drawn among them: given again, they bring the same answers.
     """
 
     request_id: str
@@ -122,6 +124,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
+    sampling_params: SamplingParams | None = None
 
     def fold(self, event: Event) -> RequestOutput:
         """Takes in the next event. Raises the error of a Failed one."""
@@ -157,9 +160,9 @@ class RequestOutput:
         output.cumulative_logprob = (output.cumulative_logprob or 0.0) + chosen
 
 
-def empty_output(request_id: str, n: int) -> RequestOutput:
+def empty_output(request_id: str, n: int, sampling: SamplingParams | None = None) -> RequestOutput:
     """The output of a request before its first event."""
-    return RequestOutput(request_id, None, [], [CompletionOutput(i) for i in range(n)])
+    return RequestOutput(request_id, None, [], [CompletionOutput(i) for i in range(n)], sampling_params=sampling)
 
 
 def collect(request_id: str, n: int, events: Iterable[Event]) -> RequestOutput:
@@ -173,8 +176,10 @@ def collect(request_id: str, n: int, events: Iterable[Event]) -> RequestOutput:
 class OutputStream:
     """A request's events, a step at a time, as the outputs its output_kind asks for."""
 
-    def __init__(self, request_id: str, n: int, kind: RequestOutputKind) -> None:
-        self._output = empty_output(request_id, n)
+    def __init__(
+        self, request_id: str, n: int, kind: RequestOutputKind, sampling: SamplingParams | None = None
+    ) -> None:
+        self._output = empty_output(request_id, n, sampling)
         self._kind = kind
         self._told = [
             (0, 0, 0, False)

@@ -53,6 +53,13 @@ class EffectiveValue(NamedTuple):
     source: str
 
 
+def effective_params(params: SamplingParams | None, defaults: Mapping[str, Any]) -> list[EffectiveValue]:
+    """Every parameter in effect for a Python caller, whose own `params` leave nothing to the model."""
+    if params is None:
+        return effective_sampling(SamplingParams(**defaults), defaults, {})
+    return effective_sampling(params, {}, params.changed())
+
+
 def effective_sampling(
     params: SamplingParams, defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> list[EffectiveValue]:
