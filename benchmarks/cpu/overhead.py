@@ -82,6 +82,7 @@ class StandIn:
             ranks=np.zeros(rows, np.int32),
             top_ids=np.zeros((rows, 0), np.int32),
             top_logprobs=np.zeros((rows, 0), np.float32),
+            sampler_state=np.full(rows, np.nan, np.float32),
         )
 
 
