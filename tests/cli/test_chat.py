@@ -198,7 +198,7 @@ def test_settings_change_the_chat(folder: Path, chat: Terminal) -> None:
     say(chat, "/set template default", "template is the model's")
     say(chat, "/show template", "{{ messages }}")
     say(chat, "/show system", "Be brief.")
-    say(chat, "/show parameters", "temperature                 0.5                  set here")
+    say(chat, "/show parameters", "  set here\r\n")
     say(chat, "/set nohistory", "lines are not kept in the history")
     say(chat, "secret", "echo secret")
     say(chat, "/?", "/show [WHAT]")
