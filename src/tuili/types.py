@@ -120,7 +120,10 @@ class TokenDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
-    """What a person asks: exactly one of prompt, prompt_token_ids and messages."""
+    """What a person asks: exactly one of prompt, prompt_token_ids and messages.
+
+    context_len bounds prompt and answer together, where the model's own context is not bound enough.
+    """
 
     request_id: str
     sampling: SamplingParams
@@ -136,6 +139,7 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     beam_search: BeamSearchParams | None = None
+    context_len: int | None = None
     split_reasoning: bool = False  # tell thinking apart from the answer
 
 

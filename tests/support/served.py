@@ -22,10 +22,12 @@ from support.small_model import small_model
 from tuili.engine.client import InProcess
 from tuili.errors import ModelNotFoundError
 from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.served_model import ModelCard
 from tuili.server.app import create_app
 from tuili.server.dialect import Dialect
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.http_settings import HttpSettings
+from tuili.store.records import ModelFiles
 
 
 @dataclass(eq=False)
@@ -35,6 +37,7 @@ class PooledModel:
     pipeline: Pipeline
     max_num_seqs: int = 4
     aliases: tuple[str, ...] = ()
+    path: Path = Path("small.gguf")
     memory: dict[str, int] = field(default_factory=dict)
     loaded_at: float = field(default_factory=time.time)
     load_s: float = 0.0
@@ -45,13 +48,14 @@ class PooledModel:
     def __post_init__(self) -> None:
         self.name, self.front = self.pipeline.name, self.pipeline.front
         self.client = InProcess(self.pipeline.loop)
+        self.files = ModelFiles(name=self.name, path=self.path, source="local", num_bytes=1000, created=0)
 
 
 class SmallPool:
     """The pool's interface over models that are loaded already. `gate` holds loading back."""
 
-    def __init__(self, *pipelines: Pipeline) -> None:
-        self.models = {pipeline.name: PooledModel(pipeline) for pipeline in pipelines}
+    def __init__(self, *pipelines: Pipeline, path: Path = Path("small.gguf")) -> None:
+        self.models = {pipeline.name: PooledModel(pipeline, path=path) for pipeline in pipelines}
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -75,6 +79,17 @@ class SmallPool:
 
     def loaded(self) -> tuple[PooledModel, ...]:
         return tuple(self.models.values())
+
+    def cards(self) -> tuple[ModelCard, ...]:
+        return tuple(map(self.card, self.models))
+
+    def card(self, name: str) -> ModelCard:
+        if name not in self.models:
+            raise ModelNotFoundError(f"there is no model {name!r}")
+        model = self.models[name]
+        return ModelCard(
+            name=name, aliases=(), files=model.files, is_loaded=True, max_model_len=model.front.max_model_len
+        )
 
     async def start(self) -> None:
         await self.gate.wait()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tuili.errors import ChatTemplateError, InvalidRequestError
+from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestError
 from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.messages import plain_messages
 from tuili.runtime.metrics import RequestMeter
@@ -22,7 +22,7 @@ from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.text.reasoning import Marks, Phase, model_marks, phase_after
 from tuili.text.tokenizer import Tokenizer
-from tuili.types import Event, GenerateRequest, PromptTokens, TokenRequest
+from tuili.types import Event, GenerateRequest, PromptTokens, SamplingParams, TokenRequest
 
 if TYPE_CHECKING:  # asyncio is not for blocking callers to import
     from tuili.engine.client import EngineClient
@@ -76,11 +76,14 @@ class Front:
     def token_request(self, request: GenerateRequest) -> tuple[PromptTokens, TokenRequest]:
         """The prompt as tokens, and what the engine is asked.
 
-        Raises InvalidRequestError unless exactly one kind of prompt is given.
+        Raises InvalidRequestError unless exactly one kind of prompt is given, ContextLengthError for a prompt that
+        leaves no room to answer within the request's context_len.
         """
         prompt, sampling = self._prompt_tokens(request), request.sampling
         if sampling.truncate_prompt_tokens is not None:
             prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
+        if request.context_len is not None:
+            sampling = _bounded(sampling, len(prompt.token_ids), request.context_len)
         return prompt, TokenRequest(
             request_id=request.request_id,
             prompt_token_ids=prompt.token_ids,
@@ -162,3 +165,16 @@ class Front:
                     f"prompt_token_ids must be integers in [0, {size}), got {token_id!r}", param="prompt_token_ids"
                 )
         return tuple(ids)
+
+
+def _bounded(sampling: SamplingParams, num_prompt: int, context_len: int) -> SamplingParams:
+    """The same, with an answer that ends where the context does."""
+    room = context_len - num_prompt
+    if room < 1:
+        raise ContextLengthError(
+            f"prompt has {num_prompt} tokens; the context is limited to {context_len} by the request "
+            "and at least 1 must be left to answer",
+            param="prompt",
+        )
+    max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    return replace(sampling, max_tokens=max_tokens)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from tuili.engine.client import EngineClient
 from tuili.runtime.front import Front
+from tuili.runtime.served_model import ModelCard
+from tuili.store.records import ModelFiles
 
 
 class ServedModel(Protocol):
     """A loaded model."""
 
     name: str
+    aliases: tuple[str, ...]
     front: Front
     client: EngineClient
+    files: ModelFiles
+    memory: Mapping[str, int]  # bytes, by what takes them
     max_num_seqs: int
     loaded_at: float
     expires_at: float | None
@@ -30,6 +36,10 @@ class ModelPool(Protocol):
     async def unload(self, name: str) -> None: ...
 
     def loaded(self) -> tuple[ServedModel, ...]: ...
+
+    def cards(self) -> tuple[ModelCard, ...]: ...
+
+    def card(self, name: str) -> ModelCard: ...
 
     async def start(self) -> None: ...
 

@@ -1,0 +1,21 @@
+"""SmolLM2 behind every dialect on a port of the loopback, once for all of their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.served import Listening, SmallPool, listening
+from tuili.runtime.loading import LoadOptions, open_model
+
+MAX_MODEL_LEN = 512
+
+
+@pytest.fixture(scope="session")
+def smollm2_server(smollm2_gguf: Path) -> Iterator[Listening]:
+    """The model is called by its file's name, with a context of 512 tokens."""
+    options = LoadOptions(max_model_len=MAX_MODEL_LEN, max_num_seqs=8, kv_cache_memory_bytes=64 << 20)
+    with listening(pool=SmallPool(open_model(str(smollm2_gguf), options), path=smollm2_gguf)) as server:
+        yield server
