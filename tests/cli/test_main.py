@@ -25,7 +25,7 @@ def test_help_names_every_command(cli: Cli) -> None:
         outcome = cli(*arguments)
         assert outcome.code == 0
         assert all(name in outcome.out for name in COMMANDS)
-    assert " ".join(COMMANDS) == "bench cp doctor explain fsck generate list plan pull rm run show"
+    assert " ".join(COMMANDS) == "bench cp doctor explain fsck generate list plan pull rm run serve show"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

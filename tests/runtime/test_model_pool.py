@@ -46,7 +46,7 @@ class Machine:
         self.running: list[str] = []
         self.started: list[str] = []
         self.ended: list[str] = []
-        self.lost: set[str] = set()
+        self.lost: dict[str, asyncio.Event] = {}
         self.failures: dict[str, Exception] = {}
 
     async def footprint(self, model: KnownModel) -> Any:
@@ -65,19 +65,19 @@ class Machine:
             self.running.remove(name)
             raise
         self.started.append(name)
+        self.lost[name] = asyncio.Event()
         return StartedModel(
             front=None,  # type: ignore[arg-type]
             client=None,  # type: ignore[arg-type]
             aclose=lambda: self._end(name),
             resident_bytes=lambda: self.sizes[name] * MIB,
-            is_lost=lambda: name in self.lost,
+            lost=self.lost[name],
         )
 
     async def _end(self, name: str) -> None:
         await asyncio.sleep(0.1)
         self.running.remove(name)
         self.ended.append(name)
-        self.lost.discard(name)
 
     def files(self, model: KnownModel) -> ModelFiles:
         return ModelFiles(name=model.name, path=Path(model.source), source="test", num_bytes=1, created=0)
@@ -427,11 +427,27 @@ def test_a_lost_engine_is_loaded_again(make_pool: MakePool) -> None:
 
     async def main() -> None:
         await ask(pool, "a")
-        machine.lost.add("a")
+        machine.lost["a"].set()
         assert await asyncio.gather(ask(pool, "a"), ask(pool, "a")) == ["a", "a"]
 
     run_virtually(main())
     assert (machine.started, machine.ended) == (["a", "a"], ["a"])
+
+
+def test_the_loss_of_a_model_named_at_start_is_told(make_pool: MakePool) -> None:
+    pool, machine = make_pool(models=(NamedModel("a"),))
+
+    async def main() -> None:
+        await pool.start()
+        await ask(pool, "b")
+        waiting = asyncio.create_task(pool.lost())
+        machine.lost["b"].set()
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        machine.lost["a"].set()
+        assert await waiting == "a"
+
+    run_virtually(main())
 
 
 def test_closing_ends_everything(make_pool: MakePool) -> None:

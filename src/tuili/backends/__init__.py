@@ -8,11 +8,10 @@ from typing import Any
 
 from tuili.backend import Backend, BackendOptions
 from tuili.checks import refusal
+from tuili.config import BACKENDS as BACKENDS
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 from tuili.weights.quantizing import Quantizer
-
-BACKENDS = ("cpu", "reference")
 
 
 def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:

@@ -36,7 +36,7 @@ def build_app(wanted: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for name, module in discover(commands, wanted).items():
-        app.command(name)(module.command)
+        app.command(name, cls=getattr(module, "COMMAND_CLASS", None))(module.command)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,14 @@ from tuili.checks import (
     check_optional_text,
     refusal,
 )
-from tuili.config import BLOCK_SIZES, MAX_NUM_SEQS, EngineConfig, KvCacheDtype, SpeculativeConfig, store_dir
+from tuili.config import (
+    BLOCK_SIZES,
+    KV_CACHE_DTYPES,
+    MAX_NUM_SEQS,
+    EngineConfig,
+    SpeculativeConfig,
+    store_dir,
+)
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
@@ -47,7 +54,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BACKEND = "cpu"
 DEFAULT_BATCHED_TOKENS = 512
-KV_CACHE_DTYPES: Mapping[str, KvCacheDtype] = {"auto": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

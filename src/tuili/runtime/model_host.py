@@ -31,14 +31,14 @@ from tuili.store.store import Store
 class StartedModel:
     """A model that runs. resident_bytes is what its engine has taken of its memory by now; aclose frees all of it.
 
-    is_lost: whether its engine ended for good.
+    lost is set when its engine ended for good.
     """
 
     front: Front
     client: EngineClient
     aclose: Callable[[], Awaitable[None]]
     resident_bytes: Callable[[], int]
-    is_lost: Callable[[], bool]
+    lost: asyncio.Event
 
 
 class StartModel(Protocol):
@@ -71,7 +71,7 @@ async def start_served_model(name: str, path: Path, options: LoadOptions) -> Sta
         client=InProcess(pipeline.loop),
         aclose=aclose,
         resident_bytes=lambda: 0,
-        is_lost=lambda: False,
+        lost=asyncio.Event(),
     )
 
 

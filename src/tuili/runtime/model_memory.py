@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuili.backend import CacheGroup
-from tuili.config import EngineConfig
+from tuili.config import KV_CACHE_DTYPES, EngineConfig
 from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, KV_CACHE_DTYPES, LoadOptions
+from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, LoadOptions
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe

@@ -38,11 +38,16 @@ class ModelPool:
         self._changed = asyncio.Event()
         self._budget = int(settings.memory_share * host.free_bytes())
         self._is_closed = False
+        self._lost: asyncio.Queue[str] = asyncio.Queue()
 
     async def start(self) -> None:
         """Loads the models named at start, one after the other. Raises what loading the first that fails raises."""
         for model in self._names.named:
             await self.load(model.name, keep_alive_s=-1, pin=self._settings.is_pinned)
+
+    async def lost(self) -> str:
+        """Returns when the engine of a model that was named at start has ended for good: the model's name."""
+        return await self._lost.get()
 
     @property
     def default_name(self) -> str | None:
@@ -190,11 +195,14 @@ class ModelPool:
                 front=slot.started.front,
                 client=slot.started.client,
                 files=self._host.files(known),
+                max_num_seqs=self._settings.load.max_num_seqs,
                 memory=slot.plan.by_kind(),
                 loaded_at=time.time(),
                 load_s=clock() - start_s,
             )
             slot.has_loaded()
+            if known.is_named:
+                slot.watch(self._lost)
             if slot.num_users == 0:
                 self._rest(slot)
         except BaseException:

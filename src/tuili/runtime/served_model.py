@@ -23,6 +23,7 @@ class ServedModel:
     front: Front
     client: EngineClient
     files: ModelFiles
+    max_num_seqs: int
     memory: Mapping[str, int]
     loaded_at: float
     load_s: float

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
-from tuili.server.setting_kinds import Kind, Many, Secret
+from tuili.server.setting_kinds import Duration, Kind, Many, Secret, Size, Switch
 
 MODELS, ENGINE, LISTENING, SECURITY = "Models", "Engine", "Listening", "Security"
 LIMITS, ANSWERS, RUNNING = "Limits", "Answers", "Running"
@@ -26,6 +26,21 @@ class Setting:
     flags: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     ollama: str | None = None
+    default: Any = None
+
+    @property
+    def shown_default(self) -> str:
+        """As help and documents show it; empty for none."""
+        value = self.default
+        if isinstance(self.kind, Switch):
+            return "on" if value else "off"
+        if value in (None, "", (), {}):
+            return ""
+        if isinstance(self.kind, Duration):
+            return f"{value:g}s" if value >= 0 else "-1"
+        if isinstance(self.kind, Size):
+            return f"{value >> 20}MiB" if value % (1 << 20) == 0 else f"{value >> 10}KiB"
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
     @property
     def flag(self) -> str:
@@ -47,4 +62,5 @@ def setting(default: Any, group: str, kind: Kind, help: str, *flags: str, name: 
 
 def described(f: Field[Any]) -> Setting:
     """The description that `setting` gave a field."""
-    return Setting(**dict(f.metadata) | {"name": f.metadata["name"] or f.name})
+    default = f.default if f.default_factory is MISSING else f.default_factory()
+    return Setting(**dict(f.metadata) | {"name": f.metadata["name"] or f.name, "default": default})

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from tuili.checks import MAX_COUNT, check_choice, check_count, check_flag, check_optional_text, refusal
 from tuili.errors import InvalidRequestError
+from tuili.server.api_keys import MAX_KEY_CHARS, MIN_KEY_CHARS
 
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _COUNT = re.compile(r"([+-]?[0-9]{1,19}(?:\.[0-9]{1,9})?)([kKmMgG]?)")
@@ -238,9 +239,11 @@ class Secret:
         return self.check(name, text)
 
     def check(self, name: str, value: object) -> str:
-        is_key = isinstance(value, str) and 0 < len(value) <= 4096 and value.isascii() and value.isprintable()
-        if not is_key or " " in str(value):
-            raise InvalidRequestError(f"{name} must be 1 to 4096 printable ASCII characters without spaces")
+        is_text = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
+        if not is_text or not MIN_KEY_CHARS <= len(str(value)) <= MAX_KEY_CHARS:
+            raise InvalidRequestError(
+                f"{name} must be {MIN_KEY_CHARS} to {MAX_KEY_CHARS} printable ASCII characters without spaces"
+            )
         return str(value)
 
 

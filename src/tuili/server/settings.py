@@ -6,47 +6,22 @@ ServeSettings. Where values come from is settings_sources.py's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from pathlib import Path
 
-from tuili.backends import BACKENDS
-from tuili.config import BLOCK_SIZES, MAX_NUM_SEQS, SpeculativeConfig
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import KV_CACHE_DTYPES, LoadOptions
-from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
-from tuili.runtime.sampling_defaults import sampling_defaults
-from tuili.sampling_params import SamplingParams
-from tuili.server.setting import (
-    ANSWERS,
-    ENGINE,
-    LIMITS,
-    LISTENING,
-    MODELS,
-    RUNNING,
-    SECURITY,
-    Setting,
-    described,
-    setting,
-)
-from tuili.server.setting_kinds import (
-    Choice,
-    Count,
-    Duration,
-    File,
-    JsonObject,
-    Many,
-    Matching,
-    Number,
-    RecipeName,
-    Secret,
-    Size,
-    Switch,
-    Text,
-)
+from tuili.server.api_keys import read_api_keys
+from tuili.server.guards.bind import is_loopback
+from tuili.server.http_settings import HttpSettings
+from tuili.server.listeners import OLLAMA_PORT, Address, ollama_address
+from tuili.server.model_settings import ModelSettings
+from tuili.server.setting import ANSWERS, LIMITS, LISTENING, RUNNING, SECURITY, Setting, described, setting
+from tuili.server.setting_kinds import Count, Duration, File, Many, Matching, Secret, Size, Switch, Text
 
-DEFAULT_PORT, OLLAMA_PORT = 8000, 11434
+DEFAULT_PORT = 8000
 _PATH = Matching(r"(/[!-~]*[!-.0-~])?", "a path that starts with / and does not end with it")
 _ORIGIN = Matching(
     r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^\s/]+", "*, or a scheme and a host such as https://chat.example"
@@ -57,130 +32,12 @@ _OLLAMA_HOST = Matching(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeSettings:
+class ServeSettings(ModelSettings):
     """A server's settings. Made by settings_sources.resolve, which checks each value; here they are checked together.
 
     Raises InvalidRequestError naming the setting.
     """
 
-    models: tuple[str, ...] = setting(
-        (),
-        MODELS,
-        Many(Text()),
-        "Models to load at once: stored or known names, paths. Others that are stored follow when they are asked for.",
-    )
-    served_model_name: tuple[str, ...] = setting(
-        (),
-        MODELS,
-        Many(Text(max_chars=200), ","),
-        "Names that clients use: all for the one model, or one for each model.",
-    )
-    only_named: bool = setting(False, MODELS, Switch(), "Serve no model but those named here.")
-    pin: bool = setting(False, MODELS, Switch(), "Never unload the models named here.")
-    keep_alive_s: float = setting(
-        300.0,
-        MODELS,
-        Duration(can_be_endless=True),
-        "Unload a model that came on demand when idle for so long; 0 at once, negative never.",
-        name="keep_alive",
-        ollama="OLLAMA_KEEP_ALIVE",
-    )
-    max_loaded_models: int | None = setting(
-        None,
-        MODELS,
-        Count(1, 1000),
-        "Most models loaded at once; by default as many as fit into memory.",
-        ollama="OLLAMA_MAX_LOADED_MODELS",
-    )
-    gpu_memory_utilization: float = setting(
-        0.9,
-        MODELS,
-        Number(0, 1),
-        "Share of the memory free at start that all models together may take.",
-        "--memory-utilization",
-    )
-    load_timeout_s: float = setting(
-        300.0,
-        MODELS,
-        Duration(low=1),
-        "How long a request waits for its model.",
-        name="load_timeout",
-        ollama="OLLAMA_LOAD_TIMEOUT",
-    )
-    allow_pull: bool = setting(False, MODELS, Switch(), "Fetch a known model that is asked for and not stored.")
-    max_model_len: int | None = setting(
-        None,
-        ENGINE,
-        Count(automatic=("auto", "-1", -1)),
-        "Longest context in tokens; by default what the model allows and memory holds.",
-        "--session-len",
-        ollama="OLLAMA_CONTEXT_LENGTH",
-    )
-    max_num_seqs: int = setting(
-        32,
-        ENGINE,
-        Count(1, MAX_NUM_SEQS),
-        "Sequences computed at once.",
-        ollama="OLLAMA_NUM_PARALLEL",
-    )
-    max_num_batched_tokens: int | None = setting(
-        None,
-        ENGINE,
-        Count(automatic=("auto", "-1", -1)),
-        "Most tokens of a step; 512 by default.",
-    )
-    kv_cache_dtype: str = setting("auto", ENGINE, Choice(tuple(KV_CACHE_DTYPES)), "int8 takes half the memory.")
-    kv_cache_memory_bytes: int | None = setting(
-        None,
-        ENGINE,
-        Size(),
-        "KV cache of each model; by default what max_num_seqs contexts need, or what there is.",
-    )
-    block_size: int = setting(64, ENGINE, Count(only=BLOCK_SIZES), "Tokens of a cache block: 16, 32, 64, 128 or 256.")
-    enable_prefix_caching: bool = setting(True, ENGINE, Switch(), "Compute what prompts have in common once.")
-    quantization: str | None = setting(
-        None,
-        ENGINE,
-        RecipeName(),
-        "Run float weights narrower: q8_0, q4_k_m and others.",
-        "--quantize",
-        "-q",
-    )
-    num_threads: int = setting(0, ENGINE, Count(0, 1024), "Threads of each engine; 0 chooses.")
-    backend: str | None = setting(None, ENGINE, Choice(BACKENDS), "What computes.")
-    max_slowdown: float = setting(
-        2.0,
-        ENGINE,
-        Number(1),
-        "How many times longer a step may take because it also computes prompts of others.",
-    )
-    speculative_config: Mapping[str, Any] | None = setting(
-        {},
-        ENGINE,
-        JsonObject(none="none"),
-        'Drafts, as {"num_speculative_tokens": 15} or {"model": "smollm2:135m"}.',
-        "--speculative-config",
-        "-sc",
-    )
-    tokenizer: str | None = setting(None, ENGINE, Text(), "Take the tokenizer from these files.")
-    seed: int | None = setting(
-        None,
-        ENGINE,
-        Count(0),
-        "Draw the seeds of requests that have none from this one, instead of by chance.",
-    )
-    generation_config: str = setting(
-        "auto",
-        ENGINE,
-        Choice(("auto", "vllm")),
-        "vllm: sampling defaults are the library's, not the model's.",
-    )
-    override_generation_config: Mapping[str, Any] = setting(
-        {},
-        ENGINE,
-        JsonObject(),
-        "Sampling defaults of every model, as in generation_config.json.",
-    )
     host: str = setting("127.0.0.1", LISTENING, Text(max_chars=255), "Address to listen on.")
     port: int = setting(DEFAULT_PORT, LISTENING, Count(0, 65535), "Port; 0 takes a free one.", "--server-port")
     uds: str | None = setting(None, LISTENING, Text(max_chars=100), "Listen on this Unix socket instead.")
@@ -207,14 +64,14 @@ class ServeSettings:
         (),
         SECURITY,
         Many(Secret()),
-        "Key for asking models, or sha256: and its hash; several may be given.",
+        "Key for asking models, or sha256: and its hash; repeatable. Better said in a variable or a file.",
         variables=("VLLM_API_KEY",),
     )
     admin_api_key: tuple[str, ...] = setting(
-        (),
-        SECURITY,
-        Many(Secret()),
-        "Key for that and for managing models.",
+        (), SECURITY, Many(Secret()), "Key for that and for managing models; repeatable."
+    )
+    api_key_file: str | None = setting(
+        None, SECURITY, File(), "Keys, one a line, with their scopes behind a space: infer, manage or infer,manage."
     )
     insecure: bool = setting(False, SECURITY, Switch(), "Listen beyond this machine without a key.")
     allowed_host: tuple[str, ...] = setting(
@@ -234,49 +91,46 @@ class ServeSettings:
     max_queued_requests: int = setting(
         512,
         LIMITS,
-        Count(0, 10**6),
-        "Requests that may wait for a place, beyond which they get 429.",
+        Count(1, 10**6),
+        "Requests that may wait for a place; further ones get 429.",
         "--max-queue",
         "--max-num-queued-reqs",
         ollama="OLLAMA_MAX_QUEUE",
     )
-    max_queued_tokens: int = setting(
-        2_000_000,
-        LIMITS,
-        Count(1),
-        "Prompt tokens that may wait, beyond which requests get 429.",
-    )
-    max_body_bytes: int = setting(32 << 20, LIMITS, Size(), "Largest body of a request.", name="max_body_size")
-    body_timeout_s: float = setting(
-        30.0, LIMITS, Duration(low=0.1), "How long a body may take to come.", name="body_timeout"
-    )
+    max_queued_tokens: int = setting(1 << 20, LIMITS, Count(), "Prompt tokens that may wait; further requests get 429.")
     request_timeout_s: float = setting(
         -1.0,
         LIMITS,
-        Duration(low=0.1, can_be_endless=True),
+        Duration(low=0.001, can_be_endless=True),
         "How long an answer may take; negative: as long as it takes.",
         name="request_timeout",
     )
-    max_connections: int = setting(4096, LIMITS, Count(1, 10**6), "Connections at once.")
+    max_body_bytes: int = setting(32 << 20, LIMITS, Size(), "Largest body of a request.", name="max_body_size")
+    body_timeout_s: float = setting(
+        30.0, LIMITS, Duration(low=0.001), "How long a body may take to come.", name="body_timeout"
+    )
+    max_headers: int = setting(100, LIMITS, Count(1, 10_000), "Most headers of a request.", "--h11-max-header-count")
+    max_header_bytes: int = setting(
+        64 << 10, LIMITS, Size(), "All headers of a request.", "--h11-max-incomplete-event-size", name="max_header_size"
+    )
+    header_timeout_s: float = setting(
+        30.0, LIMITS, Duration(low=0.001), "How long headers may take to come.", name="header_timeout"
+    )
+    send_timeout_s: float = setting(
+        30.0, LIMITS, Duration(low=0.001), "How long a client may read nothing.", name="send_timeout"
+    )
     sse_keep_alive_s: float = setting(
-        10.0,
+        5.0,
         LIMITS,
-        Duration(low=0.1),
-        "Send a comment when a stream is silent for so long.",
+        Duration(low=0.001),
+        "Tell clients of silent streams every so often that they are not forgotten.",
         "--sse-keep-alive-interval",
         name="sse_keep_alive",
     )
     timeout_keep_alive_s: float = setting(
-        75.0,
-        LIMITS,
-        Duration(low=1),
-        "Close connections idle for so long.",
-        name="timeout_keep_alive",
+        75.0, LIMITS, Duration(low=1), "Close connections idle for so long.", name="timeout_keep_alive"
     )
     response_role: str = setting("assistant", ANSWERS, Text(max_chars=64), "Role of answers in conversations.")
-    chat_template: str | None = setting(
-        None, ANSWERS, Text(max_chars=1 << 20, may_have_lines=True), "Jinja source, or the path of a file with it."
-    )
     strict: bool = setting(False, ANSWERS, Switch(), "Refuse requests with unknown fields.")
     drain_timeout_s: float = setting(
         30.0,
@@ -286,85 +140,58 @@ class ServeSettings:
         "--shutdown-timeout",
         name="drain_timeout",
     )
-    log_file: str | None = setting(None, RUNNING, Text(), "Write the log here instead of to stderr.")
+    log_file: str | None = setting(None, RUNNING, Text(), "Write the log here, instead of to the standard output.")
     log_requests: bool = setting(
-        True, RUNNING, Switch(), "Log a line for each request, without prompts and keys.", "--enable-log-requests"
+        True,
+        RUNNING,
+        Switch(),
+        "Log a line of JSON for each request, without prompts, answers and keys.",
+        "--enable-log-requests",
     )
 
     def __post_init__(self) -> None:
+        ModelSettings.__post_init__(self)
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise InvalidRequestError("ssl_keyfile and ssl_certfile must be given together", param="ssl_keyfile")
         if self.ssl_certfile is None and (self.ssl_ca_certs or self.ssl_cert_reqs):
             raise InvalidRequestError("ssl_ca_certs and ssl_cert_reqs need ssl_certfile", param="ssl_ca_certs")
-        if self.served_model_name and len(self.models) > 1 and len(self.models) != len(self.served_model_name):
-            raise InvalidRequestError(
-                f"served_model_name must be one name for each of {len(self.models)} models, "
-                f"got {len(self.served_model_name)}",
-                param="served_model_name",
-            )
-        if self.served_model_name and not self.models:
-            raise InvalidRequestError("served_model_name needs a model to name", param="served_model_name")
-        if (self.only_named or self.pin) and not self.models:
-            name = "only_named" if self.only_named else "pin"
-            raise InvalidRequestError(f"{name} needs a model to be named", param=name)
-        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
-            raise InvalidRequestError(
-                f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, "
-                f"got {self.max_num_batched_tokens}",
-                param="max_num_batched_tokens",
-            )
-        self._check_sampling()
-        self.load_options()
+        self.http()
 
-    def _check_sampling(self) -> None:
-        try:
-            SamplingParams(**sampling_defaults(self.override_generation_config))
-        except InvalidRequestError as error:
-            name = "override_generation_config"
-            raise InvalidRequestError(f"{name}: {error}", param=name) from None
-
-    def load_options(self) -> LoadOptions:
-        """How every model is loaded."""
-        speculative = self.speculative_config
-        return LoadOptions(
-            backend=self.backend,
-            num_threads=self.num_threads,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=self.block_size,
-            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
-            kv_cache_dtype=self.kv_cache_dtype,
-            enable_prefix_caching=self.enable_prefix_caching,
-            max_slowdown=self.max_slowdown,
-            speculative=None if speculative is None else SpeculativeConfig.parse(speculative),
-            chat_template=self.chat_template,
-            tokenizer=self.tokenizer,
-            quantization=self.quantization,
+    def http(self) -> HttpSettings:
+        """What speaking HTTP needs of them. Raises InvalidRequestError for keys that are none."""
+        keys = read_api_keys(self.api_key, None if self.api_key_file is None else Path(self.api_key_file))
+        log = os.devnull if not self.log_requests else self.log_file
+        return HttpSettings(
+            host=self.widest_host,
+            port=self.port,
+            api_keys=keys,
+            is_insecure=self.insecure,
+            allowed_hosts=self.allowed_host,
+            allowed_origins=self.allowed_origins,
+            is_strict=self.strict,
+            max_header_bytes=self.max_header_bytes,
+            max_headers=self.max_headers,
+            header_timeout_s=self.header_timeout_s,
+            max_body_bytes=self.max_body_bytes,
+            body_timeout_s=self.body_timeout_s,
+            max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
+            request_timeout_s=None if self.request_timeout_s < 0 else self.request_timeout_s,
+            keep_alive_interval_s=self.sse_keep_alive_s,
+            send_timeout_s=self.send_timeout_s,
+            log_path=None if log is None else Path(log),
         )
 
-    def pool(self) -> PoolSettings:
-        """What the pool of models needs of them."""
-        return PoolSettings(
-            models=self._named_models(),
-            load=self.load_options(),
-            max_loaded_models=self.max_loaded_models,
-            memory_share=self.gpu_memory_utilization,
-            keep_alive_s=self.keep_alive_s,
-            load_timeout_s=self.load_timeout_s,
-            is_pinned=self.pin,
-            allow_pull=self.allow_pull,
-            only_named=self.only_named,
-            seed=self.seed,
-            generation_config=self.generation_config,
-            override_generation_config=self.override_generation_config,
-        )
+    @property
+    def widest_host(self) -> str:
+        """Of the hosts listened on, one that other machines reach, if there is one."""
+        hosts = ["/" if address.uds else address.host for address in self.addresses()]
+        return next((host for host in hosts if not is_loopback(host)), hosts[0])
 
-    def _named_models(self) -> tuple[NamedModel, ...]:
-        if len(self.models) == 1:
-            return (NamedModel(self.models[0], self.served_model_name),)
-        names = self.served_model_name or [""] * len(self.models)
-        return tuple(NamedModel(model, (name,) if name else ()) for model, name in zip(self.models, names, strict=True))
+    def addresses(self) -> tuple[Address, ...]:
+        """Where to listen."""
+        ours = Address(uds=self.uds) if self.uds else Address(host=self.host, port=self.port)
+        return (ours, ollama_address(self.ollama_host)) if self.ollama else (ours,)
 
 
 @cache

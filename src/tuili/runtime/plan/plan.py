@@ -8,10 +8,9 @@ from typing import Any
 
 from tuili.backends.cpu import _native
 from tuili.checks import check_count
-from tuili.config import KvCacheDtype, store_dir
+from tuili.config import KV_CACHE_DTYPES, KvCacheDtype, store_dir
 from tuili.errors import InvalidRequestError
 from tuili.machine import ThreadLimits, available_memory, thread_limits
-from tuili.runtime.loading import KV_CACHE_DTYPES
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.plan.memory import MemoryModel, MemoryNeed
 from tuili.runtime.plan.outline import Outline, open_outline

@@ -1,0 +1,165 @@
+"""Sockets the server listens on: internet addresses and Unix sockets, bound before anything is loaded.
+
+Knows addresses and errors of the system; no HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tuili.errors import ConflictError, InvalidRequestError
+
+OLLAMA_PORT = 11434
+_SCHEME_PORTS = {"http://": 80, "https://": 443, None: OLLAMA_PORT}
+_OLLAMA_HOST = re.compile(r"(https?://)?(\[[^]]*\]|[^:/]*)(?::([0-9]{1,5}))?/?")
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """A host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    uds: str | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.uds or f"{host}:{self.port}"
+
+
+def ollama_address(text: str) -> Address:
+    """What OLLAMA_HOST means: parts left out are Ollama's."""
+    match = _OLLAMA_HOST.fullmatch(text)
+    assert match is not None, "the setting's kind lets no other text through"
+    port = int(match[3]) if match[3] else _SCHEME_PORTS[match[1]]
+    if port > 65535:
+        raise InvalidRequestError(f"ollama_host must name a port in [0, 65535], got {port}", param="ollama_host")
+    return Address(host=match[2].strip("[]") or "127.0.0.1", port=port)
+
+
+class Listeners:
+    """Open sockets, and where they are. Closing removes Unix sockets from the disk."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        self.addresses: list[Address] = []
+
+    def close(self) -> None:
+        for listener in self.sockets:
+            listener.close()
+        for address in self.addresses:
+            if address.uds is not None:
+                with suppress(OSError):
+                    os.unlink(address.uds)  # noqa: PTH108
+
+
+def open_listeners(addresses: Sequence[Address]) -> Listeners:
+    """Binds every address.
+
+    Raises ConflictError for one in use, InvalidRequestError for one that cannot be had; nothing stays open then.
+    """
+    listeners = Listeners()
+    try:
+        for address in dict.fromkeys(addresses):
+            if address.uds is not None:
+                listeners.sockets.append(_unix_socket(address.uds))
+                listeners.addresses.append(address)
+            else:
+                _bind_internet(address, listeners)
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
+
+
+def _bind_internet(address: Address, listeners: Listeners) -> None:
+    """All that the name stands for, as localhost may for two families; the first must do."""
+    found = _resolved(address)
+    port = address.port
+    for number, (family, host) in enumerate(found):
+        try:
+            listener = _internet_socket(family, host, port)
+        except OSError as error:
+            if number and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                continue
+            raise _refusal(Address(host=host, port=port), error) from None
+        port = listener.getsockname()[1]
+        listeners.sockets.append(listener)
+        if not number:
+            listeners.addresses.append(Address(host=address.host, port=port))
+
+
+def _resolved(address: Address) -> list[tuple[int, str]]:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no host name"
+        raise InvalidRequestError(f"cannot listen on {address.host!a:.200}: {reason}", param="host") from None
+    return list(dict.fromkeys((family, str(place[0])) for family, _, _, _, place in found))
+
+
+def _internet_socket(family: int, host: str, port: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # 0.0.0.0 and localhost have a socket of their own
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _unix_socket(path: str) -> socket.socket:
+    """The user's group may connect, as a reverse proxy does. A socket that nobody listens on any more goes."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
+                raise InvalidRequestError(f"uds: {path!a} is there and is no socket", param="uds")
+            if _is_answered(path):
+                raise ConflictError(f"cannot listen on {path!a}: another server does")
+            os.unlink(path)  # noqa: PTH108
+        mask = os.umask(0o117)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise InvalidRequestError(f"uds: cannot listen on {path!a}: {error.strerror}", param="uds") from None
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_answered(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.settimeout(1)
+        try:
+            caller.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _refusal(address: Address, error: OSError) -> ConflictError | InvalidRequestError:
+    if error.errno == errno.EADDRINUSE:
+        return ConflictError(f"port {address.port} of {address.host} is in use: give another with --port")
+    if error.errno == errno.EACCES:
+        return InvalidRequestError(f"cannot listen on {address}: ports below 1024 are the system's: give --port")
+    return InvalidRequestError(f"cannot listen on {address}: {error.strerror}: give --host", param="host")

@@ -1,0 +1,221 @@
+"""Settings of a server's models and of their engines; ServeSettings adds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuili.config import BACKENDS, BLOCK_SIZES, KV_CACHE_DTYPES, MAX_NUM_SEQS, SpeculativeConfig
+from tuili.errors import InvalidRequestError
+from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.sampling_params import SamplingParams
+from tuili.server.setting import ENGINE, MODELS, setting
+from tuili.server.setting_kinds import Choice, Count, Duration, JsonObject, Many, Number, RecipeName, Size, Switch, Text
+
+if TYPE_CHECKING:  # slow to import: the command line shows help without
+    from tuili.runtime.loading import LoadOptions
+    from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Which models, and how they are loaded. Raises InvalidRequestError naming the setting."""
+
+    models: tuple[str, ...] = setting(
+        (),
+        MODELS,
+        Many(Text()),
+        "Models to load at once: stored or known names, paths. Others that are stored follow when they are asked for.",
+    )
+    served_model_name: tuple[str, ...] = setting(
+        (),
+        MODELS,
+        Many(Text(max_chars=200), ","),
+        "Names that clients use: all for the one model, or one for each model.",
+    )
+    only_named: bool = setting(False, MODELS, Switch(), "Serve no model but those named here.")
+    pin: bool = setting(False, MODELS, Switch(), "Never unload the models named here.")
+    keep_alive_s: float = setting(
+        300.0,
+        MODELS,
+        Duration(can_be_endless=True),
+        "Unload a model that came on demand when idle for so long; 0 at once, negative never.",
+        name="keep_alive",
+        ollama="OLLAMA_KEEP_ALIVE",
+    )
+    max_loaded_models: int | None = setting(
+        None,
+        MODELS,
+        Count(1, 1000),
+        "Most models loaded at once; by default as many as fit into memory.",
+        ollama="OLLAMA_MAX_LOADED_MODELS",
+    )
+    gpu_memory_utilization: float = setting(
+        0.9,
+        MODELS,
+        Number(0, 1),
+        "Share of the memory free at start that all models together may take.",
+        "--memory-utilization",
+    )
+    load_timeout_s: float = setting(
+        300.0,
+        MODELS,
+        Duration(low=1),
+        "How long a request waits for its model.",
+        name="load_timeout",
+        ollama="OLLAMA_LOAD_TIMEOUT",
+    )
+    allow_pull: bool = setting(False, MODELS, Switch(), "Fetch a known model that is asked for and not stored.")
+    max_model_len: int | None = setting(
+        None,
+        ENGINE,
+        Count(automatic=("auto", "-1", -1)),
+        "Longest context in tokens; by default what the model allows and memory holds.",
+        "--session-len",
+        ollama="OLLAMA_CONTEXT_LENGTH",
+    )
+    max_num_seqs: int = setting(
+        32,
+        ENGINE,
+        Count(1, MAX_NUM_SEQS),
+        "Sequences computed at once.",
+        ollama="OLLAMA_NUM_PARALLEL",
+    )
+    max_num_batched_tokens: int | None = setting(
+        None,
+        ENGINE,
+        Count(automatic=("auto", "-1", -1)),
+        "Most tokens of a step; 512 by default.",
+    )
+    kv_cache_dtype: str = setting("auto", ENGINE, Choice(tuple(KV_CACHE_DTYPES)), "int8 takes half the memory.")
+    kv_cache_memory_bytes: int | None = setting(
+        None,
+        ENGINE,
+        Size(),
+        "KV cache of each model; by default what max_num_seqs contexts need, or what there is.",
+    )
+    block_size: int = setting(64, ENGINE, Count(only=BLOCK_SIZES), "Tokens of a cache block: 16, 32, 64, 128 or 256.")
+    enable_prefix_caching: bool = setting(True, ENGINE, Switch(), "Compute what prompts have in common once.")
+    quantization: str | None = setting(
+        None,
+        ENGINE,
+        RecipeName(),
+        "Run float weights narrower: q8_0, q4_k_m and others.",
+        "--quantize",
+        "-q",
+    )
+    num_threads: int = setting(0, ENGINE, Count(0, 1024), "Threads of each engine; 0 chooses.")
+    backend: str | None = setting(None, ENGINE, Choice(BACKENDS), "What computes.")
+    max_slowdown: float = setting(
+        2.0,
+        ENGINE,
+        Number(1),
+        "How many times longer a step may take because it also computes prompts of others.",
+    )
+    speculative_config: Mapping[str, Any] | None = setting(
+        {},
+        ENGINE,
+        JsonObject(none="none"),
+        'Drafts, as {"num_speculative_tokens": 15} or {"model": "smollm2:135m"}.',
+        "-sc",
+    )
+    tokenizer: str | None = setting(None, ENGINE, Text(), "Take the tokenizer from these files.")
+    seed: int | None = setting(
+        None,
+        ENGINE,
+        Count(0),
+        "Draw the seeds of requests that have none from this one, instead of by chance.",
+    )
+    generation_config: str = setting(
+        "auto",
+        ENGINE,
+        Choice(("auto", "vllm")),
+        "vllm: sampling defaults are the library's, not the model's.",
+    )
+    override_generation_config: Mapping[str, Any] = setting(
+        {},
+        ENGINE,
+        JsonObject(),
+        "Sampling defaults of every model, as in generation_config.json.",
+    )
+    chat_template: str | None = setting(
+        None, ENGINE, Text(max_chars=1 << 20, may_have_lines=True), "Jinja source, or the path of a file with it."
+    )
+
+    def __post_init__(self) -> None:
+        if self.served_model_name and not self.models:
+            raise InvalidRequestError("served_model_name needs a model to name", param="served_model_name")
+        if self.served_model_name and len(self.models) > 1 and len(self.models) != len(self.served_model_name):
+            raise InvalidRequestError(
+                f"served_model_name must be one name for each of {len(self.models)} models, "
+                f"got {len(self.served_model_name)}",
+                param="served_model_name",
+            )
+        if (self.only_named or self.pin) and not self.models:
+            name = "only_named" if self.only_named else "pin"
+            raise InvalidRequestError(f"{name} needs a model to be named", param=name)
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_batched_tokens must be >= max_num_seqs = {self.max_num_seqs}, "
+                f"got {self.max_num_batched_tokens}",
+                param="max_num_batched_tokens",
+            )
+        self._check_sampling()
+        self.load_options()
+
+    def _check_sampling(self) -> None:
+        try:
+            SamplingParams(**sampling_defaults(self.override_generation_config))
+        except InvalidRequestError as error:
+            name = "override_generation_config"
+            raise InvalidRequestError(f"{name}: {error}", param=name) from None
+
+    def load_options(self) -> LoadOptions:
+        """How every model is loaded."""
+        from tuili.runtime.loading import LoadOptions
+
+        speculative = self.speculative_config
+        return LoadOptions(
+            backend=self.backend,
+            num_threads=self.num_threads,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            block_size=self.block_size,
+            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
+            kv_cache_dtype=self.kv_cache_dtype,
+            enable_prefix_caching=self.enable_prefix_caching,
+            max_slowdown=self.max_slowdown,
+            speculative=None if speculative is None else SpeculativeConfig.parse(speculative),
+            chat_template=self.chat_template,
+            tokenizer=self.tokenizer,
+            quantization=self.quantization,
+        )
+
+    def pool(self) -> PoolSettings:
+        """What the pool of models needs of them."""
+        from tuili.runtime.model_pool_settings import PoolSettings
+
+        return PoolSettings(
+            models=self._named_models(),
+            load=self.load_options(),
+            max_loaded_models=self.max_loaded_models,
+            memory_share=self.gpu_memory_utilization,
+            keep_alive_s=self.keep_alive_s,
+            load_timeout_s=self.load_timeout_s,
+            is_pinned=self.pin,
+            allow_pull=self.allow_pull,
+            only_named=self.only_named,
+            seed=self.seed,
+            generation_config=self.generation_config,
+            override_generation_config=self.override_generation_config,
+        )
+
+    def _named_models(self) -> tuple[NamedModel, ...]:
+        from tuili.runtime.model_pool_settings import NamedModel
+
+        if len(self.models) == 1:
+            return (NamedModel(self.models[0], self.served_model_name),)
+        names = self.served_model_name or [""] * len(self.models)
+        return tuple(NamedModel(model, (name,) if name else ()) for model, name in zip(self.models, names, strict=True))
