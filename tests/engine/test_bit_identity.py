@@ -38,6 +38,7 @@ MANNERS: dict[str, dict[str, Any]] = {
         "presence_penalty": 0.4,
         "dry_multiplier": 0.8,
         "dry_penalty_last_n": -1,
+        "repeat_last_n": 32,
         "mirostat": 2,
         "bad_words": ((28,), (253, 1056)),
     },

@@ -83,6 +83,7 @@ def test_prompts_can_be_truncated(llm: LLM) -> None:
         {"mirostat": 1},
         {"mirostat": 2, "mirostat_tau": 3.0, "repetition_penalty": 1.1},
         {"dynatemp_range": 0.5, "min_p": 0.05, "min_keep": 2},
+        {"adaptive_target": 0.3, "presence_penalty": 0.5, "repeat_last_n": 16},
         {"allowed_token_ids": [28, 29, 30, 31]},
     ],
     ids=str,

@@ -19,7 +19,9 @@ from tuili.backend import Bool, Float32, Int32
 _LOG_FLOAT_MAX = 88.7228391
 MAX_DRY = 1e30  # far above every logit, and finite after any temperature
 _SPARE = 64  # tokens of room behind a text
+_END = -1  # of a tail: a key that is no token
 Tails = tuple[tuple[int, ...], ...]
+Node = dict[int, "Node"]  # what may follow, by the next token
 
 
 class Penalized(NamedTuple):
@@ -30,40 +32,54 @@ class Penalized(NamedTuple):
 
 
 class Breakers(NamedTuple):
-    """Sequence breakers as tokens: a head, and the tokens that must follow it."""
+    """Sequence breakers as tokens: heads, and what must follow them."""
 
-    tails: Mapping[int, Mapping[int, frozenset[tuple[int, ...]]]]  # of each head, by their length
+    heads: Mapping[int, Node]
     is_whole: Bool  # [vocab] a token that is, or contains, a breaker
-    span: int  # the longest tail's length
+    span: int  # the most tokens that follow a head
 
     @staticmethod
     def of(breakers: Mapping[int, Tails], vocab_size: int) -> Breakers:
         """breakers gives for each token that may begin a sequence breaker what must follow it."""
         is_whole = np.zeros(vocab_size, np.bool_)
         is_whole[[head for head, tails in breakers.items() if () in tails]] = True
-        tails = {head: _by_length(tails) for head, tails in breakers.items()}
-        return Breakers(tails, is_whole, max((max(found) for found in tails.values()), default=0))
+        span = max((len(tail) for tails in breakers.values() for tail in tails), default=0)
+        return Breakers({head: _tree(tails) for head, tails in breakers.items()}, is_whole, span)
 
     def last_in(self, tokens: list[int]) -> tuple[int, int]:
         """The places of the last head whose breaker is there, and of the end of its longest; -1 where none is."""
         for place in range(len(tokens) - 1, -1, -1):
-            tails = self.tails.get(tokens[place], {})
-            ends = [place + n for n, wanted in tails.items() if tuple(tokens[place + 1 : place + 1 + n]) in wanted]
-            if ends:
-                return place, max(ends)
+            if tokens[place] in self.heads and (ends := self._ends(tokens, place)):
+                return place, ends[-1]
         return -1, -1
 
-    def ends_at(self, tokens: Int32, end: int, first: int) -> int:
-        """The place of the last head, not before `first`, whose breaker ends with the token at `end`; -1: none does."""
-        for place in range(end, max(end - self.span, first) - 1, -1):
-            wanted = self.tails.get(int(tokens[place]), {}).get(end - place, ())
-            if wanted and tuple(tokens[place + 1 : end + 1].tolist()) in wanted:
+    def last_that_ends(self, tokens: list[int]) -> int:
+        """The place of the last head whose breaker ends with the last token; -1 where none does."""
+        for place in range(len(tokens) - 1, -1, -1):
+            if tokens[place] in self.heads and len(tokens) - 1 in self._ends(tokens, place):
                 return place
         return -1
 
+    def _ends(self, tokens: list[int], place: int) -> list[int]:
+        """Where the breakers end whose head is at `place`, ascending."""
+        ends: list[int] = []
+        node: Node | None = self.heads[tokens[place]]
+        while node is not None:
+            if _END in node:
+                ends.append(place)
+            place += 1
+            node = node.get(tokens[place]) if place < len(tokens) else None
+        return ends
 
-def _by_length(tails: Tails) -> dict[int, frozenset[tuple[int, ...]]]:
-    return {length: frozenset(t for t in tails if len(t) == length) for length in {len(tail) for tail in tails}}
+
+def _tree(tails: Tails) -> Node:
+    root: Node = {}
+    for tail in tails:
+        node = root
+        for token_id in tail:
+            node = node.setdefault(token_id, {})
+        node[_END] = {}
+    return root
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +135,10 @@ class DryRuns:
         self._lengths[end] = 0
         self._tokens[end] = token_id
         self._size += 1
-        head = self._rule.breakers.ends_at(self._tokens, end, max(self._start, self._break_head))
+        first = max(end - self._rule.breakers.span, self._start, self._break_head)
+        head = self._rule.breakers.last_that_ends(self._tokens[first : self._size].tolist())
         if head >= 0:
-            self._break_head, self._break_end = head, end
+            self._break_head, self._break_end = first + head, end
 
     def penalties(self) -> Penalized | None:
         """For the text's next token. The longest run that ends before the token counts."""
