@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from support.answers import Answers, ask, assert_solo, make_engine
-from support.fake_backend import VOCAB, FakeBackend, Handle, solo
-from tuili.backend import Batch
+from support.fake_backend import VOCAB, solo
+from support.gated_backend import GatedBackend
 from tuili.engine.client import InProcess
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
@@ -21,17 +21,6 @@ from tuili.errors import ContextLengthError, EngineUnavailableError, InvalidRequ
 from tuili.types import TokenDelta, TokenRequest
 
 PROMPT = [(5 * i + 1) % VOCAB for i in range(20)]
-
-
-@dataclass
-class GatedBackend(FakeBackend):
-    """Computes a step only when let through."""
-
-    gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-
-    def execute(self, batch: Batch) -> Handle:
-        self.gate.acquire()
-        return super().execute(batch)
 
 
 @dataclass

@@ -27,10 +27,14 @@ class PlainBody(BaseModel):
     n: int = 1
     temperature: float = 0.0
     timeout_s: float | None = None
+    padding: int = Field(0, ge=0, le=1 << 20)  # bytes to send beside each token
 
 
 class PlainRenderer:
     media_type = "application/x-ndjson"
+
+    def __init__(self, padding: int = 0) -> None:
+        self.padding = " " * padding
 
     def start(self) -> bytes:
         return b""
@@ -39,7 +43,10 @@ class PlainRenderer:
         lines = b""
         for index, event in events:
             if isinstance(event, TextDelta) and event.token_ids:
-                lines += msgspec.json.encode({"at": [index, event.index], "ids": event.token_ids}) + b"\n"
+                lines += (
+                    msgspec.json.encode({"at": [index, event.index], "ids": event.token_ids, "pad": self.padding})
+                    + b"\n"
+                )
             elif isinstance(event, Done):
                 lines += msgspec.json.encode({"done": index, "output": event.usage.num_output_tokens}) + b"\n"
         return lines
@@ -64,7 +71,7 @@ async def generate(request: Request) -> Response:
         timeout_s=body.timeout_s,
     )
     if body.stream:
-        return await stream(request, answering, PlainRenderer())
+        return await stream(request, answering, PlainRenderer(body.padding))
     tokens: dict[str, list[int]] = {}
     for index, event in await collect(request, answering):
         if isinstance(event, TextDelta):

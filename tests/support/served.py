@@ -146,6 +146,7 @@ def listening(
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # so that who does not read is felt soon
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

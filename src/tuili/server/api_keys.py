@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tuili.server.caller import ALL_SCOPES
 MIN_KEY_CHARS = 8
 MAX_KEY_CHARS = 512
 _MAX_FILE_BYTES = 1 << 20
+_HASHED = re.compile("sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,19 @@ def find_key(keys: Sequence[ApiKey], given: bytes) -> ApiKey | None:
     return found
 
 
-def read_api_keys(values: Iterable[str], file: Path | None = None) -> tuple[ApiKey, ...]:
+def read_api_keys(
+    values: Iterable[str], file: Path | None = None, scopes: frozenset[str] = ALL_SCOPES
+) -> tuple[ApiKey, ...]:
     """Keys of flags, then of a file's lines: `KEY`, or `KEY SCOPE[,SCOPE]` with the scopes infer and manage.
 
-    Empty lines and those that begin with # are skipped. Raises InvalidRequestError, which never quotes a key.
+    A key may be given as sha256: and its hash. Empty lines and those that begin with # are skipped. `scopes` is for
+    keys that name none. Raises InvalidRequestError, which never quotes a key.
     """
-    keys = [_parsed(value, f"--api-key number {number}") for number, value in enumerate(values, 1)]
+    keys = [_parsed(value, f"--api-key number {number}", scopes) for number, value in enumerate(values, 1)]
     if file is not None:
         lines = _lines(file)
         keys += [
-            _parsed(line, f"{file}: line {number}")
+            _parsed(line, f"{file}: line {number}", scopes)
             for number, line in enumerate(lines, 1)
             if line.strip() and not line.lstrip().startswith("#")
         ]
@@ -81,16 +86,19 @@ def _lines(file: Path) -> list[str]:
         raise InvalidRequestError(f"{file}: is no UTF-8 text", param="api_key_file") from None
 
 
-def _parsed(text: str, place: str) -> ApiKey:
+def _parsed(text: str, place: str, default: frozenset[str]) -> ApiKey:
     key, _, scopes = text.strip().partition(" ")
+    hashed = _HASHED.fullmatch(key)
+    if key.startswith("sha256:") and hashed is None:
+        raise InvalidRequestError(f"{place}: behind sha256: come 64 hexadecimal digits", param="api_key")
     if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
         raise InvalidRequestError(
             f"{place}: a key must be {MIN_KEY_CHARS} to {MAX_KEY_CHARS} printable ASCII characters without spaces",
             param="api_key",
         )
-    names = frozenset(name.strip() for name in scopes.split(",")) if scopes.strip() else ALL_SCOPES
+    names = frozenset(name.strip() for name in scopes.split(",")) if scopes.strip() else default
     if not names <= ALL_SCOPES:
         raise InvalidRequestError(
             f"{place}: behind a key come its scopes, infer or manage or infer,manage", param="api_key"
         )
-    return ApiKey(digest_of(key), names)
+    return ApiKey(digest_of(key) if hashed is None else bytes.fromhex(hashed[1]), names)

@@ -23,5 +23,6 @@ class Caller:
     scopes: frozenset[str] = frozenset()
     cache_salt: str = ""  # keeps what this key computed apart in the prefix cache
     ignored_params: tuple[str, ...] = ()  # of the body: told in a header
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of every answer to this request
     notes: dict[str, Any] = field(default_factory=dict)
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)  # closed when the request has ended, however it did

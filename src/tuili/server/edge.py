@@ -142,7 +142,7 @@ class Exchange:
 
 
 def _own_headers(caller: Caller) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-request-id", caller.request_id.encode("ascii"))]
+    headers = [(b"x-request-id", caller.request_id.encode("ascii")), *caller.headers]
     if caller.ignored_params:
         names = ", ".join(caller.ignored_params).encode("ascii", "backslashreplace")
         clean = bytes(byte if 32 <= byte < 127 else 63 for byte in names)

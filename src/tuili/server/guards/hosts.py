@@ -9,10 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuili.errors import ForbiddenError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
@@ -47,17 +46,12 @@ class HostGuard:
             return
         if not self._is_origin_allowed(origin.decode("latin-1").lower(), host):
             raise ForbiddenError("the Origin header names a site that may not use this server: see --allowed-origin")
-        allowed = _cors_headers(origin)
+        scope["state"]["caller"].headers += _cors_headers(origin)
         if scope["method"] == "OPTIONS" and any(n == b"access-control-request-method" for n, _ in scope["headers"]):
-            await _answer_preflight(scope, send, allowed)
+            await _answer_preflight(scope, send)
             return
 
-        async def send_allowed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *allowed]
-            await send(message)
-
-        await self._app(scope, receive, send_allowed)
+        await self._app(scope, receive, send)
 
     def _checked_host(self, scope: Scope) -> str:
         """The Host header in lower case; "" for the HTTP/1.0 clients that send none, which no browser is."""
@@ -120,9 +114,9 @@ def _cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _answer_preflight(scope: Scope, send: Send, allowed: Iterable[tuple[bytes, bytes]]) -> None:
+async def _answer_preflight(scope: Scope, send: Send) -> None:
     asked = dict(scope["headers"])
-    headers = [*allowed, (b"access-control-allow-methods", _METHODS), (b"access-control-max-age", b"600")]
+    headers = [(b"access-control-allow-methods", _METHODS), (b"access-control-max-age", b"600")]
     wanted = asked.get(b"access-control-request-headers", b"")
     if _TOKENS.fullmatch(wanted) and len(wanted) <= 1024:
         headers.append((b"access-control-allow-headers", wanted))

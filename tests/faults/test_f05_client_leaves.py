@@ -1,0 +1,225 @@
+"""F5: a client closes, resets, half-closes or stops reading, whatever its request is at: all it held is free again
+within a step, and the others' tokens are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+
+import pytest
+
+from support.fake_backend import solo
+from support.gated_backend import GatedBackend
+from support.plain_dialect import plain_dialect
+from support.served import Listening, PooledModel, listening
+from support.small_model import small_model, small_tokenizer
+from tuili.types import SamplingParams, TokenRequest
+
+PROMPT = "abcdefgh" * 12  # two steps of 64 tokens
+OTHER = "ijklmnop"
+MAX_NOTICE_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Listening]:
+    with listening(spoken=(plain_dialect(),), send_timeout_s=0.3, keep_alive_interval_s=0.1) as server:
+        yield server
+
+
+@pytest.fixture
+def backend(server: Listening) -> Iterator[GatedBackend]:
+    """Of a model that only this test uses."""
+    backend = GatedBackend()
+    pipeline = small_model(backend)
+    server.pool.models["small"] = PooledModel(pipeline)
+    yield backend
+    backend.let()
+    until(lambda: server.app.state.serving.running() == (), "all should have ended")
+    pipeline.close()
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 10) -> float:
+    """Waits for it; the seconds it took."""
+    begun_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun_s < timeout_s, what
+        time.sleep(0.001)
+    return time.monotonic() - begun_s
+
+
+def ask(server: Listening, **fields: object) -> socket.socket:
+    """A request that has been sent."""
+    body = json.dumps({"max_tokens": 16, **fields}).encode()
+    connection = server.connect()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+    head = f"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    connection.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+    return connection
+
+
+def fin(connection: socket.socket) -> None:
+    connection.close()
+
+
+def rst(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def half_close(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+
+
+def num_parts(server: Listening, phase: str) -> int:
+    serving = server.app.state.serving
+    return sum(part.phase == phase for answering in serving.running() for part in answering.parts)
+
+
+def victim_phase(server: Listening) -> str | None:
+    """Told by its prompt, which no other has."""
+    parts = [part for answering in server.app.state.serving.running() for part in answering.parts]
+    return next((part.phase for part in parts if part.request.prompt == PROMPT), None)
+
+
+def num_held(server: Listening) -> int:
+    stats = server.pool.models["small"].client.stats()
+    return sum(stats.num_blocks) - sum(stats.num_free_blocks)
+
+
+def expected(prompt: str, max_tokens: int) -> list[int]:
+    ids = tuple(small_tokenizer().encode(prompt))
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    return solo(TokenRequest(request_id="", prompt_token_ids=ids, sampling=sampling, seed=7), 0, 128)[0]
+
+
+class Background:
+    """Others' requests meanwhile."""
+
+    def __init__(self, server: Listening, count: int) -> None:
+        self.answers: list[list[int]] = []
+        self._threads = [threading.Thread(target=self._ask, args=(server.host, server.port)) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, host: str, port: int) -> None:
+        body = json.dumps({"prompts": [OTHER], "max_tokens": 16})
+        connection = HTTPConnection(host, port, timeout=30)
+        connection.request("POST", "/plain/generate", body, {"content-type": "application/json"})
+        self.answers.append(json.loads(connection.getresponse().read())["0.0"])
+        connection.close()
+
+    def assert_exact(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+        assert self.answers == [expected(OTHER, 16)] * len(self._threads)
+
+
+def reach(server: Listening, backend: GatedBackend, phase: str, fields: dict[str, object]) -> socket.socket:
+    """A victim that is in `phase`, whose next step waits at the gate."""
+    connection = ask(server, prompts=[PROMPT], **fields)
+    if phase == "queued":
+        until(lambda: victim_phase(server) == "queue", "it should wait")
+        return connection
+    until(lambda: victim_phase(server) == "prefill", "it should be taken")
+    steps = {"prefill": 2, "decode": 6}[phase]
+    for step in range(1, steps + 1):
+        until(lambda step=step: backend.num_begun >= step, "a step should begin")  # type: ignore[misc]
+        backend.let(1)
+    until(lambda: backend.num_begun > steps, "the next step should begin")
+    until(lambda: victim_phase(server) == phase, f"it should be in {phase}")
+    return connection
+
+
+@pytest.mark.parametrize("leave", [fin, rst, half_close])
+@pytest.mark.parametrize(
+    ("phase", "fields"),
+    [
+        ("queued", {}),
+        ("prefill", {}),
+        ("decode", {}),
+        ("decode", {"n": 3, "temperature": 1.0}),
+    ],
+    ids=["queued", "prefill", "decode", "n=3"],
+)
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])
+def test_what_it_held_is_free_within_a_step(
+    server: Listening,
+    backend: GatedBackend,
+    leave: Callable[[socket.socket], None],
+    phase: str,
+    fields: dict[str, object],
+    stream: bool,
+) -> None:
+    others = Background(server, 8 if phase == "queued" else 1)
+    until(lambda: num_parts(server, "prefill") == len(others._threads), "the others should be taken")
+    connection = reach(server, backend, phase, {**fields, "stream": stream})
+    num_running = len(server.app.state.serving.running())
+    leave(connection)
+    noticed_s = until(lambda: len(server.app.state.serving.running()) < num_running, "it should be noticed")
+    assert noticed_s < MAX_NOTICE_S * 4  # the machine may be busy; usually it takes a millisecond
+    begun = backend.num_begun
+    backend.let(1)
+    until(lambda: backend.num_begun > begun, "the others should go on")
+    assert num_held(server) <= (4 if phase == "queued" else 1)  # a block for each other that runs
+    backend.let()
+    others.assert_exact()
+    until(lambda: num_held(server) == 0, "nothing should be held")
+    serving = server.app.state.serving
+    assert (serving.admission.num_queued, serving.admission.num_queued_tokens) == (0, 0)
+    assert server.pool.models["small"].num_active == 0
+    connection.close()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])
+def test_who_waits_for_a_model_may_leave_too(server: Listening, backend: GatedBackend, stream: bool) -> None:
+    loop = server.app.state.serving.starting.get_loop()
+    until(lambda: server.app.state.serving.is_started, "it should start")
+    loop.call_soon_threadsafe(server.pool.gate.clear)
+    connection = ask(server, prompts=[PROMPT], stream=stream)
+    until(lambda: server.app.state.serving.admission.num_queued == 1, "it should wait for its model")
+    connection.close()
+    until(lambda: server.app.state.serving.admission.num_queued == 0, "it should be forgotten")
+    loop.call_soon_threadsafe(server.pool.gate.set)
+    backend.let()
+    Background(server, 1).assert_exact()
+
+
+def _read_all(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
+
+
+def test_who_does_not_read_is_let_go(server: Listening, backend: GatedBackend) -> None:
+    backend.let()
+    connection = ask(server, prompts=["abc"], max_tokens=100, stream=True, padding=1 << 16)
+    others = Background(server, 2)
+    until(lambda: len(server.app.state.serving.running()) == 0, "it should be let go")
+    others.assert_exact()
+    until(lambda: num_held(server) == 0, "nothing should be held")
+    assert server.app.state.request_log.counts["POST", "/plain/generate", 499] == 1
+    with pytest.raises(ConnectionError):  # reset, not kept half open
+        _read_all(connection)
+    connection.close()
+
+
+def test_two_hundred_leave_at_random_and_nothing_is_lost(server: Listening, backend: GatedBackend) -> None:
+    """Permits trickle in, so that clients leave in every phase."""
+    others = Background(server, 3)
+    for number in range(200):
+        fields = {"n": 2, "temperature": 1.0} if number % 5 == 0 else {}
+        connection = ask(server, prompts=[PROMPT], stream=number % 2 == 0, **fields)
+        backend.let(number % 4)
+        (fin, rst, half_close)[number % 3](connection)
+        connection.close()
+    backend.let()
+    others.assert_exact()
+    until(lambda: len(server.app.state.serving.running()) == 0, "all should have ended")
+    until(lambda: num_held(server) == 0, "nothing should be held")
+    assert server.app.state.serving.pacer.num_streams == 0
+    Background(server, 2).assert_exact()

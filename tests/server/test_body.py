@@ -1,0 +1,148 @@
+"""Bodies: JSON that means one thing only, and the first fault named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from support.plain_dialect import plain_dialect
+from support.served import small_app
+from tuili.errors import InvalidRequestError
+from tuili.server.body import MAX_DEPTH, parse_json, unknown_fields, validated
+
+SPOKEN = (plain_dialect(),)
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    keeps_unknown: ClassVar[bool] = True
+    text: str
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    deep: bool = False
+
+
+class Sample(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    number: float = 0.0
+    count: int = 0
+    flag: bool = False
+    content: str | list[TextPart] = ""
+    options: Options | None = None
+    names: list[str] = []
+    bias: dict[str, float] = {}
+
+
+def nested(depth: int, opening: str, closing: str) -> bytes:
+    return (opening * depth + "1" + closing * depth).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no JSON"),
+        (b"{", "no JSON"),
+        (b"{'a': 1}", "no JSON"),
+        (b'{"a": 1} {"b": 2}', "no JSON"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "Infinity"),
+        (b'{"a": 1e400}', "beyond all numbers"),
+        (b'{"a": 1, "a": 2}', "'a' twice"),
+        (b'{"x": [{"b": 1, "c": 3, "b": 1}]}', "'b' twice"),
+        (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
+        ('{"a": 1}'.encode("utf-16"), "no UTF-8"),
+        (b'{"a": "\xff"}', "no UTF-8 text at byte 7"),
+        (b'{"a": "\xed\xa0\x80"}', "no UTF-8"),
+        (rb'{"a": "\ud800"}', "lone surrogate"),
+        (rb'{"a": ["\udC00 x"]}', "lone surrogate"),
+        (rb'{"\ud83d": 1}', "lone surrogate"),
+        (rb'{"a": "\u0000"}', "NUL"),
+        (b'{"a": "\x00"}', "no JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"a": ' + nested(100_000, "[", "]") + b"}", "nested deeper"),
+        (b'{"a": ' + nested(100_000, '{"a":', "}") + b"}", "nested deeper"),
+        (b'{"a": ' + nested(MAX_DEPTH, "[", "]") + b"}", "nested deeper"),
+        (b'{"a": ' + b"[" * 100_000, "no JSON|nested deeper"),
+    ],
+)
+def test_json_that_programs_stumble_over_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_json(content)
+
+
+def test_all_other_json_is_read() -> None:
+    value = {"a": [1, -2.5, 10**30, True, None, "ü\n推理 😀"], "": {}, "b": [[[[]]]] * 100}
+    assert parse_json(json.dumps(value).encode()) == value
+    assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
+    assert parse_json(nested(MAX_DEPTH - 1, "[", "]"))
+    assert parse_json(b" 1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "param", "message"),
+    [
+        ([], None, "must be a JSON object"),
+        ({"number": "1"}, "number", "number must be a number, got '1'"),
+        ({"number": True}, "number", "number must be a number, got True"),
+        ({"count": 1.5}, "count", "count must be an integer"),
+        ({"count": "1"}, "count", "count must be an integer"),
+        ({"flag": 1}, "flag", "flag must be true or false, got 1"),
+        ({"content": 5}, "content", "content must be a"),
+        ({"content": [{"text": 1}]}, "content[0].text", "must be a string, got 1"),
+        ({"content": [{}]}, "content[0].text", r"content\[0\].text is missing"),
+        ({"options": []}, "options", "options must be an object"),
+        ({"options": {"deep": "yes"}}, "options.deep", "options.deep must be true or false"),
+        ({"names": "a"}, "names", "names must be a list"),
+        ({"names": ["a", 1]}, "names[1]", r"names\[1\] must be a string"),
+        ({"bias": {"7": "x"}}, "bias.7", "must be a number"),
+        ({"names": ["x" * 10**6, 1]}, "names[1]", "must be a string"),
+    ],
+)
+def test_the_first_fault_is_named(value: Any, param: str | None, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        validated(value, Sample)
+    assert caught.value.param == param
+    assert len(str(caught.value)) < 300
+
+
+def test_unknown_fields_are_found_also_inside() -> None:
+    value = {"number": 1, "extra": 2, "options": {"deep": True, "deeper": 1}, "content": [{"text": "a", "kept": 1}]}
+    assert list(unknown_fields(validated(value, Sample))) == ["extra", "options.deeper"]
+
+
+async def test_unknown_fields_are_told_or_refused() -> None:
+    body = {"prompts": ["abc"], "max_tokens": 1, "top_q": 1, "a\r\nb: c": 2, "größe": 3}
+    async with small_app(spoken=SPOKEN) as (_, client):
+        response = await client.post("/plain/generate", json=body)
+        assert response.status_code == 200
+        assert response.headers["x-ignored-params"] == r"top_q, a??b: c, gr\xf6\xdfe"
+        many = {"prompts": ["abc"], "max_tokens": 1, **{f"field_{n}": 1 for n in range(1000)}}
+        assert len((await client.post("/plain/generate", json=many)).headers["x-ignored-params"]) <= 1024
+    async with small_app(spoken=SPOKEN, is_strict=True) as (_, client):
+        response = await client.post("/plain/generate", json=body)
+        assert (response.status_code, response.json()["param"]) == (400, "top_q")
+
+
+async def test_large_bodies_are_refused_before_they_are_read() -> None:
+    async with small_app(spoken=SPOKEN, max_body_bytes=1000) as (_, client):
+        announced = await client.post("/plain/generate", json={"prompts": ["a" * 1000]})
+        assert (announced.status_code, announced.json()["code"]) == (413, "body_too_large")
+        assert announced.headers["connection"] == "close"
+        num_sent = 0
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal num_sent
+            for _ in range(1000):
+                num_sent += 1
+                yield b" " * 100
+
+        headers = {"content-type": "application/json"}
+        chunked = await client.post("/plain/generate", content=pieces(), headers=headers)
+        assert chunked.status_code == 413
+        assert num_sent < 20
