@@ -64,7 +64,7 @@ class Edge:
             return None
         except ClientGoneError:
             exchange.status = ClientGoneError.status
-            _drop_connection(scope)
+            await _drop_connection(scope)
             return None
         except TuiliError as error:
             if error.status >= 500:
@@ -73,7 +73,7 @@ class Edge:
         except Exception as failure:
             _log.error("request %s failed", exchange.caller.request_id, exc_info=failure)
             if exchange.is_started:  # nothing that is well formed can follow what was sent
-                _drop_connection(scope)
+                await _drop_connection(scope)
             return internal_error(exchange.caller.request_id)
         return None
 
@@ -150,8 +150,9 @@ def _own_headers(caller: Caller) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _drop_connection(scope: Scope) -> None:
+async def _drop_connection(scope: Scope) -> None:
     """Closes at once, unsent data and all: somebody who does not read would keep it open for ever."""
     extension = scope.get("extensions", {}).get(ABORT)
     if extension is not None:
         extension["call"]()
+        await asyncio.sleep(0)  # until it is known to be lost

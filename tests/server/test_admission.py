@@ -1,0 +1,115 @@
+"""The bounded queue and its turns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.gated_backend import GatedBackend
+from support.plain_dialect import plain_dialect
+from support.served import SmallPool, small_app
+from support.small_model import small_model
+from tuili.errors import QueueFullError
+from tuili.server.admission import Admission, Seats
+from tuili.server.api_keys import read_api_keys
+
+SPOKEN = (plain_dialect(),)
+
+
+def test_the_queue_is_bounded_by_requests_and_by_tokens() -> None:
+    admission = Admission(max_queued_requests=2, max_queued_tokens=100)
+    first, second = admission.enter(), admission.enter()
+    with pytest.raises(QueueFullError, match="2 requests are waiting") as caught:
+        admission.enter()
+    assert 1 <= (caught.value.retry_after_s or 0) <= 60
+    first.take(1000)  # more than may wait, but nothing else does
+    with pytest.raises(QueueFullError, match="1000 prompt tokens"):
+        second.take(1)
+    first.leave()
+    first.leave()
+    second.take(100)
+    second.leave()
+    assert (admission.num_queued, admission.num_queued_tokens, admission.num_refused) == (0, 0, 2)
+
+
+async def test_keys_take_turns() -> None:
+    seats, taken = Seats(max_num_seqs=2), []
+
+    async def ask(key: str, number: int) -> None:
+        await seats.take(key, 1)
+        taken.append((key, number))
+
+    await asyncio.gather(*(ask("greedy", n) for n in range(4)))  # twice as many as run at once
+    waiting = [asyncio.create_task(ask("greedy", n)) for n in range(4, 8)]
+    await asyncio.sleep(0)
+    waiting += [asyncio.create_task(ask("modest", 0))]
+    await asyncio.sleep(0)
+    taken.clear()
+    for _ in range(6):
+        seats.give_back(1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert ("modest", 0) in taken[:2]
+    assert [n for key, n in taken if key == "greedy"] == sorted(n for key, n in taken if key == "greedy")
+    for _ in range(3):
+        seats.give_back(1)
+    await asyncio.gather(*waiting)
+
+
+async def test_who_gives_up_waiting_leaves_no_trace() -> None:
+    seats = Seats(max_num_seqs=1)
+    await seats.take("a", 1)
+    await seats.take("a", 5)  # no more than there are
+    waiters = [asyncio.create_task(seats.take("b", 1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiters[1].cancel()
+    await asyncio.sleep(0)
+    seats.give_back(5)
+    waiters[0].cancel()  # in the turn in which it is its
+    await asyncio.wait(waiters)
+    assert [waiter.cancelled() for waiter in waiters] == [True, True, False]
+    seats.give_back(1)
+    seats.give_back(1)
+    assert seats._num_taken == 0
+    assert not seats._waiting
+
+
+async def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered() -> None:
+    """4 run, 4 more are with the engine, 3 may wait."""
+    backend = GatedBackend()
+    pool = SmallPool(small_model(backend))
+    async with small_app(spoken=SPOKEN, pool=pool, max_queued_requests=3) as (_, client):
+        body = {"prompts": ["abc"], "max_tokens": 2}
+        tasks = [asyncio.create_task(client.post("/plain/generate", json=body)) for _ in range(20)]
+        refused = []
+        while len(refused) < 20 - 8 - 3:
+            await asyncio.wait(tasks, timeout=0.01)
+            refused = [task.result() for task in tasks if task.done()]
+        assert {response.status_code for response in refused} == {429}
+        assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in refused)
+        backend.let()
+        answered = [task.result() for task in (await asyncio.wait(tasks))[0]]
+        assert sum(response.status_code == 200 for response in answered) == 11
+
+
+async def test_a_greedy_key_does_not_starve_another() -> None:
+    keys = read_api_keys(["greedy-key", "modest-key"])
+    backend = GatedBackend()
+    async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend)), api_keys=keys) as (_, client):
+        order: list[str] = []
+
+        async def ask(key: str) -> None:
+            body = {"prompts": ["abc"], "max_tokens": 4}
+            response = await client.post("/plain/generate", json=body, headers={"x-api-key": key})
+            assert response.status_code == 200
+            order.append(key)
+
+        greedy = [asyncio.create_task(ask("greedy-key")) for _ in range(60)]
+        while not backend.num_begun:
+            await asyncio.sleep(0.001)
+        modest = asyncio.create_task(ask("modest-key"))
+        await asyncio.sleep(0.05)
+        backend.let()
+        await asyncio.gather(*greedy, modest)
+        assert order.index("modest-key") <= 16  # the 8 with the engine, and its turn
