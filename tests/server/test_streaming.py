@@ -62,7 +62,7 @@ async def test_an_engine_that_fails_is_told_once_and_ends_the_stream() -> None:
     backend = FakeBackend(fail_on={4})
     async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend))) as (_, client):
         streamed = await client.post("/plain/generate", json={"prompts": ["abc"], "stream": True})
-        assert [list(line)[0] for line in lines(streamed.content)].count("error") == 1
+        assert [next(iter(line)) for line in lines(streamed.content)].count("error") == 1
         assert "error" in lines(streamed.content)[-1]
         backend.fail_on = {backend.num_steps + 3}
         blocking = await client.post("/plain/generate", json={"prompts": ["abc"]})

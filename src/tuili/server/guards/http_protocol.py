@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -51,7 +53,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        self.scope["extensions"] = {ABORT: {"call": self._abort}}
         self._expect_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -87,6 +89,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         self._stop_timer()
         self._header_timer = self.loop.call_later(self._limits.header_timeout_s, self._give_up)
+
+    def _abort(self) -> None:
+        """Resets the connection, as the kernel would go on offering what it has to a client that does not read."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self.transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _stop_timer(self) -> None:
         if self._header_timer is not None:
