@@ -17,6 +17,7 @@ ENDING = {
     "total_duration": 3_000_000_000,
     "load_duration": 1_000_000_000,
     "prompt_eval_count": 9,
+    "cached_tokens": 4,
     "prompt_eval_duration": 375_000_000,
     "eval_count": 3,
     "eval_duration": 250_000_000,

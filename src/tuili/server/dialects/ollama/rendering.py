@@ -145,6 +145,7 @@ class AnswerRenderer:
             "total_duration": _ns(self.clock() - self.arrival_s),
             "load_duration": _ns(timings.arrival_s - self.arrival_s),  # until the engine had it: loading, and waiting
             "prompt_eval_count": usage.num_prompt_tokens,
+            "cached_tokens": usage.num_cached_tokens,
             "prompt_eval_duration": _ns(timings.time_to_first_token_s - timings.queue_s),
             "eval_count": usage.num_output_tokens,
             "eval_duration": _ns(timings.decode_s),
