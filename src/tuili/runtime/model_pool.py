@@ -15,14 +15,13 @@ import time
 from collections.abc import AsyncIterator
 
 from tuili.config import store_dir
-from tuili.errors import EngineUnavailableError, InsufficientMemoryError
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError, TuiliError
 from tuili.runtime.model_host import LocalHost, ModelHost, StartModel, start_served_model
 from tuili.runtime.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
 from tuili.runtime.model_pool_settings import PoolSettings
 from tuili.runtime.pool_slot import Slot
 from tuili.runtime.served_model import ModelCard, ServedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
-from tuili.store.records import ModelFiles
 from tuili.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -95,20 +94,23 @@ class ModelPool:
 
     def cards(self) -> tuple[ModelCard, ...]:
         """Every model that may be asked for: named at start, stored. Reads the store."""
-        return tuple(self._card(known, files) for known, files in self._names.all())
+        found = []
+        for known in self._names.all():
+            with contextlib.suppress(TuiliError):  # its files are gone or damaged: `tuili fsck` tells
+                found.append(self._card(known))
+        return tuple(found)
 
     def card(self, name: str) -> ModelCard:
         """One of them. Raises ModelNotFoundError."""
-        known = self._names.find(name)
-        return self._card(known, self._host.files(known))
+        return self._card(self._names.find(name))
 
-    def _card(self, known: KnownModel, files: ModelFiles) -> ModelCard:
+    def _card(self, known: KnownModel) -> ModelCard:
         slot = self._slots.get(known.source)
         model = None if slot is None else slot.model
         return ModelCard(
             name=known.name,
             aliases=known.aliases,
-            files=files,
+            files=self._host.files(known) if model is None else model.files,
             is_loaded=model is not None,
             max_model_len=None if model is None else model.front.max_model_len,
         )

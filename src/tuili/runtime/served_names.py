@@ -14,7 +14,6 @@ from tuili.checks import shown
 from tuili.errors import InvalidRequestError, ModelNotFoundError
 from tuili.runtime.model_pool_settings import NamedModel
 from tuili.store.names import parse_model_name
-from tuili.store.records import ModelFiles
 from tuili.store.store import Store, existing_path
 
 MAX_LISTED = 20
@@ -22,13 +21,15 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownModel:
-    """A model that may be asked for. `source` is what the store resolves; it is one model's alone."""
+    """A model that may be asked for. `source` is what the store resolves; it is one model's alone.
+
+    It may be a path, which clients are not shown.
+    """
 
     source: str
     name: str
     aliases: tuple[str, ...] = ()
     is_named: bool = False
-    is_stored: bool = True
 
 
 class ServedNames:
@@ -42,7 +43,7 @@ class ServedNames:
         self.named = tuple(_known(model, store) for model in named)
         self._by_name: dict[str, KnownModel] = {}
         for model in self.named:
-            for name in (model.name, *model.aliases):
+            for name in dict.fromkeys((model.name, *model.aliases, model.source)):
                 if self._by_name.setdefault(name, model) is not model:
                     raise InvalidRequestError(f"the name {name!r} is given to two models", param="served_model_name")
 
@@ -61,25 +62,22 @@ class ServedNames:
         try:
             if not self._only_named and (self._store.has(name) or (self._allow_pull and self._is_offered(name))):
                 full = self._store.full_name(name)
-                return self._by_name.get(full) or KnownModel(source=full, name=full, is_stored=self._store.has(full))
+                return self._by_name.get(full) or KnownModel(source=full, name=full)
         except InvalidRequestError:  # no name at all
             pass
         raise ModelNotFoundError(f"model {shown(name)} does not exist here: {self._hint(name)}")
 
-    def all(self) -> list[tuple[KnownModel, ModelFiles]]:
+    def all(self) -> list[KnownModel]:
         """Every model that may be asked for and is here, those named at start first."""
-        found = [(model, self._store.resolve(model.source)) for model in self.named]
-        if self._only_named:
-            return found
+        stored = [] if self._only_named else [files.name for files in self._store.list()]
         taken = {model.source for model in self.named}
-        stored = [files for files in self._store.list() if files.name not in taken]
-        return found + [(KnownModel(source=files.name, name=files.name), files) for files in stored]
+        return [*self.named, *(KnownModel(source=name, name=name) for name in stored if name not in taken)]
 
     def _is_offered(self, name: str) -> bool:
         return self._store.knows(name) or parse_model_name(name).organization is not None
 
     def _hint(self, name: str) -> str:
-        names = list(self._by_name)
+        names = [name for model in self.named for name in (model.name, *model.aliases)]
         if not self._only_named:
             names += [files.name for files in self._store.list() if files.name not in self._by_name]
             if self._store.knows(name):
@@ -96,8 +94,7 @@ def _known(model: NamedModel, store: Store) -> KnownModel:
     text = model.model
     is_path = not (store.has(text) or store.knows(text)) and existing_path(text) is not None
     own = _last_part(text) if is_path else _full_name(text, store)
-    names = (*model.served_names, own, text)
-    name, *aliases = dict.fromkeys(names)
+    name, *aliases = dict.fromkeys((*model.served_names, own))
     return KnownModel(source=text if is_path else own, name=name, aliases=tuple(aliases), is_named=True)
 
 
