@@ -23,6 +23,15 @@ def plain_messages(messages: Sequence[Message], template: str = "") -> list[dict
     return [_plain(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 
+def checked_messages(messages: object) -> list[Message]:
+    """A conversation in which all is well but perhaps its roles: which there are, the model's template will say."""
+    if not isinstance(messages, list):
+        raise InvalidRequestError(f"messages must be a list, got {messages!r:.80}", param="messages")
+    roles = [message["role"] for message in messages if isinstance(message, Mapping) and "role" in message]
+    plain_messages(messages, " ".join(f"'{role}'" for role in roles))
+    return messages
+
+
 def _plain(message: Message, where: str, template: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InvalidRequestError(

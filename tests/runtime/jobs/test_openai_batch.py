@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from tuili.errors import ContextLengthError, InvalidRequestError, TuiliError
-from tuili.runtime.jobs.openai_batch import CHAT, COMPLETIONS, OpenAiTask, is_batch_row
+from tuili.runtime.jobs.openai_batch import OpenAiTask, is_batch_row
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Served
 from tuili.runtime.jobs.template import row_seed
+from tuili.runtime.openai.fields import CHAT, COMPLETIONS
 from tuili.runtime.outputs import CompletionOutput, RequestOutput
 from tuili.types import GenerateRequest, Logprob, SamplingParams
 
@@ -56,8 +57,7 @@ def test_a_chat_body_becomes_a_request() -> None:
         {"parallel_tool_calls": False},
         {"function_call": "auto"},
         {"tools": [], "tool_choice": "auto"},
-        {"prompt_cache_key": "k", "store": True, "service_tier": "flex", "metadata": {"a": "b"}},
-        {"prediction": {"type": "content", "content": "x"}},
+        {"prompt_cache_key": "k", "store": False, "service_tier": "flex", "metadata": {"a": "b"}},
         {"stream": False, "stream_options": {"include_usage": True}},
         {"structured_outputs": None, "extra_args": None},
     ],
@@ -67,11 +67,11 @@ def test_what_asks_for_nothing_is_taken(harmless: dict[str, Any]) -> None:
 
 
 def test_the_fields_a_refusal_names_are_those_that_work() -> None:
-    with pytest.raises(InvalidRequestError, match=r"body\.wat is not implemented; known are ") as refused:
+    with pytest.raises(InvalidRequestError, match=r"wat is not implemented; known are ") as refused:
         _request(messages=MESSAGES, wat=1)
     known = set(str(refused.value).partition("known are ")[2].split(", "))
     assert {"messages", "temperature", "dry_multiplier", "priority", "n"} <= known
-    assert not known & {"structured_outputs", "watermarking", "extra_args", "best_of", "stream", "logits_processors"}
+    assert not known & {"structured_outputs", "watermarking", "extra_args", "stream", "logits_processors"}
 
 
 def test_a_completions_body_becomes_a_request() -> None:
@@ -86,31 +86,31 @@ def test_a_completions_body_becomes_a_request() -> None:
 @pytest.mark.parametrize(
     ("url", "body", "message"),
     [
-        (CHAT, {}, "body.messages must be a list, got None"),
+        (CHAT, {}, "messages must be a list, got None"),
         (CHAT, {"messages": []}, "messages is empty"),
         (CHAT, {"messages": [{"role": 1}]}, r"messages\[0\].role must be one of"),
         (
             CHAT,
             {"messages": MESSAGES, "stream": True},
-            r"body.stream = True is not implemented; it may be False or abs",
+            "stream is not implemented in files; it may be False or abs",
         ),
-        (CHAT, {"messages": MESSAGES, "tools": [{}]}, "body.tools = .* is not implemented"),
-        (CHAT, {"messages": MESSAGES, "wat": 1}, "body.wat is not implemented; known are .*temperature"),
-        (CHAT, {"messages": MESSAGES, "prompt": "a"}, "body.prompt is not implemented"),
-        (CHAT, {"messages": MESSAGES, "logits_processors": ["os.system"]}, "body.logits_processors is not implemented"),
+        (CHAT, {"messages": MESSAGES, "tools": [{}]}, "tools = .* is not implemented"),
+        (CHAT, {"messages": MESSAGES, "wat": 1}, "wat is not implemented; known are .*temperature"),
+        (CHAT, {"messages": MESSAGES, "prompt": "a"}, "prompt is not implemented"),
+        (CHAT, {"messages": MESSAGES, "logits_processors": ["os.system"]}, "logits_processors is not implemented"),
         (CHAT, {"messages": MESSAGES, "temperature": 9}, r"temperature must be in \[0, 2\], got 9"),
-        (CHAT, {"messages": MESSAGES, "logit_bias": {"a": 1}}, "body.logit_bias must map token ids to numbers"),
-        (CHAT, {"messages": MESSAGES, "logprobs": 3}, "body.logprobs must be true or false"),
-        (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, r"body.top_logprobs must be in \[0, 20\] beside logprobs"),
-        (CHAT, {"messages": MESSAGES, "chat_template_kwargs": 3}, "body.chat_template_kwargs must be an object"),
-        (CHAT, {"messages": MESSAGES, "priority": True}, "body.priority must be of type int, got True"),
+        (CHAT, {"messages": MESSAGES, "logit_bias": {"a": 1}}, "logit_bias must map token ids to numbers"),
+        (CHAT, {"messages": MESSAGES, "logprobs": 3}, "logprobs must be true or false"),
+        (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, "top_logprobs needs logprobs = true beside it"),
+        (CHAT, {"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs must be an object"),
+        (CHAT, {"messages": MESSAGES, "priority": True}, "priority must be of type int, got True"),
         (CHAT, {"messages": MESSAGES, "function_call": {"name": "f"}}, "it may be 'none' or 'auto' or absent"),
         (CHAT, {"messages": MESSAGES, "parallel_tool_calls": "yes"}, "it may be True or False or absent"),
-        (COMPLETIONS, {"prompt": ["a", "b"]}, "body.prompt holds 2 prompts, and .*: give each a line of its own"),
-        (COMPLETIONS, {"prompt": [[1], [2], [3]]}, "body.prompt holds 3 prompts"),
-        (COMPLETIONS, {"prompt": [1, "a"]}, "body.prompt must be one text or one list of token ids"),
-        (COMPLETIONS, {"prompt": ""}, "body.prompt must be one text"),
-        (COMPLETIONS, {"prompt": "a", "logprobs": True}, "body.logprobs must be a whole number"),
+        (COMPLETIONS, {"prompt": ["a", "b"]}, "prompt holds 2 prompts, and .*: give each a line of its own"),
+        (COMPLETIONS, {"prompt": [[1], [2], [3]]}, "prompt holds 3 prompts"),
+        (COMPLETIONS, {"prompt": [1, "a"]}, "prompt must be text, a list of token ids, or a list of these"),
+        (COMPLETIONS, {"prompt": ""}, "prompt must be text, .*; none may be empty, got ''"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": True}, r"logprobs must be an integer in \[0, 20\], got True"),
         ("/v1/embeddings", {}, "url must be one of /v1/chat/completions, /v1/completions, got '/v1/embeddings'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_completion_has_the_shape_of_a_completion() -> None:
                 "text_offset": [0, 2],
                 "tokens": ["ab", "c"],
                 "token_logprobs": [-2.0, -1.0],
-                "top_logprobs": [{"y": -0.5}, {"c": -1.0}],
+                "top_logprobs": [{"y": -0.5, "ab": -2.0}, {"c": -1.0}],
             },
         }
     ]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.template import Template, drawn, row_seed
-from tuili.runtime.messages import plain_messages
+from tuili.runtime.messages import checked_messages
 from tuili.runtime.outputs import RequestOutput
 from tuili.types import GenerateRequest, Message, SamplingParams
 
@@ -44,15 +44,6 @@ def row_sampling(values: Mapping[str, Any], job_seed: int, row: Row) -> Sampling
     """Parameters with a seed: that among the values, else the row's own."""
     has_seed = values.get("seed") not in (None, -1)
     return SamplingParams(**(values if has_seed else {**values, "seed": row_seed(job_seed, row.index)}))
-
-
-def checked_messages(messages: object, what: str) -> list[Message]:
-    """A conversation in which all is well but perhaps its roles: which there are, the model's template will say."""
-    if not isinstance(messages, list):
-        raise InvalidRequestError(f"{what} must be a list, got {messages!r:.80}", param="messages")
-    roles = [message["role"] for message in messages if isinstance(message, Mapping) and "role" in message]
-    plain_messages(messages, " ".join(f"'{role}'" for role in roles))
-    return messages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +130,7 @@ class PromptTask:
             return (*system, {"role": "user", "content": self._prompt(row, values)})
         if self.raw:
             raise InvalidRequestError("messages cannot be completed raw: give a prompt", param="messages")
-        given = checked_messages(row.values["messages"], "messages")
+        given = checked_messages(row.values["messages"])
         if system and given[0]["role"] == "system":
             raise InvalidRequestError("messages begin with a system message, and --system gives one", param="system")
         return (*system, *given)
