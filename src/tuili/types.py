@@ -145,10 +145,11 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """First event: the prompt as the engine received it."""
+    """First event: the prompt as the engine received it, without the num_truncated tokens it was asked to leave out."""
 
     token_ids: tuple[int, ...]
     text: str | None
+    num_truncated: int = 0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -77,6 +77,10 @@ class SmallPool:
     async def unload(self, name: str) -> None:
         await self.load(name)
 
+    @property
+    def default_name(self) -> str | None:
+        return next(iter(self.models), None)
+
     def loaded(self) -> tuple[PooledModel, ...]:
         return tuple(self.models.values())
 
@@ -88,7 +92,7 @@ class SmallPool:
             raise ModelNotFoundError(f"there is no model {name!r}")
         model = self.models[name]
         return ModelCard(
-            name=name, aliases=(), files=model.files, is_loaded=True, max_model_len=model.front.max_model_len
+            name=name, aliases=model.aliases, files=model.files, is_loaded=True, max_model_len=model.front.max_model_len
         )
 
     async def start(self) -> None:

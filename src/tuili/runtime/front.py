@@ -119,7 +119,8 @@ class Front:
 
     def _truncated(self, prompt: PromptTokens, count: int) -> PromptTokens:
         """The prompt's last `count` tokens; -1: as many as leave room for one to answer."""
-        return PromptTokens(prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :], prompt.text)
+        kept = prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :]
+        return PromptTokens(kept, prompt.text, len(prompt.token_ids) - len(kept))
 
     def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
         given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tuili.errors import DeadlineError, TuiliError
-from tuili.runtime.answer import Answer, abort_stopped
+from tuili.runtime.answer import abort_stopped
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller
 from tuili.server.pacer import Pacer
@@ -152,7 +152,7 @@ class Answering:
 
     async def _computed(self, part: Part) -> AsyncGenerator[list[Event], None]:
         front, client = self.model.front, self.model.client
-        answer = Answer(front.tokenizer, part.token_request, front.meter)
+        answer = front.new_answer(part.request, part.prompt, part.token_request)
         part.phase = "prefill"
         deltas = client.generate(part.token_request)
         events: list[Event] = [part.prompt]

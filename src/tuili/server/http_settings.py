@@ -36,6 +36,7 @@ class HttpSettings:
     request_timeout_s: float | None = None  # of a whole answer; None is no limit
     keep_alive_interval_s: float = 5.0
     send_timeout_s: float = 30.0  # how long a client may not read
+    response_role: str = "assistant"  # of answers in conversations
     log_path: Path | None = None  # None is the standard output
 
     def __post_init__(self) -> None:

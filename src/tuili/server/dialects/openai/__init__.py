@@ -1,0 +1,36 @@
+"""OpenAI's HTTP API, with vLLM's additions: docs/http_api.md has every field."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from tuili.server.dialect import Dialect, scoped
+from tuili.server.dialects.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from tuili.server.dialects.openai.chat import create_chat_completion
+from tuili.server.dialects.openai.completions import create_completion
+from tuili.server.dialects.openai.errors import render_error
+from tuili.server.dialects.openai.models import list_models, retrieve_model
+from tuili.server.dialects.openai.tokenize import detokenize, tokenize
+
+_SSE = "text/event-stream"
+
+
+def _router() -> APIRouter:
+    router = APIRouter()
+    router.get("/v1/models", openapi_extra=scoped("infer"))(list_models)
+    router.get("/v1/models/{model:path}", openapi_extra=scoped("infer"))(retrieve_model)
+    chat = scoped("infer", body=ChatBody, streams=_SSE)
+    router.post("/v1/chat/completions", openapi_extra=chat)(create_chat_completion)
+    completions = scoped("infer", body=CompletionBody, streams=_SSE)
+    router.post("/v1/completions", openapi_extra=completions)(create_completion)
+    router.post("/tokenize", openapi_extra=scoped("infer", body=TokenizeBody))(tokenize)
+    router.post("/detokenize", openapi_extra=scoped("infer", body=DetokenizeBody))(detokenize)
+    return router
+
+
+DIALECT = Dialect(
+    name="openai",
+    prefixes=("/v1/", "/tokenize", "/detokenize"),
+    router=_router(),
+    render_error=render_error,
+)
