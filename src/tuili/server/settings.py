@@ -71,7 +71,10 @@ class ServeSettings(ModelSettings):
         (), SECURITY, Many(Secret()), "Key for that and for managing models; repeatable."
     )
     api_key_file: str | None = setting(
-        None, SECURITY, File(), "Keys, one a line, with their scopes behind a space: infer, manage or infer,manage."
+        None,
+        SECURITY,
+        File(),
+        "Keys, one a line; behind a space what for: infer (by default), manage or infer,manage.",
     )
     insecure: bool = setting(False, SECURITY, Switch(), "Listen beyond this machine without a key.")
     allowed_host: tuple[str, ...] = setting(
@@ -159,7 +162,8 @@ class ServeSettings(ModelSettings):
 
     def http(self) -> HttpSettings:
         """What speaking HTTP needs of them. Raises InvalidRequestError for keys that are none."""
-        keys = read_api_keys(self.api_key, None if self.api_key_file is None else Path(self.api_key_file))
+        file = None if self.api_key_file is None else Path(self.api_key_file)
+        keys = read_api_keys(self.api_key, file, frozenset({"infer"})) + read_api_keys(self.admin_api_key)
         log = os.devnull if not self.log_requests else self.log_file
         return HttpSettings(
             host=self.widest_host,
@@ -169,6 +173,7 @@ class ServeSettings(ModelSettings):
             allowed_hosts=self.allowed_host,
             allowed_origins=self.allowed_origins,
             is_strict=self.strict,
+            response_role=self.response_role,
             max_header_bytes=self.max_header_bytes,
             max_headers=self.max_headers,
             header_timeout_s=self.header_timeout_s,
