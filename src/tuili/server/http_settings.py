@@ -26,7 +26,6 @@ class HttpSettings:
     allowed_origins: tuple[str, ...] = ()
     is_strict: bool = False
     has_docs: bool = False
-    response_role: str = "assistant"  # of answers in conversations
     max_header_bytes: int = 64 << 10
     max_headers: int = 100
     header_timeout_s: float = 30.0
