@@ -23,6 +23,8 @@ MANNERS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.8, "seed": 2**63},
     "several": {"temperature": 1.2, "n": 3},
     "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.25},
+    "window": {"repetition_penalty": 1.3, "frequency_penalty": 0.25, "repeat_last_n": 9},
+    "dry": {"allowed_token_ids": [1, 2, 3], "dry_multiplier": 2.0, "dry_allowed_length": 1, "dry_penalty_last_n": -1},
     "bias": {"logit_bias": {5: 4.0, 9: -100.0}},
     "stop": {"stop_token_ids": [STOP]},
     "min tokens": {"min_tokens": 23, "stop_token_ids": [STOP]},
@@ -63,6 +65,7 @@ def test_drafts_save_steps_and_change_nothing(manner: dict[str, Any], wrong_ever
         assert told(drafted.deltas["r", index]) == told(plain.deltas["r", index])
     stats = engine.stats()
     assert stats.num_draft_tokens >= stats.num_accepted_tokens > 10
+    assert stats.num_draft_tokens == stats.num_accepted_tokens or wrong_every < 1000, "guessed by another text"
     assert backend.num_steps < 0.75 * plain_backend.num_steps
 
 

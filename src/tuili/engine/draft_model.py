@@ -78,8 +78,7 @@ class Follower:
 
     def start(self) -> Chunk:
         """The first step of a draft: what is known and not computed."""
-        history = self.sequence.history
-        self.twin.history = None if history is None else history.copy()
+        self.twin.read_as(self.sequence)
         return self.next()
 
     def next(self) -> Chunk:

@@ -203,9 +203,13 @@ class Sequence:
                 setattr(twin, name, getattr(self, name))
         twin.token_ids = list(self.token_ids)
         twin.prompt_logprobs = None  # told once, with the first answer
-        twin.history = None if self.history is None else self.history.copy()
-        twin.dry_runs = None if self.dry_runs is None else self.dry_runs.copy()
+        twin.read_as(self)
         return twin
+
+    def read_as(self, other: Sequence) -> None:
+        """Takes over what rows read of another's text: the texts are the same now."""
+        self.history = None if other.history is None else other.history.copy()
+        self.dry_runs = None if other.dry_runs is None else other.dry_runs.copy()
 
 
 class Chunk(NamedTuple):
