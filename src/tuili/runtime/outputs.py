@@ -124,7 +124,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
-    sampling_params: SamplingParams | None = None
+    sampling_params: SamplingParams | None = field(default=None, repr=False)
 
     def fold(self, event: Event) -> RequestOutput:
         """Takes in the next event. Raises the error of a Failed one."""
