@@ -3,8 +3,8 @@
     python -m support.fake_engine KEY=VALUE ... DESCRIPTOR PARENT
 
 aborts_on=T: the process aborts at a step whose last input token of a sequence is T. hangs_on=T: such a step never ends.
-breaks_on=T: the engine's own code raises there. step_s=S: a step takes S seconds. fails_from=N: with a file N whose
-size is the number of starts so far, loading fails from the third start on.
+breaks_on=T: the engine's own code raises there. hangs_once=FILE: the tenth step never ends, unless FILE exists.
+step_s=S: a step takes S seconds. fails_from=FILE: loading fails from the third start on; FILE counts them.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ class FaultyBackend(FakeBackend):
             threading.Event().wait()
         if self._bears_not("breaks_on", last):
             raise Breakdown
+        if "hangs_once" in self.faults and self.num_steps == 10 and not Path(self.faults["hangs_once"]).exists():
+            Path(self.faults["hangs_once"]).touch()
+            threading.Event().wait()
         return super().execute(batch)
 
     def _bears_not(self, fault: str, token_ids: list[int]) -> bool:

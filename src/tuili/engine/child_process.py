@@ -92,7 +92,7 @@ class ChildProcess(asyncio.Protocol):
     async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
         """As EngineClient.generate. When the child dies every answer ends in an EngineUnavailableError."""
         stream = Stream(request)
-        number = self.submit(stream)
+        number = self.submit(stream, request)
         try:
             while not stream.is_read:
                 yield await stream.get()
@@ -100,13 +100,13 @@ class ChildProcess(asyncio.Protocol):
             if stream.unfinished:
                 self.drop(number)
 
-    def submit(self, stream: Stream) -> int:
-        """Has a stream's request answered; its number here. Raises as EngineClient.generate."""
+    def submit(self, stream: Stream, request: TokenRequest) -> int:
+        """Has a request answered, which is the stream's or its rest; its number here. Raises as generate."""
         if not self._is_open:
             raise EngineUnavailableError("the engine is closed")
-        self.check_request(stream.request)
+        self.check_request(request)
         number = self._num_streams
-        self._send(generate_message(number, stream.request))
+        self._send(generate_message(number, request))
         if not self._streams:
             self._progress_s = self._clock()
         self._num_streams += 1
@@ -133,6 +133,17 @@ class ChildProcess(asyncio.Protocol):
         if self.heartbeat is None or self.heartbeat.stats is None:
             raise EngineUnavailableError("the engine has not been heard of yet")
         return self.heartbeat.stats
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended and was waited for."""
+        return self._gone.is_set()
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended."""
+        code = self.process.returncode
+        return "still runs" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
 
     @property
     def silence_s(self) -> float:

@@ -108,6 +108,7 @@ class EngineProcess:
             running = open_engine(path, options)
             running.loop.add_listener(self._flush)
             self._running = running
+            self._send(self._heartbeat())  # so that nobody sees an engine without numbers
             self._send(facts_of(running, stamps))
         except FileNotFoundError:
             self._send(LoadFailed(note_of(ModelFileError(f"{path.name}: removed from the disk"))))
@@ -158,10 +159,13 @@ class EngineProcess:
     def _beat(self) -> None:
         pause = threading.Event()
         while True:
-            running = self._running
-            own, mapped = process_memory()
-            self._send(Heartbeat(None if running is None else running.loop.stats(), own, mapped))
+            self._send(self._heartbeat())
             pause.wait(HEARTBEAT_S)
+
+    def _heartbeat(self) -> Heartbeat:
+        running = self._running
+        own, mapped = process_memory()
+        return Heartbeat(None if running is None else running.loop.stats(), own, mapped)
 
     def _send(self, message: FromEngine) -> None:
         data = frame(message)

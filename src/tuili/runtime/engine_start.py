@@ -1,0 +1,49 @@
+"""Starts a model's engine in a process of its own, under supervision."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from tuili.engine.child_process import ChildProcess
+from tuili.engine.wire import EngineFacts, Load
+from tuili.runtime.fetching import find_model
+from tuili.runtime.loading import LoadOptions
+from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+
+COMMAND = (sys.executable, "-P", "-m", "tuili.runtime.engine_process")  # -P: nothing is imported from where we stand
+
+
+async def start_engine(path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None) -> SupervisedEngine:
+    """Loads the model at `path` in a process of its own; a draft model is found by its name here.
+
+    A process that takes over has the same context and cache, and is refused files that have become others: it is to go
+    on where the first one was. Raises what loading raises. Cancelled, it leaves nothing behind.
+    """
+    options = await asyncio.to_thread(_with_draft_path, options)
+
+    async def start_child(facts: EngineFacts | None) -> ChildProcess:
+        like = options
+        if facts is not None:
+            like = replace(options, max_model_len=facts.max_model_len, kv_cache_memory_bytes=facts.cache_bytes)
+        stamps = None if facts is None else facts.stamps
+        return await ChildProcess.start(COMMAND, load_message(path, like, stamps))
+
+    return await SupervisedEngine.start(start_child, policy=policy)
+
+
+def load_message(path: Path, options: LoadOptions, stamps: tuple[tuple[str, int, int, int], ...] | None = None) -> Load:
+    """What the process is asked first."""
+    return Load(str(path.absolute()), msgspec.Raw(msgspec.msgpack.encode(options)), stamps)
+
+
+def _with_draft_path(options: LoadOptions) -> LoadOptions:
+    speculative = options.speculative
+    if speculative is None or speculative.model is None:
+        return options
+    path = str(find_model(speculative.model).absolute())
+    return replace(options, speculative=replace(speculative, model=path))

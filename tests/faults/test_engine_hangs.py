@@ -1,0 +1,49 @@
+"""F2: an engine process that is stopped, or whose step never ends, is killed, and its streams go on elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from support.answers import ask, assert_solo
+from support.fake_engine import CONFIG
+from support.faults import KillAt, start_fake, take_all
+from tuili.runtime.supervised_engine import RestartPolicy
+
+REQUESTS = [ask(f"r{i}", range(3 + i), temperature=0.8, n=2, seed=i, max_tokens=60) for i in range(8)]
+
+
+async def test_a_stopped_engine_is_unready_then_killed_and_its_streams_go_on(tmp_path: Path) -> None:
+    engine = await start_fake(tmp_path, RestartPolicy(unready_s=1.5, silence_s=3.0, look_every_s=0.05))
+    stopped = engine.facts.process_id
+    taking = asyncio.create_task(take_all(engine, REQUESTS, KillAt(engine, 40, signal.SIGSTOP)))
+    states: list[str] = []
+    while not taking.done():
+        if states[-1:] != [engine.health.state]:
+            states.append(engine.health.state)
+        await asyncio.sleep(0.01)
+    for request, answers in zip(REQUESTS, taking.result(), strict=True):
+        assert_solo(answers, request, CONFIG.max_model_len)
+    assert states[:4] == ["ready", "silent", "restarting", "ready"]
+    assert engine.health.num_restarts == 1
+    assert engine.facts.process_id != stopped
+    await engine.aclose()
+
+
+async def test_a_step_that_never_ends_is_a_hang_though_the_heart_beats(tmp_path: Path) -> None:
+    engine = await start_fake(
+        tmp_path, RestartPolicy(hang_timeout_s=1.0, look_every_s=0.05), hangs_once=tmp_path / "hung"
+    )
+    for request, answers in zip(REQUESTS, await take_all(engine, REQUESTS), strict=True):
+        assert_solo(answers, request, CONFIG.max_model_len)
+    assert engine.health.num_restarts == 1
+    await engine.aclose()
+
+
+async def test_a_stopped_engine_can_be_closed(tmp_path: Path) -> None:
+    engine = await start_fake(tmp_path)
+    os.kill(engine.facts.process_id, signal.SIGSTOP)
+    await engine.aclose(grace_s=0.05)
+    assert engine.health.state == "closed"
