@@ -133,7 +133,6 @@ async def test_large_bodies_are_refused_before_they_are_read() -> None:
     async with small_app(spoken=SPOKEN, max_body_bytes=1000) as (_, client):
         announced = await client.post("/plain/generate", json={"prompts": ["a" * 1000]})
         assert (announced.status_code, announced.json()["code"]) == (413, "body_too_large")
-        assert announced.headers["connection"] == "close"
         num_sent = 0
 
         async def pieces() -> AsyncIterator[bytes]:

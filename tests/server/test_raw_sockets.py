@@ -1,24 +1,213 @@
-"""What no HTTP client sends, on real sockets."""
+"""What no HTTP client sends, on real sockets: each is answered with a 4xx or closed, and the next request is fine."""
 
 from __future__ import annotations
 
+import json
+import random
+import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from support.plain_dialect import plain_dialect
 from support.served import Listening, listening
 
+BODY = json.dumps({"prompts": ["abc"], "max_tokens": 2}).encode()
+HEAD = b"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+GOOD = HEAD + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(BODY) + BODY
+NUM_RANDOM = 150
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Listening]:
-    with listening(spoken=(plain_dialect(),), header_timeout_s=1.0, body_timeout_s=1.0) as server:
+    with listening(spoken=(plain_dialect(),), header_timeout_s=0.3, body_timeout_s=0.3) as server:
         yield server
 
 
-def test_a_real_server_streams(server: Listening) -> None:
-    body = {"prompts": ["abc"], "stream": True, "max_tokens": 5}
-    with httpx.stream("POST", f"{server.url}/plain/generate", json=body) as response:
-        assert response.status_code == 200
-        assert len(list(response.iter_lines())) == 6
+def exchange(server: Listening, *pieces: bytes, pause_s: float = 0.0) -> bytes:
+    """Everything that comes back until the server closes; b"" for a reset."""
+    received = b""
+    with server.connect() as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause_s)
+            while data := connection.recv(1 << 16):
+                received += data
+        except ConnectionError:
+            return received
+    return received
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+def assert_alive(server: Listening) -> None:
+    answer = exchange(server, GOOD)
+    assert status(answer) == 200
+    assert len(json.loads(answer.split(b"\r\n\r\n", 1)[1])["0.0"]) == 2
+
+
+def chunked(pieces: Iterator[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+ABUSES = {
+    "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)), 400),
+    "HTTP/0.9": (b"GET /health\r\n\r\n", 400),
+    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "no host": (b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+    "two hosts": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil\r\nconnection: close\r\n\r\n", 400),
+    "foreign host": (b"GET /health HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n", 403),
+    "absolute form": (b"GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 200),
+    "length and chunks": (HEAD + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "chunks and length": (HEAD + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", 400),
+    "two lengths": (HEAD + b"content-length: 4\r\ncontent-length: 5\r\n\r\nabcd", 400),
+    "odd length": (HEAD + b"content-length: +4\r\n\r\nabcd", 400),
+    "negative length": (HEAD + b"content-length: -1\r\n\r\n", 400),
+    "endless length": (HEAD + b"content-length: 99999999999999999999\r\n\r\n", 400),
+    "large length": (HEAD + b"connection: close\r\ncontent-length: 999999999999\r\n\r\n", 413),
+    "odd coding": (HEAD + b"transfer-encoding: gzip\r\nconnection: close\r\n\r\nabc", 400),
+    "twice chunked": (HEAD + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+    "bad chunk size": (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n", 400),
+    "huge chunk size": (HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n", 400),
+    "space before colon": (b"GET /health HTTP/1.1\r\nhost : localhost\r\n\r\n", 400),
+    "folded header": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\r\n\r\n", 400),
+    "NUL in header": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: a\x00b\r\n\r\n", 400),
+    "bare CR": (b"GET /health HTTP/1.1\rhost: localhost\r\r", 400),
+    "bare LF": (b"GET /health HTTP/1.1\nhost: localhost\nx: y\n\n", 400),
+    "8 MiB header": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * (8 << 20), 431),
+    "8 MiB path": (b"GET /" + b"a" * (8 << 20), 431),
+    "10000 headers": (b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 10_000, 431),
+    "101 headers": (b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 100 + b"\r\n", 431),
+    "ranges": (
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nrange: bytes="
+        + b"0-1," * 10_000
+        + b"\r\n\r\n",
+        200,
+    ),
+    "boundary": (
+        b"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 3\r\n"
+        b"content-type: multipart/form-data; boundary=" + b"b" * 50_000 + b"\r\n\r\nabc",
+        415,
+    ),
+    "traversal": (b"GET /../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 404),
+    "encoded path": (b"GET /%2e%2e/%00/%ff%0d%0a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 404),
+    "odd method": (b"BREW /health HTTP/1.1\r\nhost: localhost\r\n\r\n", 400),
+    "trace": (b"TRACE /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 405),
+    "connect": (b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),
+    "websocket": (
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        200,
+    ),
+    "slow headers": (b"GET /health HTTP/1.1\r\nhost: loc", 408),
+    "slow body": (HEAD + b"content-length: 100\r\n\r\n{", 408),
+    "slow chunks": (HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n", 408),
+    "nothing": (b"", 0),
+    "empty lines": (b"\r\n" * 3, 408),
+}
+
+
+@pytest.mark.parametrize("name", ABUSES)
+def test_abuse_is_answered_in_time_and_harms_nobody(server: Listening, name: str) -> None:
+    sent, expected = ABUSES[name]
+    begun_s = time.monotonic()
+    answer = exchange(server, sent)
+    assert time.monotonic() - begun_s < 5
+    assert status(answer) == expected, answer[:300]
+    if expected >= 400:
+        body = answer.split(b"\r\n\r\n", 1)[1]
+        assert isinstance(json.loads(body), dict)
+        assert b"Traceback" not in body
+    assert_alive(server)
+
+
+def test_three_megabytes_in_chunks_of_one_byte(server: Listening) -> None:
+    sent = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    begun_s = time.monotonic()
+    answer = exchange(server, sent + chunked(b" " for _ in range(300_000)))
+    assert status(answer) in (400, 408)
+    assert time.monotonic() - begun_s < 10
+    assert_alive(server)
+
+
+def test_a_body_may_come_in_any_pieces(server: Listening) -> None:
+    sent = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    pieces = [sent, *(b"1\r\n%c\r\n" % byte for byte in BODY), b"0\r\n\r\n"]
+    assert status(exchange(server, *pieces, pause_s=0.001)) == 200
+
+
+def test_pipelined_requests_are_answered_in_order(server: Listening) -> None:
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    answer = exchange(server, one + b"GET /elsewhere HTTP/1.1\r\nhost: localhost\r\n\r\n" + GOOD)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"404", b"200"]
+
+
+def test_garbage_behind_a_request_ends_the_connection_without_a_word_inside_the_answer(server: Listening) -> None:
+    body = json.dumps({"prompts": ["abc"], "max_tokens": 100, "stream": True}).encode()
+    sent, garbage = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body, b"\x00garbage\r\n\r\n"
+    assert len(re.findall(rb"HTTP/1\.1 \d", exchange(server, sent + garbage))) == 1
+    answer = exchange(server, sent, garbage, pause_s=0.01)
+    before, _, after = answer.partition(b"\r\n0\r\n\r\n")  # the end of the stream, if it came so far
+    assert len(re.findall(rb"HTTP/1\.1 \d", before)) == 1
+    assert len(re.findall(rb"HTTP/1\.1 400", after)) <= 1
+    assert_alive(server)
+
+
+def test_five_hundred_slow_clients_keep_nobody_waiting(server: Listening) -> None:
+    idle = [socket.create_connection((server.host, server.port)) for _ in range(250)]
+    for number, connection in enumerate(idle):
+        connection.sendall(b"GET /health HTTP/1.1\r\nx-slow: "[: number % 30])
+    begun_s = time.monotonic()
+    for _ in range(5):
+        assert_alive(server)
+    assert time.monotonic() - begun_s < 5
+    for connection in idle:
+        connection.settimeout(10)
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+        assert status(answer) in (0, 408)
+        connection.close()
+
+
+def test_random_mutants_of_requests_are_refused_or_answered(server: Listening) -> None:
+    """Never a 5xx, never a hang."""
+    chance = random.Random(20261121)
+    streamed = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(iter([BODY[:5], BODY[5:]]))
+    answers: list[int] = []
+
+    def send(mutant: bytes) -> None:
+        answers.append(status(exchange(server, mutant)))
+
+    threads = []
+    for number in range(NUM_RANDOM):
+        mutant = bytearray((GOOD, streamed)[number % 2])
+        for _ in range(chance.randrange(1, 6)):
+            at = chance.randrange(len(mutant))
+            kind = chance.randrange(4)
+            if kind == 0:
+                mutant[at] = chance.randrange(256)
+            elif kind == 1:
+                del mutant[at : at + chance.randrange(1, 20)]
+            elif kind == 2:
+                mutant[at:at] = chance.randbytes(chance.randrange(1, 20))
+            else:
+                mutant[at:at] = mutant[at : at + 40]
+            if not mutant:
+                break
+        threads.append(threading.Thread(target=send, args=(bytes(mutant),)))
+    for begin in range(0, len(threads), 15):
+        for thread in threads[begin : begin + 15]:
+            thread.start()
+        for thread in threads[begin : begin + 15]:
+            thread.join(20)
+            assert not thread.is_alive()
+    assert len(answers) == NUM_RANDOM
+    assert {answer for answer in answers if answer >= 500 or answer == 101} == set()
+    assert_alive(server)

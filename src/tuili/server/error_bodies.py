@@ -13,7 +13,6 @@ import msgspec
 from tuili.errors import (
     AuthenticationError,
     BodyTimeoutError,
-    BodyTooLargeError,
     InvalidRequestError,
     MethodNotAllowedError,
     TuiliError,
@@ -62,7 +61,7 @@ def error_headers(error: TuiliError) -> Headers:
         headers.append((b"www-authenticate", b'Bearer realm="tuili"'))
     if isinstance(error, MethodNotAllowedError) and error.allowed:
         headers.append((b"allow", ", ".join(error.allowed).encode("ascii")))
-    if isinstance(error, BodyTooLargeError | BodyTimeoutError):  # the rest of the body is not read
+    if isinstance(error, BodyTimeoutError):  # nobody waits for the rest
         headers.append((b"connection", b"close"))
     return headers
 

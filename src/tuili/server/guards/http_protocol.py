@@ -9,6 +9,7 @@ import asyncio
 import functools
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -17,6 +18,7 @@ from tuili.errors import BodyTimeoutError, HeadersTooLargeError, InvalidRequestE
 from tuili.server.error_bodies import error_headers, plain_body
 from tuili.server.http_settings import HttpSettings
 
+_LINGER_S = 1.0
 ABORT = "tuili.abort"  # an extension of the ASGI scope: "call" closes the connection, unsent data and all
 
 
@@ -33,8 +35,10 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._limits = limits
         self._num_header_bytes = 0
         self._is_reading_headers = True
+        self._num_discarded = 0
         self._refusal: TuiliError | None = None
-        self._header_timer: asyncio.TimerHandle | None = None
+        self._is_lingering = False
+        self._timer: asyncio.TimerHandle | None = None  # of headers, of a body nobody wants, of lingering
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,11 +49,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_lingering:
+            return
         if self._is_reading_headers:
             self._num_header_bytes += len(data)
         super().data_received(data)
         if self._is_reading_headers and self._num_header_bytes > self._limits.max_header_bytes:
-            self._refuse_headers()
+            self._too_large()
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -63,11 +70,25 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_reading_headers = False
+        self._num_header_bytes = self._num_discarded = 0
         self._stop_timer()
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes:
             raise self._too_large()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:  # many clients read no answer before they have sent all
+            if not self._num_discarded:
+                self._start_timer(self._limits.body_timeout_s, self.transport.abort)
+            self._num_discarded += len(body)
+            if self._num_discarded > self._limits.max_body_bytes:
+                self.transport.abort()
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when its parser gives up, a limit of ours included."""
@@ -76,19 +97,27 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # an answer is being written: nothing may be put into it
-            return
+            if self.cycle.response_started:  # nothing may be put into an answer
+                self.transport.close()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = plain_body(error, "")
         headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in dict(headers).items())
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closes a little later: the kernel would take back an answer to a client that is still sending."""
+        self._is_lingering = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_timer(_LINGER_S, self.transport.close)
 
     def _expect_headers(self) -> None:
         self._is_reading_headers = True
-        self._num_header_bytes = 0
-        self._stop_timer()
-        self._header_timer = self.loop.call_later(self._limits.header_timeout_s, self._give_up)
+        self._start_timer(self._limits.header_timeout_s, self._give_up)
 
     def _abort(self) -> None:
         """Resets the connection, as the kernel would go on offering what it has to a client that does not read."""
@@ -97,10 +126,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
+    def _start_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, action)
+
     def _stop_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self) -> None:
         if self._num_header_bytes:
@@ -114,7 +147,3 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
         )
         return self._refusal
-
-    def _refuse_headers(self) -> None:
-        self._too_large()
-        self.send_400_response("")
