@@ -14,12 +14,19 @@ from starlette.responses import Response, StreamingResponse
 import tuili
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, TuiliError
+from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.runtime.served_model import ModelCard
 from tuili.server.body import read_body
 from tuili.server.dialect import scoped
 from tuili.server.dialects.ollama.answer_routes import NDJSON, served_name
 from tuili.server.dialects.ollama.bodies import CopyBody, NamedBody, PullBody, ShowBody
-from tuili.server.dialects.ollama.descriptions import full_metadata, modelfile_text, parameters_text, read_facts
+from tuili.server.dialects.ollama.descriptions import (
+    Facts,
+    full_metadata,
+    modelfile_text,
+    parameters_text,
+    read_facts,
+)
 from tuili.server.dialects.ollama.names import model_name, shown_name
 from tuili.server.dialects.ollama.pulling import Pull
 from tuili.server.dialects.ollama.rendering import line, timestamp
@@ -164,7 +171,7 @@ def _shown(serving: Serving, name: str, verbose: bool) -> dict[str, Any]:
     files = card.files
     facts = read_facts(files.path, files.quantization)
     loaded = next((model for model in serving.pool.loaded() if model.name == card.name), None)
-    sampling = facts.generation_config if loaded is None else loaded.front.default_sampling
+    sampling = _unloaded_sampling(card.name, facts) if loaded is None else loaded.front.default_sampling
     return {
         "license": facts.license or files.license or "",
         "modelfile": modelfile_text(card.name, facts, sampling),
@@ -176,3 +183,8 @@ def _shown(serving: Serving, name: str, verbose: bool) -> dict[str, Any]:
         "modified_at": timestamp(files.created),
         "context_length": card.max_model_len or facts.context_length,
     }
+
+
+def _unloaded_sampling(name: str, facts: Facts) -> dict[str, Any]:
+    """What the model will start from once it is loaded: the catalogue's recommendation, then its files'."""
+    return {**Store(store_dir()).recommended_sampling(name), **sampling_defaults(facts.generation_config)}
