@@ -6,7 +6,7 @@ Knows models and requests; no wire format, no HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -24,7 +24,8 @@ MAX_PROMPTS = 1024
 _QUICK_CHARS = 4096  # longer texts are tokenized beside the event loop
 _DRAIN_RETRY_S = 5.0
 
-MakeRequests = Callable[[ServedModel], Sequence[GenerateRequest]]
+Requests = Sequence[GenerateRequest]
+MakeRequests = Callable[[ServedModel], Requests | Awaitable[Requests]]  # awaited where making them takes long
 
 
 class Serving:
@@ -124,13 +125,14 @@ class Serving:
         return asyncio.get_running_loop().time() + min(limits) if limits else None
 
     async def _parts(self, caller: Caller, served: ServedModel, make: MakeRequests) -> list[Part]:
+        made = make(served)
         requests = [
             replace(
                 request,
                 request_id=f"{caller.request_id}-{index}",
                 cache_salt="/".join(filter(None, (caller.cache_salt, request.cache_salt))),
             )
-            for index, request in enumerate(make(served))
+            for index, request in enumerate(await made if isinstance(made, Awaitable) else made)
         ]
         if not 1 <= len(requests) <= MAX_PROMPTS:
             raise InvalidRequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -62,8 +63,9 @@ async def _answered(
         return Response(line(message), media_type=NDJSON) if is_streamed else json_response(message)
     asked: list[Asked] = []
 
-    def make(model: ServedModel) -> list[GenerateRequest]:
-        asked.append(ask(model.front))
+    async def make(model: ServedModel) -> list[GenerateRequest]:
+        needs_tokens = body.truncate or (isinstance(body, GenerateBody) and (body.context or body.raw))
+        asked.append(await asyncio.to_thread(ask, model.front) if needs_tokens else ask(model.front))
         return [asked[-1].request]
 
     answering = await serving.answer(caller, name, make, keep_alive_s=keep_alive_s)
