@@ -17,6 +17,7 @@ def main() -> None:
     for name in ("smollm2:135m", "gemma3:270m"):
         print(assets.model(name))
     print(assets.llama_cpp_models())
+    print(assets.node_clients())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import ssl
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -21,6 +23,7 @@ from tuili.store.store import Store
 LLAMA_CPP_PROJECT = "llama-cpp-python"
 LLAMA_CPP_FILE = "llama_cpp_python-0.3.36.tar.gz"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+NODE_CLIENTS = "openai@7.57.0 ai@7.0.173 @ai-sdk/openai-compatible@3.0.92 ollama@0.6.4"
 LLAMA_CPP_MEMBERS = "llama_cpp_python-0.3.36/vendor/llama.cpp/models/"
 
 
@@ -68,6 +71,25 @@ def llama_cpp_source(member: str) -> str:
         source = tar.extractfile(f"{LLAMA_CPP_FILE.removesuffix('.tar.gz')}/{member}")
         assert source is not None
         return source.read().decode("utf-8")
+
+
+def node_clients() -> Path | None:
+    """A folder with the npm packages of NODE_CLIENTS installed; None without npm. Raises AssetUnavailableError."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        return None
+    folder = cache_dir() / f"node-{hashlib.sha256(NODE_CLIENTS.encode()).hexdigest()[:12]}"
+    with filelock.FileLock(cache_dir() / "node.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as name:
+                Path(name, "new").mkdir()
+                Path(name, "new", "package.json").write_text('{"private": true, "type": "module"}')
+                command = [npm, "install", "--silent", "--no-audit", "--no-fund", *NODE_CLIENTS.split()]
+                result = subprocess.run(command, cwd=Path(name, "new"), capture_output=True, text=True, check=False)
+                if result.returncode:
+                    raise AssetUnavailableError(f"{NODE_CLIENTS} could not be installed: {result.stderr[-1000:]}")
+                Path(name, "new").rename(folder)
+    return folder
 
 
 def llama_cpp_archive() -> Path:
