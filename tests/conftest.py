@@ -45,6 +45,12 @@ def llama_cpp_models() -> Path:
 
 
 @pytest.fixture(scope="session")
+def node_clients() -> Path:
+    """A folder with the clients from npm installed, for programs that are written into it."""
+    return _fetched(assets.node_clients)
+
+
+@pytest.fixture(scope="session")
 def llama_cpp_source() -> Callable[[str], str]:
     """The text of a file of llama-cpp-python's sources, by its path there."""
     _fetched(assets.llama_cpp_archive)

@@ -73,11 +73,11 @@ def llama_cpp_source(member: str) -> str:
         return source.read().decode("utf-8")
 
 
-def node_clients() -> Path | None:
-    """A folder with the npm packages of NODE_CLIENTS installed; None without npm. Raises AssetUnavailableError."""
+def node_clients() -> Path:
+    """A folder with the npm packages of NODE_CLIENTS installed. Raises AssetUnavailableError, also without npm."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
-        return None
+        raise AssetUnavailableError("there is no npm and node")
     folder = cache_dir() / f"node-{hashlib.sha256(NODE_CLIENTS.encode()).hexdigest()[:12]}"
     with filelock.FileLock(cache_dir() / "node.lock"):
         if not folder.is_dir():

@@ -14,7 +14,6 @@ from typing import Any
 import openai
 import pytest
 
-from support import assets
 from support.served import Listening
 from tuili.types import GenerateRequest, SamplingParams
 
@@ -226,18 +225,11 @@ def test_llm(server: Listening, client: openai.OpenAI, name: str, tmp_path: Path
     assert result.stdout.strip() == said.strip()
 
 
-def test_openai_and_ai_from_npm(server: Listening, client: openai.OpenAI, name: str) -> None:
-    """Blocking and streamed, by both, and what is wrong as the client's own error."""
-    said = client.chat.completions.create(model=name, messages=ASK, **GREEDY).choices[0].message.content
-    folder = assets.node_clients()
-    if folder is None:
-        if os.environ.get("CI"):
-            pytest.fail("npm is missing")
-        pytest.skip("npm is missing")
+def test_openai_and_ai_from_npm(server: Listening, name: str, node_clients: Path) -> None:
+    """Blocking and streamed, by both; what is wrong comes as the client's own error."""
     program = Path(__file__).with_name("clients.mjs").read_text(encoding="utf-8")
-    (script := folder / "openai_clients.mjs").write_text(program, encoding="utf-8")
+    (script := node_clients / "openai_clients.mjs").write_text(program, encoding="utf-8")
     env = {**os.environ, "URL": f"{server.url}/v1", "MODEL": name}
-    result = subprocess.run(["node", str(script)], env=env, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["node", str(script)], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.splitlines() == ["ok"], result.stdout
-    assert said
+    assert result.stdout.splitlines() == ["ok"]
