@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
-_CODES = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT32: "f"}
-_CODES |= {BOOL: "B", UINT64: "Q", INT64: "q", FLOAT64: "d"}
+CODES = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT32: "f"}
+CODES |= {BOOL: "B", UINT64: "Q", INT64: "q", FLOAT64: "d"}
 
 
 def number(kind: int, value: float) -> bytes:
-    return struct.pack(f"<{_CODES[kind]}", value)
+    return struct.pack(f"<{CODES[kind]}", value)
 
 
 def text(value: str | bytes, length: int | None = None) -> bytes:

@@ -61,7 +61,7 @@ class GgufModel:
         """Offsets and data as the table's names, shapes and types ask for: the file is well formed again."""
         entries, data, offset = [], [], 0
         for index, entry in enumerate(self.entries):
-            size = _num_bytes(entry)
+            size = num_data_bytes(entry)
             old = self.data[index] if index < len(self.data) else b""
             entries.append(replace(entry, offset=offset))
             data.append((old * (size // max(len(old), 1) + 1) if old else bytes(size))[:size])
@@ -91,7 +91,7 @@ def _item(kind: int, value: Any) -> bytes:
         return b"\1"
 
 
-def _num_bytes(entry: g.Entry) -> int:
+def num_data_bytes(entry: g.Entry) -> int:
     """What the tensor takes; nothing for one no reader could place."""
     formats = {fmt.gguf_id: fmt for fmt in BY_NAME.values()}
     fmt = formats.get(entry.kind)
@@ -143,7 +143,8 @@ def _sizes(arch: str, vocab_size: int, **changes: int | float) -> list[Pair]:
     ]
 
 
-def _byte_level(pre: str) -> tuple[list[Pair], int]:
+def byte_level(pre: str) -> tuple[list[Pair], int]:
+    """The pairs of a small tokenizer, and how many tokens it has."""
     alphabet = sorted(ByteLevel.alphabet())
     merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d"]
     tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges), *CONTROL]
@@ -198,8 +199,8 @@ def _wordpiece() -> tuple[list[Pair], int]:
 
 def seeds() -> dict[str, GgufModel]:
     """Models of several families, vocabularies and formats, each of which loads and answers."""
-    smol, smol_size = _byte_level("smollm")
-    qwen, qwen_size = _byte_level("qwen2")
+    smol, smol_size = byte_level("smollm")
+    qwen, qwen_size = byte_level("qwen2")
     gemma, gemma_size = _sentencepiece()
     words, words_size = _wordpiece()
     yarn = [
@@ -230,5 +231,13 @@ def seeds() -> dict[str, GgufModel]:
             {"q_proj": "Q5_K", "down_proj": "Q6_K"},
             "Q4_K",
             ["blk.0.attn_q.bias", "blk.0.ffn_up.bias"],
+        ),
+        "small formats": _model(
+            [
+                *_sizes("llama", smol_size, embedding_length=256, feed_forward_length=256, attention__head_count=8),
+                *smol,
+            ],
+            {"q_proj": "Q2_K", "k_proj": "IQ4_XS", "v_proj": "IQ4_NL", "down_proj": "IQ4_XS", "up_proj": "Q2_K"},
+            "Q3_K",
         ),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from support import gguf_bytes as g
 from support.gguf_models import GgufModel, Pair
+from support.gguf_parsing import part_name, split
 
 WHOLE_NUMBERS = (
     *(0, 1, 2, 3, 5, 7, 8, 31, 32, 33, 64, 100, 127, 128, 255, 256, 4095, 4096, 4097, 65535, 65536, 1 << 20),
@@ -252,27 +253,67 @@ def _damage_bytes(content: bytes, chooser: Chooser) -> bytes:
     return bytes(changed)
 
 
+def _mutant(model: GgufModel, chooser: Chooser) -> tuple[list[str], bytes]:
+    """What was done to the model, and the file."""
+    done = []
+    for _ in range(chooser.choice((1, 1, 1, 2, 3))):
+        kind = chooser.choice(sorted(STRUCTURAL))
+        model = STRUCTURAL[kind](model, chooser)
+        done.append(kind)
+    style = chooser.random()
+    if style < 0.6:
+        model = model.settled()
+        done.append("settled")
+    elif style < 0.8:
+        kind = chooser.choice(sorted(DAMAGE))
+        model = DAMAGE[kind](model, chooser)
+        done.append(kind)
+    content = model.encode()
+    if style >= 0.8:
+        content = _damage_bytes(content, chooser)
+        done.append("bytes")
+    return done, content
+
+
 def mutants(models: Mapping[str, GgufModel], seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     """`count` files with what was done to each. The same seed gives the same files."""
     chooser = random.Random(seed)
     names = sorted(models)
     for _ in range(count):
         name = chooser.choice(names)
-        model, done = models[name], [name]
-        for _ in range(chooser.choice((1, 1, 1, 2, 3))):
-            kind = chooser.choice(sorted(STRUCTURAL))
-            model = STRUCTURAL[kind](model, chooser)
-            done.append(kind)
-        style = chooser.random()
-        if style < 0.6:
-            model = model.settled()
-            done.append("settled")
-        elif style < 0.8:
-            kind = chooser.choice(sorted(DAMAGE))
-            model = DAMAGE[kind](model, chooser)
-            done.append(kind)
-        content = model.encode()
-        if style >= 0.8:
-            content = _damage_bytes(content, chooser)
-            done.append("bytes")
-        yield ", ".join(done), content
+        done, content = _mutant(models[name], chooser)
+        yield ", ".join((name, *done)), content
+
+
+def split_mutants(models: Mapping[str, GgufModel], seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """`count` models in two to four files, by name, one of which is not as it should be."""
+    chooser = random.Random(seed)
+    names = sorted(models)
+    for _ in range(count):
+        name, num_parts = chooser.choice(names), chooser.choice((2, 3, 4))
+        parts = split(models[name], num_parts)
+        files = {part_name(i, num_parts): part.encode() for i, part in enumerate(parts, start=1)}
+        at, other = chooser.sample(sorted(files), 2)
+        how = chooser.choice(("part", "part", "part", "count", "missing", "another", "other model", "empty", "renamed"))
+        if how == "part":
+            done, files[at] = _mutant(parts[sorted(files).index(at)], chooser)
+            how = f"part {at}: {', '.join(done)}"
+        elif how == "count":
+            part = parts[sorted(files).index(at)]
+            pairs = tuple(_split_number(pair, chooser) for pair in part.pairs)
+            files[at] = replace(part, pairs=pairs).encode()
+        elif how == "another":
+            files[at] = files[other]
+        elif how == "other model":
+            files[at] = split(models[chooser.choice(names)], num_parts)[sorted(files).index(at)].encode()
+        elif how == "empty":
+            files[at] = b""
+        else:
+            content = files.pop(at)
+            if how == "renamed":
+                files[part_name(chooser.choice((0, num_parts + 1, 99999)), num_parts)] = content
+        yield f"{name} in {num_parts}, {how}", files
+
+
+def _split_number(pair: Pair, chooser: Chooser) -> Pair:
+    return replace(pair, value=_value(pair.kind, chooser)) if str(pair.key).startswith("split.") else pair

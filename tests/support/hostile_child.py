@@ -1,7 +1,8 @@
 """Reads GGUF files nobody vouches for, in a process of its own with bounded memory.
 
-python -m support.hostile_child SEED COUNT ANSWERS prints one JSON object: how many files were read, how many of the
-first ANSWERS of those answered, how many were refused, what went wrong, and the costs.
+python -m support.hostile_child SEED COUNT SPLITS ANSWERS FOLDER, where FOLDER may hold more seeds, prints one JSON
+object: of the COUNT models in one file and the SPLITS in several how many were read, how many of the first of those
+answered, how many were refused, what went wrong, and the costs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from support.gguf_models import seeds
-from support.gguf_mutants import mutants
+from support.gguf_mutants import mutants, split_mutants
+from support.gguf_parsing import parse
 from tuili.cli.model_description import describe, render_description
 from tuili.errors import MAX_MESSAGE_CHARS, TuiliError
 from tuili.runtime.loading import LoadOptions, open_model
@@ -79,39 +81,49 @@ def outcome(path: Path, use: Callable[[Path], Any]) -> str:
     return "read"
 
 
-def try_all(files: Iterator[tuple[str, bytes]], path: Path, max_answers: int) -> dict[str, Any]:
-    """What became of the files, and the most one of them cost in seconds of this thread."""
+def try_all(files: Iterator[tuple[str, Mapping[str, bytes]]], folder: Path, max_answers: int) -> dict[str, Any]:
+    """What became of the models, of one or several files, and the most one of them cost in seconds of this thread."""
     report: dict[str, Any] = {"read": 0, "refused": 0, "answered": 0, "not answered": 0, "slowest_s": 0.0}
     failures: list[str] = []
-    for index, (done, content) in enumerate(files):
-        path.write_bytes(content)
+    for index, (done, contents) in enumerate(files):
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        path = folder / sorted(contents)[index % len(contents)]
         started = time.thread_time()
         found = outcome(path, read)
         if found in report:
             report[found] += 1
-        if found == "read" and report["read"] <= max_answers:
+        if found == "read" and report["answered"] + report["not answered"] < max_answers:
             found = outcome(path, answer)
             report["answered" if found == "read" else "not answered"] += 1
         report["slowest_s"] = max(report["slowest_s"], time.thread_time() - started)
         if found not in ("read", "refused"):
             failures.append(f"#{index} {done}: {found}")
+        for name in contents:
+            (folder / name).unlink()
     return report | {"failures": failures}
 
 
 def main() -> None:
-    seed, count, max_answers = map(int, sys.argv[1:4])
-    models = seeds()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
+    seed, count, num_splits, max_answers = map(int, sys.argv[1:5])
+    models = seeds() | {path.stem: parse(path.read_bytes()) for path in sorted(Path(sys.argv[5]).glob("*.gguf"))}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for model in models.values():  # everything is imported and at its size before memory is bounded
-            path.write_bytes(model.encode())
-            read(path)
-            answer(path)
+            (folder / "model.gguf").write_bytes(model.encode())
+            read(folder / "model.gguf")
+            answer(folder / "model.gguf")
+        (folder / "model.gguf").unlink()
         limit_memory()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        report = try_all(mutants(models, seed, count), path, max_answers)
-        report["grown_bytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
-        report["left"] = sorted(entry.name for entry in Path(folder).iterdir() if entry != path)
+        singles = ((done, {"model.gguf": content}) for done, content in mutants(models, seed, count))
+        splits = split_mutants(models, seed, num_splits)
+        report = {
+            "single": try_all(singles, folder, max_answers),
+            "split": try_all(splits, folder, max_answers // 4),
+            "grown_bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before,
+            "left": sorted(entry.name for entry in folder.iterdir()),
+        }
     sys.stdout.write(json.dumps(report))
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedModel
 
-from support import tiny_models
+from support import family_models, tiny_models
 from support.hostile_child import outcome, read
 from support.json_mutants import mutated_text
 from tuili.errors import ModelFileError
 from tuili.weights.safetensors import SafetensorsFile
 
-NUM_HEADERS, NUM_FOLDERS = 4000, 1000
+NUM_HEADERS = 4000
+SEED, NUM_FOLDERS = int(os.environ.get("TUILI_HOSTILE_SEED", "2")), int(os.environ.get("TUILI_HOSTILE_FOLDERS", "1000"))
 
 
 def entry(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
@@ -81,19 +86,22 @@ def has_repeated_names(header: bytes) -> bool:
     return repeated
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+FAMILIES = (
+    *("opt", "opt-350m", "gpt2", "phi3-longrope", "ministral3", "smollm3", "olmo2", "gemma2", "stablelm-12b", "bloom"),
+    *("falcon-40b", "falcon-rw", "granite-biases", "cohere-normed-heads", "cohere2", "qwen3-tied-window", "gemma3"),
+)
+
+
+def write_folder(path: Path, build: Callable[[int], PreTrainedModel]) -> Path:
     """A sharded model with every file that is read."""
-    path = tmp_path_factory.mktemp("folder")
+    path.mkdir()
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "<|end|>", "<|user|>"]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [("h", "e")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|end|>", "<|user|>"])
     backend.save(str(path / "tokenizer.json"))
-    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
-    model = tiny_models.build("llama", vocab_size=len(tokens), rope_parameters=scaling, num_hidden_layers=2)
-    model.save_pretrained(path, max_shard_size="30KB")
+    build(len(tokens)).save_pretrained(path, max_shard_size="30KB")
     template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
     content = {
         "chat_template": template,
@@ -103,31 +111,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "tokenizer_config.json").write_text(json.dumps(content))
     (path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}}))
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [257], "temperature": 0.5, "top_k": 5}))
-    assert outcome(path, read) == "read"
+    assert outcome(path, read) == "read", path.name
     return path
 
 
-def test_files_beside_the_weights_are_read_or_refused(folder: Path, tmp_path: Path) -> None:
-    """One JSON file of the folder is changed at a time; the others are those of a sound model."""
-    chooser = random.Random(2)
-    work = tmp_path / "model"
-    shutil.copytree(folder, work)
-    sources = {path.name: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    assert len(sources) == 6
+def family(name: str, vocab_size: int) -> PreTrainedModel:
+    model_type, config = family_models.MODELS[name]
+    return tiny_models.build(model_type, **config | {"vocab_size": vocab_size})
+
+
+def mistral3(vocab_size: int) -> PreTrainedModel:
+    """A text model inside one that sees."""
+    sizes = tiny_models.SIZES | {"vocab_size": vocab_size, "model_type": "mistral", "tie_word_embeddings": False}
+    config = Mistral3Config(text_config=sizes, vision_config=family_models.PIXTRAL, tie_word_embeddings=False)
+    model: PreTrainedModel = Mistral3ForConditionalGeneration._from_config(config).float()
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("folders") / "llama", partial(family, "llama-yarn"))
+
+
+@pytest.fixture(scope="module")
+def folders(folder: Path) -> list[Path]:
+    """One of each family."""
+    builders = {name: partial(family, name) for name in FAMILIES} | {"mistral3": mistral3}
+    return [folder, *(write_folder(folder.with_name(name), build) for name, build in builders.items())]
+
+
+def test_files_beside_the_weights_are_read_or_refused(folders: list[Path]) -> None:
+    """One JSON file of a folder is changed at a time; the others are those of a sound model."""
+    chooser = random.Random(SEED)
+    sources = {path: json.loads(path.read_text()) for work in folders for path in sorted(work.glob("*.json"))}
+    assert len(sources) == 6 * len(folders)
+    configs = [path for path in sources if path.name == "config.json"]
     verdicts: Counter[str] = Counter()
     failures = []
     for _ in range(NUM_FOLDERS):
-        name = chooser.choice(sorted(sources))
-        content = mutated_text(sources[name], chooser, damage=0.15)
-        (work / name).write_bytes(content)
-        found = outcome(work, read)
+        path = chooser.choice(configs if chooser.random() < 0.5 else sorted(sources))
+        sound, content = path.read_bytes(), mutated_text(sources[path], chooser, damage=0.15)
+        path.write_bytes(content)
+        found = outcome(path.parent, read)
         verdicts[found] += 1
         if found not in ("read", "refused"):
-            failures.append(f"{name}: {found}: {content[:200]!r}")
-        shutil.copyfile(folder / name, work / name)
+            failures.append(f"{path.parent.name}/{path.name}: {found}: {content[:200]!r}")
+        path.write_bytes(sound)
     assert failures == []
-    assert verdicts["read"] > 100
-    assert verdicts["refused"] > 400
+    assert verdicts["read"] > NUM_FOLDERS // 10
+    assert verdicts["refused"] > NUM_FOLDERS * 4 // 10
 
 
 @pytest.mark.parametrize("depth", [500, 100_000])

@@ -165,6 +165,14 @@ def test_refusals(path: Path, case: str) -> None:
     assert words in refusal(path, content)
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x50280, 0x1950480])
+def test_headers_as_long_as_a_pickle_begins_are_read(path: Path, length: int) -> None:
+    """A file starts with that length: 0x80 and the version of a protocol, as pickles do."""
+    content = encode(json.dumps({"a": entry()}).ljust(length))
+    assert is_accepted_by_reference(content)
+    assert is_accepted(path, content)
+
+
 def test_headers_up_to_the_cap_are_bounded(path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 100_000_001))

@@ -53,11 +53,15 @@ def map_file(path: Path) -> Bytes:
         raise ModelNotFoundError(f"{path.name}: no such file") from None
     except OSError as error:
         raise ModelFileError(f"{path.name}: cannot be read: {error.strerror}") from None
-    if _looks_pickled(data[:4].tobytes()):
+    if _looks_pickled(data[:9].tobytes()):
         raise ModelFileError(f"{path.name}: {REFUSAL}")
     return data
 
 
 def _looks_pickled(head: bytes) -> bool:
-    """Pickle protocols 2 to 5, or the zip archive and NumPy file that may wrap them."""
-    return (len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or head in (b"PK\x03\x04", b"\x93NUM")
+    """Pickle protocols 2 to 5, or the zip archive and NumPy file that may wrap them, by a file's first nine bytes.
+
+    The length that a safetensors file starts with may be the same bytes; its header follows, and none of theirs.
+    """
+    is_pickle = len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+    return (is_pickle or head[:4] in (b"PK\x03\x04", b"\x93NUM")) and head[8:] != b"{"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from support.batches import Driver
+from support.gguf_family_seeds import family_seeds
 from support.gguf_models import seeds
 from support.gguf_mutants import mutants
 from support.hostile_child import MESSAGES, outcome, read
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 def readable(path: Path, seed: int) -> Iterator[str]:
     """Writes one mutant after the other that the readers accept to `path`; yields what was done to it."""
-    for done, content in mutants(seeds(), seed, 100_000):
+    for done, content in mutants(seeds() | family_seeds(), seed, 100_000):
         path.write_bytes(content)
         if "settled" in done and outcome(path, read) == "read":
             yield done
