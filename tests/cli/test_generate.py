@@ -328,7 +328,7 @@ def test_failed_rows_of_a_folder_have_a_file(generate: Generate) -> None:
     [
         ((), "give either --input FILE or --count N"),
         (("-i", "in.txt", "--count", "3"), "give either --input FILE or --count N"),
-        (("--count", "0", "--prompt", "a"), "count must be >= 1, got 0"),
+        (("--count", "0", "--prompt", "a"), "count must be in [1, 10000000], got 0"),
         (("--count", "2"), "row 0: no column 'prompt'; there are no columns"),
         (("--count", "2", "--prompt", "{x}"), "row 0: prompt: no column 'x'; there are {i}, {id}"),
         (("--count", "2", "--prompt", "{"), "prompt: a lone '{' at character 1"),

@@ -10,6 +10,8 @@ import typer
 from support.gguf_models import seeds
 from tuili.cli.main import build_app
 from tuili.errors import MAX_MESSAGE_CHARS
+from tuili.runtime.plan.python_side import PythonSide
+from tuili.runtime.plan.speed import MachineSpeed
 
 from .conftest import Cli
 
@@ -22,7 +24,7 @@ NUMBERS = [
     if option.opts[0].startswith("--") and option.type.name in _KINDS
 ]
 NO_NUMBERS = ("", "abc", "true", "[1]", "0x10", "1,5", "--1", "9" * 5000 + "x", "a\nb\x1b[2J")
-EDGES = ("nan", "inf", "-inf", "-0.0", "-1", "0", "0.5", "1e400", "9" * 30)
+EDGES = ("nan", "inf", "-inf", "-0.0", "-1", "0", "1", "0.5", "1e400", str(2**31), "9" * 30, "")
 
 
 def one_line(err: str) -> str:
@@ -49,18 +51,43 @@ def test_numbers_were_found() -> None:
     assert {command for command, _, _ in NUMBERS} >= {"run", "generate", "bench"}
 
 
-@pytest.mark.parametrize("flag", sorted({flag for command, flag, _ in NUMBERS if command == "run"}))
-def test_edges_of_numbers_run_or_are_refused(cli: Cli, tmp_path: Path, flag: str) -> None:
+FIRST = {
+    "run": ("tiny.gguf", "hi", "--max-tokens", "1"),
+    "generate": ("tiny.gguf", "--count", "2", "--prompt", "hi", "--raw", "--max-tokens", "1"),
+    "explain": ("tiny.gguf", "hi", "--max-tokens", "1"),
+    "plan": ("tiny.gguf",),
+    "bench": ("tiny.gguf", "--batch=1", "--prompt-len=4", "--output-len=1", "--prefill-len=4", "--rounds=1"),
+}
+_OF_RUN = {flag for command, flag, _ in NUMBERS if command == "run"}
+TRIED = [
+    *(
+        (command, flag)
+        for command, flag, _ in NUMBERS
+        if command in FIRST and (command == "run" or flag not in _OF_RUN)
+    ),
+    ("bench", "--batch"),
+]
+
+
+@pytest.mark.parametrize(("command", "flag"), TRIED)
+def test_edges_of_numbers_run_or_are_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, flag: str
+) -> None:
+    """Flags that commands share are tried with one of them."""
+    measure = MachineSpeed.measure
+    side = PythonSide(own_bytes=1 << 20, peak_own_bytes=1 << 20, mapped_bytes=1 << 20, is_measured=False)
+    monkeypatch.setattr("tuili.runtime.plan.plan.measure_python_side", lambda *_: side)
+    monkeypatch.setattr(MachineSpeed, "measure", lambda n, _: measure(n, 0.01))
     (tmp_path / "tiny.gguf").write_bytes(seeds()["llama"].encode())
     field = flag.removeprefix("--").replace("-", "_")
     for value in EDGES:
-        outcome = cli("run", "tiny.gguf", "hi", "--max-tokens", "1", flag, value)
+        outcome = cli(command, *FIRST[command], flag, value)
         if outcome.code == 0:
             assert "error" not in outcome.err
         else:
             message = one_line(outcome.err)
             assert outcome.code == 2, message
-            assert field in message or flag in message or "limit" in message, message
+            assert any(word in message for word in (field, flag, "limit", "the context holds")), message
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", "TERM", "TUILI_DEBUG", "COLUMNS", "LANG", "PYTHONIOENCODING", "HOME"])

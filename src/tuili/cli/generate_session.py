@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tuili.checks import check_optional_text
+from tuili.checks import check_optional_text, shown
 from tuili.cli.generate_display import showing, summary
 from tuili.cli.loading_settings import LoadingSettings
 from tuili.cli.run_session import check_raw, fetch_if_missing
@@ -34,6 +34,7 @@ SOME_FAILED = 3
 _STDIN = "-"
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]")
 _MAX_LOOK_BYTES = 1 << 16
+_MAX_COUNT = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +115,8 @@ def _check_output(output: Path, rows: str | None) -> None:
 def _source(settings: GenerateSettings) -> Iterator[RowSource]:
     """The rows. What comes through a pipe is kept in a file meanwhile, as rows are read more than once."""
     if settings.count is not None:
-        if settings.count < 1:
-            raise InvalidRequestError(f"count must be >= 1, got {settings.count}", param="count")
+        if not 1 <= settings.count <= _MAX_COUNT:
+            raise InvalidRequestError(f"count must be in [1, {_MAX_COUNT}], got {shown(settings.count)}", param="count")
         if settings.format is not None or settings.id_column is not None:
             raise InvalidRequestError("--count has no columns: format and id_column need --input", param="count")
         yield CountedRows(settings.count)

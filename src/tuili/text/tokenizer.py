@@ -6,6 +6,7 @@ encoded as the ordinary characters they are.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -185,9 +186,17 @@ class Tokenizer:
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """The ids the model's files put around a text."""
-        marker = self._backend.encode("a", add_special_tokens=False).ids
-        framed = self._backend.encode("a").ids
-        start = next(i for i in range(len(framed)) if framed[i : i + len(marker)] == marker)
+        probes = itertools.chain(("a",), (self.decode([token_id]) for token_id in range(self._size)))
+        for probe in probes:
+            marker = self._backend.encode(probe, add_special_tokens=False).ids
+            if marker and self._special_ids.isdisjoint(marker):
+                break
+        else:  # no text has a token
+            return self._backend.encode("").ids, []
+        framed = self._backend.encode(probe).ids
+        start = next((i for i in range(len(framed)) if framed[i : i + len(marker)] == marker), None)
+        if start is None:
+            raise ModelFileError(f"tokenizer: the tokens of {probe!a:.40} are others with those around a text")
         return framed[:start], framed[start + len(marker) :]
 
     def token_bytes(self, token_id: int) -> bytes:

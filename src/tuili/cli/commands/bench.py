@@ -18,6 +18,8 @@ from tuili.store.catalogue import DEFAULT_MODEL
 
 _PEER = "Beside another engine"
 _MAX_BATCH = 256
+_MAX_LEN = 1 << 20  # tokens
+_MAX_ROUNDS = 1000
 
 
 _Against = Annotated[
@@ -34,10 +36,10 @@ _ApiKey = Annotated[str | None, typer.Option(help="For the server.", rich_help_p
 def command(
     model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
     batch: Annotated[str, typer.Option(help="Sequences at once, one row each.")] = "1,4,16",
-    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
-    output_len: Annotated[int, typer.Option(min=1, help="Tokens decoded after each first one.")] = 64,
-    prefill_len: Annotated[int, typer.Option(min=0, help="Tokens of the prefill row; 0: none.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median is shown.")] = 3,
+    prompt_len: Annotated[int, typer.Option(min=1, max=_MAX_LEN, help="Tokens of each prompt.")] = 32,
+    output_len: Annotated[int, typer.Option(min=1, max=_MAX_LEN, help="Tokens decoded after each first one.")] = 64,
+    prefill_len: Annotated[int, typer.Option(min=0, max=_MAX_LEN, help="Tokens of the prefill row; 0: none.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, max=_MAX_ROUNDS, help="Repetitions; the median is shown.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
     against: _Against = None,
     peer_path: _PeerPath = None,

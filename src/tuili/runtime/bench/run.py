@@ -71,7 +71,7 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
     )
     with ExitStack() as stack:
         report(f"loading {model}")
-        pipeline = stack.enter_context(open_model(model, load_options))
+        pipeline = stack.enter_context(_opened(model, load_options, options))
         ours = PipelineMeter(pipeline, random.Random(options.seed))
         peer = None
         if options.against is not None:
@@ -91,6 +91,20 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
             versions=_versions(),
             peer=_peer_facts(peer),
         )
+
+
+def _opened(model: str, load_options: LoadOptions, options: BenchOptions) -> Pipeline:
+    """Raises what open_model raises, and names our lengths where a context of our making is refused."""
+    try:
+        return open_model(model, load_options)
+    except InvalidRequestError as error:
+        if error.param != "max_model_len":
+            raise
+        raise InvalidRequestError(
+            f"prompt_len {options.prompt_len}, output_len {options.output_len} and prefill_len {options.prefill_len} "
+            f"do not fit with {_SPARE_TOKENS} tokens to spare: {error}",
+            param="prompt_len",
+        ) from error
 
 
 def _check_peer(options: BenchOptions) -> None:
