@@ -13,10 +13,10 @@ import pytest
 
 from support.virtual_loop import run_virtually
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, ModelFileError, ModelNotFoundError
-from tuili.runtime.model_host import StartedModel
 from tuili.runtime.model_memory import MemoryPlan
 from tuili.runtime.model_pool import ModelPool
 from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
@@ -36,6 +36,18 @@ class _Footprint:
 
     def least(self) -> MemoryPlan:
         return MemoryPlan(max_model_len=128, kv_cache_bytes=0, weight_bytes=self._num_mib * MIB, workspace_bytes=0)
+
+
+class _Engine:
+    """What the pool does with an engine."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self._machine, self._name = machine, name
+        self.given_up = machine.lost[name]
+        self.own_bytes = machine.sizes[name] * MIB
+
+    async def aclose(self) -> None:
+        await self._machine.end(self._name)
 
 
 class Machine:
@@ -66,15 +78,9 @@ class Machine:
             raise
         self.started.append(name)
         self.lost[name] = asyncio.Event()
-        return StartedModel(
-            front=None,  # type: ignore[arg-type]
-            client=None,  # type: ignore[arg-type]
-            aclose=lambda: self._end(name),
-            resident_bytes=lambda: self.sizes[name] * MIB,
-            lost=self.lost[name],
-        )
+        return StartedModel(front=None, client=_Engine(self, name))  # type: ignore[arg-type]
 
-    async def _end(self, name: str) -> None:
+    async def end(self, name: str) -> None:
         await asyncio.sleep(0.1)
         self.running.remove(name)
         self.ended.append(name)

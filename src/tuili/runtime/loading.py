@@ -196,7 +196,7 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
 
         front = open_front(name, checkpoint, vocabulary, options.chat_template)
         if draft_checkpoint is not None:
-            _check_vocabulary(checkpoint, front.tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
+            check_vocabulary(checkpoint, front.tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
         backends = packing.result()
     running = _start_engine(checkpoint, draft_checkpoint, backends, options, free_bytes, start)
     return Pipeline(
@@ -287,8 +287,8 @@ def _load_backends(
     return backend, _load_backend(draft_checkpoint, reach, options)
 
 
-def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, draft: Checkpoint, drafts: Tokenizer) -> None:
-    """A draft is made of token ids: they must mean the same to both models."""
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, draft: Checkpoint, drafts: Tokenizer) -> None:
+    """A draft is made of token ids: they must mean the same to both models. Raises InvalidRequestError."""
     sizes = checkpoint.spec.vocab_size, draft.spec.vocab_size
     if sizes[0] != sizes[1] or not tokenizer.has_vocabulary_of(drafts):
         found = f"sizes are {sizes[0]} and {sizes[1]}" if sizes[0] != sizes[1] else "tokens differ"

@@ -7,44 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from tuili.config import store_dir
-from tuili.engine.client import EngineClient, InProcess
 from tuili.machine import available_memory
 from tuili.runtime.fetching import find_model
 from tuili.runtime.front import Front
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading import LoadOptions
 from tuili.runtime.model_memory import Footprint, MemoryPlan, read_footprint
 from tuili.runtime.model_pool_settings import PoolSettings
 from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StartedModel:
-    """A model that runs. resident_bytes is what its engine has taken of its memory by now; aclose frees all of it.
+class StartModel(Protocol):
+    """Loads the model at a path, which the store calls `source`. Raises what loading raises.
 
-    lost is set when its engine ended for good.
+    Then, and when it is cancelled, nothing is left running.
     """
 
-    front: Front
-    client: EngineClient
-    aclose: Callable[[], Awaitable[None]]
-    resident_bytes: Callable[[], int]
-    lost: asyncio.Event
-
-
-class StartModel(Protocol):
-    """Loads the model at a path. Raises what loading raises; cancelled, it leaves nothing behind."""
-
-    async def __call__(self, name: str, path: Path, options: LoadOptions) -> StartedModel: ...
+    async def __call__(self, source: str, path: Path, options: LoadOptions) -> StartedModel: ...
 
 
 class ModelHost(Protocol):
@@ -59,30 +46,12 @@ class ModelHost(Protocol):
     def free_bytes(self) -> int: ...
 
 
-async def start_served_model(name: str, path: Path, options: LoadOptions) -> StartedModel:
-    """An engine in a thread of this process."""
-    pipeline = await asyncio.to_thread(open_model, str(path), options)
-
-    async def aclose() -> None:
-        await asyncio.to_thread(pipeline.close)
-
-    return StartedModel(
-        front=replace(pipeline.front, name=name),
-        client=InProcess(pipeline.loop),
-        aclose=aclose,
-        resident_bytes=lambda: 0,
-        lost=asyncio.Event(),
-    )
-
-
 class LocalHost:
-    """ModelHost over a store. None is the user's."""
+    """ModelHost over a store."""
 
-    def __init__(
-        self, settings: PoolSettings, store: Store | None = None, start_model: StartModel = start_served_model
-    ) -> None:
+    def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel) -> None:
         self._settings, self._start_model = settings, start_model
-        self._store = store or Store(store_dir())
+        self._store = store
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
@@ -98,11 +67,12 @@ class LocalHost:
             self._settings.load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.kv_cache_bytes
         )
         path = await asyncio.to_thread(self._store.path, model.source)
-        started = await self._start_model(model.name, path, options)
+        started = await self._start_model(model.source, path, options)
         return replace(started, front=self._set_up(started.front, model))
 
     def _set_up(self, front: Front, model: KnownModel) -> Front:
-        """With the sampling defaults and the seeds that the settings ask for."""
+        """Under its served name, with the sampling defaults and the seeds that the settings ask for."""
+        front = replace(front, name=model.name)
         override = sampling_defaults(self._settings.override_generation_config)
         if self._settings.generation_config == "vllm":
             front = replace(front, default_sampling=override)

@@ -16,10 +16,11 @@ from collections.abc import AsyncIterator
 
 from tuili.config import store_dir
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, TuiliError
-from tuili.runtime.model_host import LocalHost, ModelHost, StartModel, start_served_model
+from tuili.runtime.model_host import LocalHost, ModelHost, StartModel
 from tuili.runtime.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
 from tuili.runtime.model_pool_settings import PoolSettings
 from tuili.runtime.pool_slot import Slot
+from tuili.runtime.served_engine import start_served_model
 from tuili.runtime.served_model import ModelCard, ServedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
 from tuili.store.store import Store
@@ -329,7 +330,7 @@ class ModelPool:
 
 
 def open_pool(settings: PoolSettings, start_model: StartModel = start_served_model) -> ModelPool:
-    """A pool over the user's store. Raises InvalidRequestError when one name is given to two models."""
+    """Over the user's store, a process for each engine. Raises InvalidRequestError for a name given to two models."""
     store = Store(store_dir())
     names = ServedNames(settings.models, store, only_named=settings.only_named, allow_pull=settings.allow_pull)
     return ModelPool(settings, names, LocalHost(settings, store, start_model))

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from tuili.runtime.model_host import StartedModel
 from tuili.runtime.model_memory import MemoryPlan
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.served_model import ServedModel, StartedModel
 from tuili.runtime.served_names import KnownModel
 
 # A model in use is asked to leave after this many times what loading took, and not before so many seconds: models
@@ -46,7 +45,7 @@ class Slot:
     @property
     def resident_bytes(self) -> int:
         """Taken by it, of those."""
-        return 0 if self.started is None else self.started.resident_bytes()
+        return 0 if self.started is None else self.started.client.own_bytes
 
     @property
     def may_be_unloaded(self) -> bool:
@@ -60,7 +59,7 @@ class Slot:
     @property
     def is_lost(self) -> bool:
         """Loaded once, and without an engine since."""
-        return self.started is not None and self.started.lost.is_set()
+        return self.started is not None and self.started.client.given_up.is_set()
 
     def enter(self) -> None:
         """A request uses the model or waits for it."""
@@ -93,7 +92,7 @@ class Slot:
         assert started is not None
 
         async def tell() -> None:
-            await started.lost.wait()
+            await started.client.given_up.wait()
             told.put_nowait(name)
 
         self._watch = asyncio.get_running_loop().create_task(tell(), name=f"watch {name}")
@@ -104,7 +103,7 @@ class Slot:
         if self._watch is not None:
             self._watch.cancel()
         if self.started is not None:
-            await self.started.aclose()
+            await self.started.client.aclose()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

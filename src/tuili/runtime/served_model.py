@@ -1,13 +1,38 @@
-"""A model that a pool has loaded, as everybody else sees it, and what may be asked for. Values only."""
+"""A model that a pool has loaded, as everybody else sees it, what runs it, and what may be asked for."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tuili.engine.client import EngineClient
 from tuili.runtime.front import Front
 from tuili.store.records import ModelFiles
+
+
+class ServedEngine(EngineClient, Protocol):
+    """An engine that a pool can account for and let go of."""
+
+    given_up: asyncio.Event  # set when it has ended and will not come back by itself
+
+    @property
+    def own_bytes(self) -> int:
+        """What it has taken of the memory granted to it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Frees all of it; what still runs ends with an error."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedModel:
+    """A model that runs: its text side, and the engine that answers for it."""
+
+    front: Front
+    client: ServedEngine
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -51,6 +51,7 @@ class SupervisedEngine:
         self._start_child = start_child
         self._policy = policy
         self._state: State = "restarting"
+        self.given_up = asyncio.Event()  # set while restarting it is given up
         self._flights: dict[Flight, None] = {}  # in the order they came
         self._before: dict[str, Any] = dict.fromkeys(_COUNTERS, 0)  # what earlier children counted
         self._restarts: deque[float] = deque()  # when, since a token came last
@@ -191,6 +192,7 @@ class SupervisedEngine:
 
     def _adopt(self, child: ChildProcess) -> None:
         self._child, self._state = child, "ready"
+        self.given_up.clear()
         child.on_lost = self._on_lost
         if child.is_gone:
             self._on_lost(child)
@@ -223,6 +225,7 @@ class SupervisedEngine:
         """Until there is an engine again; after too many tries in vain the next comes later."""
         while not await self._took_over():
             self._state = "failed"
+            self.given_up.set()
             _log.critical("the engine is given up for %g s", self._policy.retry_after_s)
             self._end_all(self._unavailable())
             await asyncio.sleep(self._policy.retry_after_s)

@@ -68,7 +68,9 @@ def open_listeners(addresses: Sequence[Address]) -> Listeners:
     """
     listeners = Listeners()
     try:
-        for address in dict.fromkeys(addresses):
+        for number, address in enumerate(addresses):
+            if address.port and address in addresses[:number]:
+                continue
             if address.uds is not None:
                 listeners.sockets.append(_unix_socket(address.uds))
                 listeners.addresses.append(address)

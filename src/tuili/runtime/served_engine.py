@@ -1,0 +1,69 @@
+"""Starts a model for a pool: its engine in a process of its own, under supervision, and its text side in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from tuili.engine.child_process import ChildProcess
+from tuili.engine.wire import EngineFacts, Load
+from tuili.errors import TuiliError
+from tuili.runtime.fetching import find_model
+from tuili.runtime.front import Front
+from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
+from tuili.runtime.served_model import StartedModel
+from tuili.runtime.supervised_engine import SupervisedEngine
+from tuili.weights.checkpoint import open_checkpoint
+
+
+async def start_served_model(source: str, path: Path, options: LoadOptions) -> StartedModel:
+    """The model at `path`, which the store calls `source`. The text side is made while the engine's process loads.
+
+    Raises what loading raises; then, and when it is cancelled, nothing is left running.
+    """
+    options = await asyncio.to_thread(_named_by_path, options)
+    engine = asyncio.create_task(SupervisedEngine.start(partial(_start_child, path, options)))
+    front = asyncio.create_task(asyncio.to_thread(_open_front, source, path, options))
+    try:
+        await asyncio.gather(engine, front)
+    except BaseException:
+        engine.cancel()
+        front.cancel()
+        await asyncio.wait([engine, front])
+        with suppress(TuiliError, asyncio.CancelledError, OSError):
+            await engine.result().aclose(0)
+        raise
+    client = engine.result()
+    return StartedModel(front=replace(front.result(), max_model_len=client.facts.max_model_len), client=client)
+
+
+async def _start_child(path: Path, options: LoadOptions, facts: EngineFacts | None) -> ChildProcess:
+    """`facts` are those of the process that this one replaces: its model's files must be the same."""
+    load = Load(str(path), msgspec.Raw(msgspec.msgpack.encode(options)), None if facts is None else facts.stamps)
+    return await ChildProcess.start([sys.executable, "-m", "tuili.runtime.engine_process"], load)
+
+
+def _named_by_path(options: LoadOptions) -> LoadOptions:
+    """With the draft model's path for its name: the engine's process looks nothing up."""
+    speculative = options.speculative
+    if speculative is None or speculative.model is None:
+        return options
+    return replace(options, speculative=replace(speculative, model=str(find_model(speculative.model))))
+
+
+def _open_front(source: str, path: Path, options: LoadOptions) -> Front:
+    """Headers, tokenizer and template; no weight is read."""
+    from tuili.runtime.text_parts import open_tokenizer
+
+    checkpoint = open_checkpoint(path)
+    front = open_front(source, checkpoint, tokenizer_source(checkpoint, options), options.chat_template)
+    if options.speculative is not None and options.speculative.model is not None:
+        draft = open_checkpoint(Path(options.speculative.model))
+        check_vocabulary(checkpoint, front.tokenizer, draft, open_tokenizer(draft))
+    return front

@@ -1,0 +1,160 @@
+"""`tuili serve` as people run it: a process that says where it is, answers, drains, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from support import assets
+from support.serve_process import ServerProcess, serve_process
+
+from .test_serve import make_certificate
+
+MODEL = "smollm2:135m"
+LONG = {"model": MODEL, "prompt": "Count: 1 2 3", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+
+
+def ended_within(process_ids: list[int], seconds: float) -> bool:
+    _, alive = psutil.wait_procs([psutil.Process(i) for i in process_ids if psutil.pid_exists(i)], timeout=seconds)
+    return not alive
+
+
+def data_of(line: str) -> Any:
+    """What a line of a stream holds."""
+    assert line.startswith("data: "), line
+    return json.loads(line.removeprefix("data: "))
+
+
+@contextmanager
+def running_stream(server: ServerProcess, **changes: Any) -> Iterator[Iterator[str]]:
+    """The lines of a stream, of which some have come."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | changes, timeout=60) as answer:
+        assert answer.status_code == 200
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        for _ in range(3):
+            next(lines)
+        yield lines
+
+
+@pytest.fixture
+def home(smollm2_gguf: Path) -> Path:
+    assert smollm2_gguf.is_file()
+    return assets.store_dir()
+
+
+def test_a_server_answers_on_all_its_addresses_and_drains(home: Path, tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text(f'models = ["{MODEL}"]\nserved-model-name = ["main", "gpt-4"]\nollama = true\nstrict = true\n')
+    arguments = ("--config", str(config), "--ollama-host", "127.0.0.1:0", "--max-num-seqs", "4")
+    with serve_process(*arguments, home=home, log=tmp_path / "log") as server:
+        assert server.served == "main"
+        assert len(set(server.urls)) == 2
+        for url in server.urls:
+            assert httpx.get(f"{url}/ready").json() == {"status": "ready", "models": ["main"]}
+        for name in ("main", "gpt-4", "smollm2", MODEL):
+            body = {"model": name, "prompt": "Hi", "max_tokens": 1}
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+            assert (answer.status_code, answer.json()["model"]) == (200, name)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"model": "none", "prompt": "Hi"})
+        assert (answer.status_code, "does not exist" in answer.text) == (404, True)
+        engines = server.children()
+        assert len(engines) == 1
+        with running_stream(server, max_tokens=60, model="main") as lines:
+            server.process.send_signal(signal.SIGTERM)
+            refused = None
+            while refused is None or refused.status_code == 200:
+                refused = httpx.get(f"{server.url}/ready")
+            assert refused.status_code == 503
+            answer = httpx.post(f"{server.url}/v1/completions", json={"model": "main", "prompt": "Hi"})
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+            *_, last, end = lines
+        assert end == "data: [DONE]"
+        assert data_of(last)["choices"][0]["finish_reason"] == "length"
+        assert server.wait() == 0
+        assert ended_within(engines, 5)
+        log = (tmp_path / "log").read_text().splitlines()
+        assert {json.loads(line)["path"] for line in log} == {"/ready", "/v1/completions"}
+
+
+def test_at_the_drains_deadline_answers_are_told(home: Path) -> None:
+    with serve_process(MODEL, "--drain-timeout", "300ms", home=home) as server:
+        with running_stream(server) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            *_, last = lines
+        assert "shutting down" in data_of(last)["error"]["message"]
+        assert server.wait() == 0
+
+
+def test_a_second_signal_does_not_wait(home: Path) -> None:
+    with serve_process(MODEL, home=home) as server:
+        engines = server.children()
+        with running_stream(server) as lines:
+            server.process.send_signal(signal.SIGINT)
+            while not any("again ends it now" in line for line in server.lines):
+                next(lines)
+            start_s = time.monotonic()
+            server.process.send_signal(signal.SIGINT)
+            *_, last = lines
+        assert "error" in data_of(last)
+        assert server.wait() == 128 + signal.SIGINT
+        assert time.monotonic() - start_s < 5
+        assert ended_within(engines, 5)
+
+
+def test_an_engine_that_is_given_up_ends_the_server(home: Path) -> None:
+    with serve_process(MODEL, home=home) as server:
+        killed: set[int] = set()
+        until_s = time.monotonic() + 60
+        while server.process.poll() is None:
+            assert time.monotonic() < until_s
+            for child in psutil.Process(server.process.pid).children():
+                if child.pid not in killed:
+                    killed.add(child.pid)
+                    os.kill(child.pid, signal.SIGKILL)
+            time.sleep(0.02)
+        assert server.wait() == 70
+        assert any("is given up" in line for line in server.lines)
+        assert ended_within(list(killed), 5)
+
+
+def test_a_unix_socket_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serve_process("--uds", "socket", home=tmp_path / "home") as server:
+        assert server.urls == ["unix:socket"]
+        assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
+        with httpx.Client(transport=httpx.HTTPTransport(uds="socket"), base_url="http://localhost") as client:
+            assert client.get("/health").json() == {"status": "ok"}
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert not (tmp_path / "socket").exists()
+    make_certificate(tmp_path)
+    with serve_process("--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem", home=tmp_path / "home") as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        assert httpx.get(f"{server.url}/ready", verify=ssl.create_default_context(cafile="cert.pem")).status_code == 200
+
+
+def test_the_application_under_another_host(tmp_path: Path, unused_tcp_port: int) -> None:
+    environ = os.environ | {"TUILI_HOME": str(tmp_path), "TUILI_SERVE_STRICT": "1", "TUILI_SERVE_LOG_REQUESTS": "0"}
+    command = [sys.executable, "-m", "uvicorn", "--factory", "tuili.server:create_app", "--port", str(unused_tcp_port)]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        transport = httpx.HTTPTransport(retries=8)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{unused_tcp_port}", timeout=30) as client:
+            assert client.get("/ready").status_code == 200
+            assert client.get("/v1/models").json()["data"] == []
+    finally:
+        process.terminate()
+        assert process.wait(20) in (0, -signal.SIGTERM)
