@@ -122,7 +122,9 @@ class TokenDelta:
 class GenerateRequest:
     """What a person asks: exactly one of prompt, prompt_token_ids and messages.
 
-    context_len bounds prompt and answer together, where the model's own context is not bound enough.
+    context_len bounds prompt and answer together, where the model's own context is not bound enough. Of a prompt:
+    control tokens written in it count with parse_special, and add_special_tokens puts around it what the model's
+    files put around a text.
     """
 
     request_id: str
@@ -140,6 +142,8 @@ class GenerateRequest:
     cache_salt: str = ""
     beam_search: BeamSearchParams | None = None
     context_len: int | None = None
+    parse_special: bool = False
+    add_special_tokens: bool = True
     split_reasoning: bool = False  # tell thinking apart from the answer
 
 

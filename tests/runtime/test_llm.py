@@ -193,3 +193,15 @@ def test_an_unknown_model_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_model_too_long_for_its_positions_is_refused(smollm2_gguf: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"max_model_len must be in \[1, 8192\]"):
         LLM(str(smollm2_gguf), max_model_len=10_000)
+
+
+def test_thinking_is_told_apart_where_it_is_asked_for(llm: LLM) -> None:
+    """The template opens the thinking, so that no mark of it is in the output."""
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n"
+    params = SamplingParams(temperature=0, max_tokens=12, logit_bias={0: -100})
+    messages = [{"role": "user", "content": "What is <think> for?"}]
+    plain = llm.chat(messages, params, chat_template=template, use_tqdm=False)[0].outputs[0]
+    split = llm.chat(messages, params, chat_template=template, use_tqdm=False, split_reasoning=True)[0].outputs[0]
+    assert (split.reasoning, split.text) == (plain.text, "")
+    assert plain.reasoning == ""
+    assert split.token_ids == plain.token_ids

@@ -134,7 +134,11 @@ class Front:
         if isinstance(request.prompt, PromptText):
             return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
         if request.prompt is not None:
-            ids = self.tokenizer.encode(request.prompt)
+            ids = self.tokenizer.encode(
+                request.prompt,
+                add_special_tokens=request.add_special_tokens,
+                parse_special=request.parse_special,
+            )
             if not ids:
                 raise InvalidRequestError("prompt is empty: give at least one token", param="prompt")
             return PromptTokens(tuple(ids), request.prompt)

@@ -109,6 +109,21 @@ def test_openai_completions_with_everything(client: openai.OpenAI, name: str) ->
     assert {choice.index for chunk in streamed for choice in chunk.choices} == {0, 1}
 
 
+def test_control_tokens_count_in_prompts_and_never_in_messages(client: openai.OpenAI, name: str) -> None:
+    written = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+    def num_prompt(**extra: Any) -> int:
+        answer = client.completions.create(model=name, prompt=written, max_tokens=1, extra_body=extra)
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    assert num_prompt() + 15 < num_prompt(parse_special=False)
+    said: Any = [{"role": "user", "content": written}]
+    chat = client.chat.completions.create(model=name, messages=said, max_tokens=1)
+    assert chat.usage is not None
+    assert chat.usage.prompt_tokens > num_prompt(parse_special=False)
+
+
 def test_openai_hears_what_is_wrong(client: openai.OpenAI, name: str) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model=name, messages=[{"role": "user", "content": "word " * 2000}])

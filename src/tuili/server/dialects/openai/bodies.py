@@ -91,7 +91,7 @@ class _Generate(Sampling):
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
-    priority: int | None = None
+    priority: int | None = Field(None, ge=-(2**63), lt=2**63)
     best_of: int | None = None
     add_special_tokens: bool | None = None
     user: str | None = None

@@ -53,20 +53,14 @@ def completion_requests(body: dict[str, Any], model: ServedModel) -> list[Genera
     Control tokens written in a prompt count, and what the model's files put before a text is put there, unless
     parse_special or add_special_tokens is false.
     """
-    front = model.front
-    asked = _with_echo(body)
-    shared = engine_request(asked, COMPLETIONS, completion_defaults(front.default_sampling), {"prompt": ""})
-    found = []
-    for prompt in prompts(body.get("prompt")):
-        if (text := prompt.get("prompt")) is not None:
-            ids = front.tokenizer.encode(
-                text,
-                add_special_tokens=body.get("add_special_tokens", True),
-                parse_special=body.get("parse_special", True),
-            )
-            prompt = {"prompt_token_ids": tuple(ids), "shown_prompt": text}
-        found.append(replace(shared, prompt=None, **prompt))
-    return found
+    fields = {
+        "prompt": "",
+        "parse_special": body.get("parse_special", True),
+        "add_special_tokens": body.get("add_special_tokens", True),
+    }
+    defaults = completion_defaults(model.front.default_sampling)
+    shared = engine_request(_with_echo(body), COMPLETIONS, defaults, fields)
+    return [replace(shared, **{"prompt": None, **prompt}) for prompt in prompts(body.get("prompt"))]
 
 
 def _with_echo(body: dict[str, Any]) -> dict[str, Any]:

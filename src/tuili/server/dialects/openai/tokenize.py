@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -28,7 +29,7 @@ async def tokenize(request: Request) -> Response:
         )
     serving: Serving = request.app.state.serving
     async with serving.pool.use(model_name(request, body.get("model"))) as model:
-        ids = _ids(body, model.front)
+        ids = await asyncio.to_thread(_ids, body, model.front)
         if kinds == ["content"]:
             pieces = [{"id": i, "piece": _piece(model.front, i)} for i in ids]
             return json_response({"tokens": pieces if body.get("with_pieces") else ids})
