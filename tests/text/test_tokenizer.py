@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from support.small_model import small_tokenizer
 from tuili.text.tokenizer import NamedTokens, Tokenizer
@@ -32,3 +32,18 @@ def test_a_text_is_framed_whatever_letters_the_vocabulary_lacks(vocabulary: tupl
     ours = Tokenizer(backend, NamedTokens())
     for text in ("", "b", "ab", "zz"):
         assert ours.encode(text) == backend.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "split", [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Metaspace(prepend_scheme="always")]
+)
+def test_a_word_cut_so_that_it_is_no_control_token_gets_no_space(split: pre_tokenizers.PreTokenizer) -> None:
+    """Merging makes the control token of ordinary characters, in the middle of a word."""
+    tokens = ["##", "x", "#", "Ġ", "▁"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [("#", "#")]))
+    backend.pre_tokenizer, backend.decoder = split, decoders.Fuse()
+    backend.add_special_tokens(["##"])
+    found = [tokens[i] for i in Tokenizer(backend, NamedTokens()).encode("x##x")]
+    assert found[0] in "Ġ▁"
+    assert found[1:] == ["x", "#", "#", "x"]

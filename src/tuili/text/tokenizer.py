@@ -152,7 +152,12 @@ class Tokenizer:
         cut = start + 1
         if stop - start == 1:
             raise ModelFileError(f"tokenizer: the character {text[start:stop]!r} is itself a special token")
-        return self._encode_text(backend, text[:cut]) + self._encode_text(self._inner_backend, text[cut:])
+        return self._encode_text(backend, text[:cut]) + self._encode_text(self._cut_backend, text[cut:])
+
+    @cached_property
+    def _cut_backend(self) -> tokenizers.Tokenizer:
+        """For what stands behind a cut through a word."""
+        return _without_word_start(self._backend, ("first", "always")) or self._inner_backend
 
     def _trusted_special(self, prompt: PromptText) -> Iterable[tuple[int, int, int]]:
         """Special tokens in trusted stretches: start and stop with the whitespace they take, and id."""
@@ -322,16 +327,23 @@ def _without_special(
     return other
 
 
-def _without_word_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:
-    """As `_without_special`, for text that does not begin a prompt, where the split marks that place; else None."""
+def _without_word_start(
+    backend: tokenizers.Tokenizer, schemes: Sequence[str] = ("first",)
+) -> tokenizers.Tokenizer | None:
+    """As `_without_special`, for text that does not begin a prompt, where the split marks that place; else None.
+
+    With the scheme "always" text goes on in the middle of a word: no split marks a word's start there.
+    """
     if backend.pre_tokenizer is None:
         return None
     state = json.loads(backend.pre_tokenizer.__getstate__())
-    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    first = [step for step in steps if step["type"] == "Metaspace" and step["prepend_scheme"] == "first"]
-    if not first:
+    is_changed = False
+    for step in state["pretokenizers"] if state["type"] == "Sequence" else [state]:
+        if step["type"] == "Metaspace" and step["prepend_scheme"] in schemes:
+            step["prepend_scheme"], is_changed = "never", True
+        if step["type"] == "ByteLevel" and step["add_prefix_space"] and "always" in schemes:
+            step["add_prefix_space"], is_changed = False, True
+    if not is_changed:
         return None
-    for step in first:
-        step["prepend_scheme"] = "never"
     shell = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": state}
     return _without_special(backend, tokenizers.Tokenizer.from_str(json.dumps(shell)).pre_tokenizer)
