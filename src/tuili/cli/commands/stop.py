@@ -1,0 +1,21 @@
+"""`tuili stop`: have a running server unload models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tuili.cli.model_argument import complete_stored_model
+from tuili.cli.server_client import KeyOption, ServerClient, UrlOption
+
+
+def command(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=complete_stored_model)],
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+) -> None:
+    """Unload models of a running server, each once the requests that use it have ended."""
+    with ServerClient(url, api_key) as client:
+        for name in names:
+            client.post("/v1/models/unload", {"model": name})

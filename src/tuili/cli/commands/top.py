@@ -1,0 +1,61 @@
+"""`tuili top`: what a running server is doing, as it goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from tuili.cli.server_client import KeyOption, ServerClient, UrlOption
+from tuili.cli.terminal import is_plain
+
+
+def command(
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once; that is all without a terminal, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a look.")] = False,
+) -> None:
+    """Show a running server's requests (waiting, prefill, decode), tokens per second, models and memory.
+
+    Ctrl-C ends it.
+    """
+    with ServerClient(url, api_key) as client:
+        if as_json:
+            _print_views(client, None if once else interval)
+        elif once or is_plain(sys.stdout):
+            _print_view(client)
+        else:
+            _show_views(client, interval)
+
+
+def _print_views(client: ServerClient, interval_s: float | None) -> None:
+    from tuili.cli.server_view import view
+
+    typer.echo(json.dumps(asdict(view(client))))
+    while interval_s is not None:
+        time.sleep(interval_s)
+        typer.echo(json.dumps(asdict(view(client))))
+
+
+def _print_view(client: ServerClient) -> None:
+    from tuili.cli.server_view import render_view, view
+
+    typer.echo(render_view(view(client)), nl=False)
+
+
+def _show_views(client: ServerClient, interval_s: float) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    from tuili.cli.server_view import render_view, view
+
+    with Live(Text(render_view(view(client))), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval_s)
+            live.update(Text(render_view(view(client))), refresh=True)

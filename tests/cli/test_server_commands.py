@@ -1,0 +1,91 @@
+"""ps, stop and top against a server on a port of the loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from support.served import Listening, listening
+from tuili.cli.server_client import server_url
+from tuili.errors import InvalidRequestError
+
+from .conftest import Cli
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with listening() as server:
+        monkeypatch.setenv("TUILI_HOST", f"127.0.0.1:{server.port}")
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "url"),
+    [
+        (None, {}, "http://127.0.0.1:8000"),
+        ("https://host", {"TUILI_HOST": "other"}, "https://host:443"),
+        ("http://[::1]:9000/", {}, "http://[::1]:9000"),
+        (None, {"TUILI_HOST": "host"}, "http://host:8000"),
+        (None, {"OLLAMA_HOST": "0.0.0.0"}, "http://127.0.0.1:11434"),
+        (None, {"OLLAMA_HOST": ":9", "TUILI_HOST": "https://host:8443"}, "https://host:8443"),
+    ],
+)
+def test_where_the_server_is(given: str | None, environment: dict[str, str], url: str) -> None:
+    assert server_url(given, environment) == url
+
+
+@pytest.mark.parametrize("given", ["host", "ftp://host", "http://host:99999", "http://host/path", "http://a b"])
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(InvalidRequestError, match="--url must be an address"):
+        server_url(given, {})
+
+
+def test_ps_lists_what_is_loaded(cli: Cli, server: Listening) -> None:
+    lines = cli("ps").out.splitlines()
+    assert lines[0].split()[:2] == ["NAME", "MEMORY"]
+    assert lines[1].startswith("small:latest")
+    assert lines[1].endswith("128      for ever")
+    (model,) = json.loads(cli("ps", "--json", "--url", server.url).out)
+    assert model["name"] == "small:latest"
+
+
+def test_top_shows_what_runs(cli: Cli, server: Listening) -> None:
+    started = threading.Event()
+    body = {"model": "small", "prompt": "abc", "options": {"num_predict": -1, "temperature": 1}}
+
+    def ask() -> None:
+        while not started.is_set():
+            with httpx.stream("POST", f"{server.url}/api/generate", json=body) as answer:
+                answer.read()
+
+    assert "queue 0  prefill 0  decode 0" in cli("top", "--once").out
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        while not (rows := json.loads(cli("top", "--once", "--json").out)["requests"]):
+            pass
+    finally:
+        started.set()
+        asking.join()
+    assert rows[0]["model"] == "small"
+    text = cli("top").out
+    assert "small:latest" in text
+    assert "tokens/s" in text
+
+
+def test_stop_unloads(cli: Cli, server: Listening) -> None:
+    assert cli("stop", "small").code == 0
+    missing = cli("stop", "absent")
+    assert (missing.code, missing.err) == (1, f"error: {server.url}/v1/models/unload: there is no model 'absent'\n")
+
+
+@pytest.mark.parametrize("command", [["ps"], ["top", "--once"], ["stop", "x"]])
+def test_without_a_server_it_says_so(cli: Cli, command: list[str]) -> None:
+    outcome = cli(*command, "--url", "http://127.0.0.1:1")
+    assert outcome.code == 1
+    assert "nothing answers at http://127.0.0.1:1: is `tuili serve` running there?" in outcome.err
