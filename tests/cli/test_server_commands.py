@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 from support.served import Listening, listening
 from tuili.cli.server_client import server_url
 from tuili.errors import InvalidRequestError
+from tuili.server.admission import Seats
 
 from .conftest import Cli
 
@@ -54,28 +54,17 @@ def test_ps_lists_what_is_loaded(cli: Cli, server: Listening) -> None:
     assert model["name"] == "small:latest"
 
 
-def test_top_shows_what_runs(cli: Cli, server: Listening) -> None:
-    started = threading.Event()
-    body = {"model": "small", "prompt": "abc", "options": {"num_predict": -1, "temperature": 1}}
-
-    def ask() -> None:
-        while not started.is_set():
-            with httpx.stream("POST", f"{server.url}/api/generate", json=body) as answer:
-                answer.read()
-
-    assert "queue 0  prefill 0  decode 0" in cli("top", "--once").out
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        while not (rows := json.loads(cli("top", "--once", "--json").out)["requests"]):
-            pass
-    finally:
-        started.set()
-        asking.join()
-    assert rows[0]["model"] == "small"
-    text = cli("top").out
+def test_top_shows_what_waits(cli: Cli, server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "queue 0  prefill 0  decode 0  waiting tokens 0  0.0 tokens/s" in cli("top", "--once").out
+    monkeypatch.setattr(Seats, "_room", lambda _: 0)  # no request gets a place
+    body = {"model": "small", "prompt": "abc"}
+    with httpx.Client(base_url=server.url) as client, client.stream("POST", "/api/generate", json=body):
+        (row,) = json.loads(cli("top", "--once", "--json").out)["requests"]
+        text = cli("top").out
+    waiting = {"model": "small", "key": "anonymous", "phase": "queue", "prompt_tokens": 9, "output_tokens": 0}
+    assert waiting.items() <= row.items()
+    assert "queue 1  prefill 0  decode 0  waiting tokens 9" in text
     assert "small:latest" in text
-    assert "tokens/s" in text
 
 
 def test_stop_unloads(cli: Cli, server: Listening) -> None:

@@ -1,0 +1,27 @@
+"""A conversation of the `ollama` package from npm with SmolLM2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from support.served import Listening
+
+
+def test_a_conversation(smollm2_server: Listening, name: str, node_clients: Path) -> None:
+    script = node_clients / "ollama_client.mjs"  # beside the packages it imports
+    shutil.copy(Path(__file__).with_name("client.mjs"), script)
+    environment = {**os.environ, "URL": smollm2_server.url, "MODEL": name}
+    result = subprocess.run(["node", script], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert "4" in told["whole"]
+    assert told["whole"] == told["streamed"] == told["generated"]
+    assert (told["done"], told["left"], told["models"]) == ("stop", "AbortError", [name])
+    (missing, missing_text), (refused, refused_text) = told["errors"]
+    assert (missing, refused) == (404, 400)
+    assert "absent" in missing_text
+    assert "format is not implemented" in refused_text
