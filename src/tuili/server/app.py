@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 import tuili
 from tuili import registry
@@ -88,7 +89,10 @@ async def _refuse(request: Request, error: Exception) -> NoReturn:
     if error.status_code == 404:
         raise RouteNotFoundError(f"there is nothing at {request.url.path}")
     if error.status_code == 405:
-        allowed = tuple((error.headers or {}).get("Allow", "").replace(" ", "").split(","))
+        scope = request.scope
+        matching = [route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE]
+        matching = [route for route in matching if route.path == scope["path"]] or matching
+        allowed = tuple(sorted({method for route in matching for method in route.methods}))
         raise MethodNotAllowedError(f"{request.method} is not allowed at {request.url.path}", allowed=allowed)
     raise InvalidRequestError(str(error.detail)) if error.status_code < 500 else TuiliError(str(error.detail))
 

@@ -17,7 +17,6 @@ from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]
 _SCOPE = "x-scope"
-_REF_TEMPLATE = "#/components/schemas/{model}"
 
 
 def scoped(
@@ -30,7 +29,10 @@ def scoped(
     """
     entry: dict[str, Any] = {_SCOPE: scope, **extra}
     if body is not None:
-        schema = body.model_json_schema(ref_template=_REF_TEMPLATE)
+        place = body.__module__.split(".")[-2]  # dialects may call different things the same
+        schema = body.model_json_schema(ref_template=f"#/components/schemas/{place}.{{model}}")
+        if "$defs" in schema:
+            schema["$defs"] = {f"{place}.{name}": inner for name, inner in schema["$defs"].items()}
         entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if streams is not None:
         entry["responses"] = {"200": {"description": "The answer", "content": {"application/json": {}, streams: {}}}}

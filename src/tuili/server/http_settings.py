@@ -25,7 +25,6 @@ class HttpSettings:
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     is_strict: bool = False
-    has_docs: bool = False
     max_header_bytes: int = 64 << 10
     max_headers: int = 100
     header_timeout_s: float = 30.0

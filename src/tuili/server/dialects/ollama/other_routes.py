@@ -24,6 +24,7 @@ _PAGE = """<!doctype html>
 <p>See also <a href="/openapi.json">/openapi.json</a>, <a href="/health">/health</a> and
 <a href="/metrics">/metrics</a>.</p>
 """
+_TEXT = {"200": {"description": "A greeting", "content": {"text/plain": {}, "text/html": {}}}}
 _MISSING: tuple[tuple[str, str, Scope, str], ...] = (
     ("POST", "/api/embed", "infer", "embeddings do not exist yet"),
     ("POST", "/api/embeddings", "infer", "embeddings do not exist yet"),
@@ -36,7 +37,7 @@ _MISSING: tuple[tuple[str, str, Scope, str], ...] = (
 
 def add_other_routes(router: APIRouter) -> None:
     """These routes."""
-    router.api_route("/", methods=["GET", "HEAD"], openapi_extra=scoped("public"))(greet)
+    router.api_route("/", methods=["GET", "HEAD"], openapi_extra=scoped("public", responses=_TEXT))(greet)
     for method, path, scope, why in _MISSING:
         router.add_api_route(path, _refusal(path, why), methods=[method], openapi_extra=scoped(scope))
 
