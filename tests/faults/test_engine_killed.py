@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,9 +12,12 @@ import pytest_asyncio
 from support import fake_engine
 from support.answers import Answers, ask
 from support.fake_backend import solo
-from support.faults import KillAt, start_fake, take_all
-from tuili.runtime.supervised_engine import SupervisedEngine
-from tuili.types import TokenRequest
+from support.faults import KillAt, collect, start_fake, take_all
+from tuili.errors import EngineUnavailableError
+from tuili.runtime.engine_start import start_engine
+from tuili.runtime.loading import LoadOptions
+from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.types import SamplingParams, TokenRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NUM_KILLS, NUM_STREAMS = 20, 16
@@ -42,6 +46,44 @@ def streams(round_: int) -> list[TokenRequest]:
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SupervisedEngine]:
     engine = await start_fake(tmp_path_factory.mktemp("model"))
     yield engine
+    await engine.aclose()
+
+
+async def test_real_streams_survive_kills(smollm2_gguf: Path) -> None:
+    engine = await start_engine(smollm2_gguf, LoadOptions(max_model_len=256, kv_cache_memory_bytes=64 << 20))
+    requests = [
+        TokenRequest(
+            request_id=f"r{i}",
+            prompt_token_ids=tuple(range(40 * i + 1, 40 * i + 9 + i)),
+            sampling=SamplingParams(max_tokens=24, logprobs=1, **kind),  # type: ignore[arg-type]
+            seed=i,
+        )
+        for i, kind in enumerate([{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 1.0, "n": 2}] * 3)
+    ]
+    uncut = await take_all(engine, requests)
+    for num_deltas in (100,):
+        cut = await take_all(engine, requests, KillAt(engine, num_deltas))
+        for request, before, after in zip(requests, uncut, cut, strict=True):
+            for index in request.indexes:
+                assert _told(after, request.request_id, index) == _told(before, request.request_id, index)
+    assert engine.health.num_restarts == 1
+    assert engine.facts.cache_bytes <= 64 << 20
+    await engine.aclose()
+
+
+def _told(answers: Answers, request_id: str, index: int) -> list[tuple[int, object]]:
+    deltas = answers.deltas[request_id, index]
+    return [pair for delta in deltas for pair in zip(delta.token_ids, delta.logprobs or (), strict=True)]
+
+
+async def test_a_model_whose_file_has_become_another_is_not_gone_on_with(tmp_path: Path) -> None:
+    engine = await start_fake(tmp_path, RestartPolicy(max_restarts=1))
+    (tmp_path / "model").write_bytes(b"others")
+    request = ask("r", [1, 2], max_tokens=200)
+    answers = await collect(engine, request, KillAt(engine, 3))
+    error = answers.last("r").error
+    assert isinstance(error, EngineUnavailableError)
+    assert "model: changed on disk since it was loaded" in str(error)
     await engine.aclose()
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,7 @@ from tuili.types import TokenDelta, TokenRequest
 from tuili.weights.mapped_file import file_stamps
 
 HEARTBEAT_S = 1.0
+BUSY_HEARTBEAT_S = 0.25
 EXIT_INTERNAL = 70  # EX_SOFTWARE
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
@@ -63,6 +65,8 @@ class EngineProcess:
         self._send_lock = threading.Lock()
         self._running: RunningEngine | None = None
         self._arrived: list[WireDelta] = []  # of the step under way; the engine's thread alone
+        self._memory = (0, 0)  # as last looked at: that is dearer than the rest of a heartbeat
+        self._told_load, self._told_s = (0, 0), 0.0
         self._is_closing = False
         self._requests: dict[int, RequestSink] = {}
 
@@ -148,6 +152,15 @@ class EngineProcess:
         except WireError:  # too large together, so one by one
             for delta in arrived:
                 self._send_alone(delta)
+        self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        """A heartbeat out of turn when requests came or went, or the last one is old for an engine at work."""
+        stats, now = self._loop.stats(), time.monotonic()
+        load = (stats.num_running, stats.num_waiting)
+        if load != self._told_load or now - self._told_s > BUSY_HEARTBEAT_S:
+            self._told_load, self._told_s = load, now
+            self._send(Heartbeat(stats, *self._memory))
 
     def _send_alone(self, delta: WireDelta) -> None:
         try:
@@ -164,8 +177,8 @@ class EngineProcess:
 
     def _heartbeat(self) -> Heartbeat:
         running = self._running
-        own, mapped = process_memory()
-        return Heartbeat(None if running is None else running.loop.stats(), own, mapped)
+        self._memory = process_memory()
+        return Heartbeat(None if running is None else running.loop.stats(), *self._memory)
 
     def _send(self, message: FromEngine) -> None:
         data = frame(message)

@@ -56,6 +56,7 @@ class SupervisedEngine:
         self._before: dict[str, Any] = dict.fromkeys(_COUNTERS, 0)  # what earlier children counted
         self._restarts: deque[float] = deque()  # when, since a token came last
         self._num_restarts = 0
+        self._failure: Exception | None = None  # why the last try to start one failed
         self._condemned: ChildProcess | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._child = child
@@ -191,7 +192,7 @@ class SupervisedEngine:
             flight.end("error", error)
 
     def _adopt(self, child: ChildProcess) -> None:
-        self._child, self._state = child, "ready"
+        self._child, self._state, self._failure = child, "ready", None
         self.given_up.clear()
         child.on_lost = self._on_lost
         if child.is_gone:
@@ -239,6 +240,7 @@ class SupervisedEngine:
                 child = await self._start_child(self._child.facts)
             except (TuiliError, OSError) as error:
                 _log.error("the engine could not be restarted: %s", error)
+                self._failure = error
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
             else:
@@ -255,9 +257,8 @@ class SupervisedEngine:
         return len(self._restarts) <= self._policy.max_restarts
 
     def _unavailable(self) -> EngineUnavailableError:
-        return EngineUnavailableError(
-            f"the engine fails again and again: it is tried again every {self._policy.retry_after_s:g} seconds"
-        )
+        reason = "fails again and again" if self._failure is None else f"cannot be restarted: {self._failure}"
+        return EngineUnavailableError(f"the engine {reason}; it is tried again every {self._policy.retry_after_s:g} s")
 
     def _end_all(self, error: TuiliError) -> None:
         for flight in list(self._flights):
