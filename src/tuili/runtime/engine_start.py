@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,11 @@ COMMAND = (sys.executable, "-P", "-m", "tuili.runtime.engine_process")  # -P: no
 
 
 async def start_engine(path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None) -> SupervisedEngine:
-    """Loads the model at `path` in a process of its own; a draft model is found by its name here.
+    """Loads the model at `path` in a process of its own, where a draft model is looked for by its path only.
 
     A process that takes over has the same context and cache, and is refused files that have become others: it is to go
     on where the first one was. Raises what loading raises. Cancelled, it leaves nothing behind.
     """
-    options = await asyncio.to_thread(_with_draft_path, options)
 
     async def start_child(facts: EngineFacts | None) -> ChildProcess:
         like = options
@@ -41,7 +39,8 @@ def load_message(path: Path, options: LoadOptions, stamps: tuple[tuple[str, int,
     return Load(str(path.absolute()), msgspec.Raw(msgspec.msgpack.encode(options)), stamps)
 
 
-def _with_draft_path(options: LoadOptions) -> LoadOptions:
+def named_by_path(options: LoadOptions) -> LoadOptions:
+    """With the draft model's path for its name: the engine's process looks nothing up. Raises as find_model."""
     speculative = options.speculative
     if speculative is None or speculative.model is None:
         return options

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import msgspec
-
-from tuili.engine.child_process import ChildProcess
-from tuili.engine.wire import EngineFacts, Load
 from tuili.errors import TuiliError
-from tuili.runtime.fetching import find_model
+from tuili.runtime.engine_start import named_by_path, start_engine
 from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
 from tuili.runtime.served_model import StartedModel
-from tuili.runtime.supervised_engine import SupervisedEngine
 from tuili.weights.checkpoint import open_checkpoint
 
 
@@ -27,8 +20,8 @@ async def start_served_model(source: str, path: Path, options: LoadOptions) -> S
 
     Raises what loading raises; then, and when it is cancelled, nothing is left running.
     """
-    options = await asyncio.to_thread(_named_by_path, options)
-    engine = asyncio.create_task(SupervisedEngine.start(partial(_start_child, path, options)))
+    options = await asyncio.to_thread(named_by_path, options)
+    engine = asyncio.create_task(start_engine(path, options))
     front = asyncio.create_task(asyncio.to_thread(_open_front, source, path, options))
     try:
         await asyncio.gather(engine, front)
@@ -41,20 +34,6 @@ async def start_served_model(source: str, path: Path, options: LoadOptions) -> S
         raise
     client = engine.result()
     return StartedModel(front=replace(front.result(), max_model_len=client.facts.max_model_len), client=client)
-
-
-async def _start_child(path: Path, options: LoadOptions, facts: EngineFacts | None) -> ChildProcess:
-    """`facts` are those of the process that this one replaces: its model's files must be the same."""
-    load = Load(str(path), msgspec.Raw(msgspec.msgpack.encode(options)), None if facts is None else facts.stamps)
-    return await ChildProcess.start([sys.executable, "-m", "tuili.runtime.engine_process"], load)
-
-
-def _named_by_path(options: LoadOptions) -> LoadOptions:
-    """With the draft model's path for its name: the engine's process looks nothing up."""
-    speculative = options.speculative
-    if speculative is None or speculative.model is None:
-        return options
-    return replace(options, speculative=replace(speculative, model=str(find_model(speculative.model))))
 
 
 def _open_front(source: str, path: Path, options: LoadOptions) -> Front:
