@@ -131,6 +131,13 @@ class Listening:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    def wait_idle(self, timeout_s: float = 10) -> None:
+        """Returns when no engine runs anything any more."""
+        until_s = time.monotonic() + timeout_s
+        while any(model.client.stats().num_running for model in self.pool.loaded()):
+            assert time.monotonic() < until_s, "an engine still runs requests"
+            time.sleep(0.01)
+
     def connect(self) -> socket.socket:
         """A connection, whose reads give up after ten seconds."""
         return socket.create_connection((self.host, self.port), timeout=10)

@@ -104,7 +104,5 @@ def test_a_stream_that_is_left_ends_its_request(
     wanted = {**greedy, "messages": [{"role": "user", "content": "Count to a thousand."}], "max_tokens": 400}
     with client.messages.stream(**wanted) as stream:
         next(iter(stream.text_stream))
-    for model in smollm2_server.pool.loaded():
-        while model.client.stats().num_running:
-            pass
+    smollm2_server.wait_idle()
     assert client.messages.create(**greedy).stop_reason == "end_turn"

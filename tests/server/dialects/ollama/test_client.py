@@ -134,7 +134,5 @@ def test_a_stream_that_is_left_ends_its_request(client: ollama.Client, name: str
     stream = client.generate(name, "Count to a thousand.", options={"num_predict": 400}, stream=True)
     next(stream)
     stream.close()
-    for model in smollm2_server.pool.loaded():
-        while model.client.stats().num_running:
-            pass
+    smollm2_server.wait_idle()
     assert client.chat(name, ASKED, options=GREEDY).done
