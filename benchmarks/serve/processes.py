@@ -1,0 +1,155 @@
+"""The servers measured, as processes of their own, and what the system says of them. Linux."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from benchmarks.serve.client import Address, ask, get
+
+_READY = re.compile(r"tuili serves .* on http://([0-9.]+):(\d+)")
+_START_S = 120.0
+
+
+@dataclass
+class Server:
+    """A process that listens, and those it started."""
+
+    process: subprocess.Popen[str]
+    address: Address
+
+    def pids(self) -> dict[str, int]:
+        """By what they do: http, and engine where that is a process of its own."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return {
+            "http": self.process.pid,
+            **{name: child.pid for name, child in zip(["engine"], children, strict=False)},
+        }
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time so far, by process."""
+        return {name: cpu_s(pid) for name, pid in self.pids().items()}
+
+    def own_kib(self) -> dict[str, int]:
+        """Memory that is no file's, swapped out or not."""
+        return {name: own_kib(pid) for name, pid in self.pids().items()}
+
+    def handles(self) -> dict[str, int]:
+        """Open descriptors and threads, by process."""
+        found = {}
+        for name, pid in self.pids().items():
+            process = psutil.Process(pid)
+            found |= {f"{name}_fds": process.num_fds(), f"{name}_threads": process.num_threads()}
+        return found
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+
+def cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def own_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(n) for n in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB$", status, re.MULTILINE))
+
+
+@contextmanager
+def tuili_server(model: str, *flags: str) -> Iterator[Server]:
+    """`tuili serve MODEL FLAGS` on a free port, once it is ready; killed in the end."""
+    command = [sys.executable, "-m", "tuili.cli.main", "serve", model, "--port", "0", *flags]
+    with tempfile.TemporaryDirectory() as home:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TUILI_HOME": home},
+        )
+        try:
+            yield Server(process, _address(process))
+        finally:
+            _end(process)
+
+
+def _address(process: subprocess.Popen[str]) -> Address:
+    """From the line that says it is ready; what else it says goes on to stderr. Raises RuntimeError."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if match := _READY.match(line):
+            threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
+            return match[1], int(match[2])
+        sys.stderr.write(line)
+    raise RuntimeError("the server did not start")
+
+
+def _pass_on(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        sys.stderr.write(line)
+
+
+@contextmanager
+def llama_server(binary: Path, model: str, num_slots: int, context_len: int, num_threads: int) -> Iterator[Server]:
+    """llama.cpp's server with a slot for each client, once it is healthy; killed in the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [str(binary), "-m", model, "--host", "127.0.0.1", "--port", str(port), "-t", str(num_threads)]
+    command += ["-np", str(num_slots), "-c", str(num_slots * context_len), "--cache-ram", "0", "--no-webui"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "LD_LIBRARY_PATH": str(binary.parent)},
+    )
+    try:
+        server = Server(process, ("127.0.0.1", port))
+        _await_health(server)
+        yield server
+    finally:
+        _end(process)
+
+
+def _await_health(server: Server) -> None:
+    until_s = time.monotonic() + _START_S
+    while asyncio.run(ask(server.address, get("/health"))).status != 200:
+        if server.process.poll() is not None or time.monotonic() > until_s:
+            raise RuntimeError(f"{server.process.args} did not start")
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+
+
+async def metric(server: Server, name: str) -> float:
+    """A number of /metrics, summed over its labels."""
+    reply = await ask(server.address, get("/metrics"))
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in reply.body.decode().splitlines()
+        if re.match(rf"{re.escape(name)}[ {{]", line)
+    )
+
+
+def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after}
