@@ -89,6 +89,20 @@ def test_a_server_answers_on_all_its_addresses_and_drains(home: Path, tmp_path: 
         assert {json.loads(line)["path"] for line in log} == {"/ready", "/v1/completions"}
 
 
+def test_a_signal_while_models_load_ends_at_once(home: Path) -> None:
+    command = [sys.executable, "-m", "tuili.cli.main", "serve", MODEL, "--port", "0"]
+    environ = os.environ | {"TUILI_HOME": str(home)}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    engines: list[int] = []
+    while not engines:
+        assert process.poll() is None
+        engines = [child.pid for child in psutil.Process(process.pid).children()]
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert ended_within(engines, 5)
+
+
 def test_at_the_drains_deadline_answers_are_told(home: Path) -> None:
     with serve_process(MODEL, "--drain-timeout", "300ms", home=home) as server:
         with running_stream(server) as lines:

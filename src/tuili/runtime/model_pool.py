@@ -146,6 +146,9 @@ class ModelPool:
             await asyncio.shield(slot.loading)
         except BaseException:
             self._leave(slot)
+            task = asyncio.current_task()
+            if slot.loading.cancelled() and task is not None and not task.cancelling():
+                raise EngineUnavailableError(f"model {slot.known.name!r} was not loaded: that was stopped") from None
             raise
         if keep_alive_s is not None:
             slot.keep_alive_s = keep_alive_s

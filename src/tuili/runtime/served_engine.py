@@ -24,9 +24,11 @@ async def start_served_model(source: str, path: Path, options: LoadOptions) -> S
     engine = asyncio.create_task(start_engine(path, options))
     front = asyncio.create_task(asyncio.to_thread(_open_front, source, path, options))
     try:
-        await asyncio.gather(engine, front)
+        done, _ = await asyncio.wait([engine, front], return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
     except BaseException:
-        engine.cancel()
+        engine.cancel()  # once: a second time would cut its farewell short
         front.cancel()
         await asyncio.wait([engine, front])
         with suppress(TuiliError, asyncio.CancelledError, OSError):

@@ -161,13 +161,15 @@ class _Run:
         self._serving.drain()
         again = asyncio.create_task(self._signals.get())
         idle = asyncio.create_task(self._serving.idle())
-        if self._serving.running():
+        await asyncio.wait([idle], timeout=0)
+        if not idle.done():
             self._say(f"tuili ends when running answers have, or in {limit_s:g} s; {_name(number)} again ends it now")
         try:
             await asyncio.wait([again, idle], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if not idle.done():
                 self._serving.cut(EngineUnavailableError("the server is shutting down"))
-                await asyncio.wait([idle], timeout=0 if again.done() else _CUT_S)
+                closing = asyncio.create_task(self._pool.aclose())  # which also ends what waits for a model
+                await asyncio.wait([idle, closing], timeout=_CUT_S)
         finally:
             idle.cancel()
             again.cancel()

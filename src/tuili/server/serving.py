@@ -41,6 +41,7 @@ class Serving:
         self.is_draining = False
         self._running: dict[int, Answering] = {}
         self._seats: dict[int, Seats] = {}  # by id of the loaded model, for as long as requests use it
+        self._num_accepted = 0  # these, those whose model is loading, and those not yet parsed
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.starting: asyncio.Task[None] | None = None  # loads what is to be there from the start
@@ -83,6 +84,7 @@ class Serving:
         exits = AsyncExitStack()
         ticket = self.admission.enter()
         exits.callback(ticket.leave)
+        self._accept(exits)
         try:
             served = await exits.enter_async_context(self.pool.use(model, keep_alive_s=keep_alive_s))
             parts = await self._parts(caller, served, make)
@@ -103,6 +105,17 @@ class Serving:
         self._register(answering, exits)
         return answering
 
+    def _accept(self, exits: AsyncExitStack) -> None:
+        self._num_accepted += 1
+        self._is_idle.clear()
+
+        def leave() -> None:
+            self._num_accepted -= 1
+            if not self._num_accepted:
+                self._is_idle.set()
+
+        exits.callback(leave)
+
     def running(self) -> tuple[Answering, ...]:
         """Everything accepted and not yet ended."""
         return tuple(self._running.values())
@@ -112,7 +125,7 @@ class Serving:
         self.is_draining = True
 
     async def idle(self) -> None:
-        """Returns when nothing runs."""
+        """Returns when nothing runs or waits for its model."""
         await self._is_idle.wait()
 
     def cut(self, error: TuiliError) -> None:
@@ -163,13 +176,10 @@ class Serving:
     def _register(self, answering: Answering, exits: AsyncExitStack) -> None:
         key = id(answering)
         self._running[key] = answering
-        self._is_idle.clear()
 
         def leave() -> None:
             del self._running[key]
             self.admission.note_finished()
-            if not self._running:
-                self._is_idle.set()
 
         exits.callback(leave)
         answering.caller.exits.push_async_callback(answering.aclose)
