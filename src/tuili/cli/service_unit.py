@@ -1,0 +1,129 @@
+"""The text of a systemd unit that runs `tuili serve` with as few rights as it needs. Writes nothing.
+
+docs/deployment.md says what each of them keeps away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DRAIN_MARGIN_S = 15  # for telling clients, ending engines and freeing their memory, after the drain's deadline
+_PRIVILEGED_PORT = 1024
+# In both kinds of unit: what a process may deny itself without being privileged.
+_DENIALS = (
+    "NoNewPrivileges=yes",
+    "MemoryDenyWriteExecute=yes",
+    "LockPersonality=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "RestrictNamespaces=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",  # netlink: how names are resolved
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged",
+    "SystemCallErrorNumber=EPERM",
+    "UMask=0077",
+)
+_ISOLATION = (
+    "ProtectSystem=strict",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectProc=invisible",
+    "RemoveIPC=yes",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceUnit:
+    """A service. `program` starts tuili, `arguments` are those of `serve`, `pulled` models are fetched before.
+
+    run_as None lets systemd make up a user that lives as long as the service; is_user is for a user's own services,
+    which run as that user over that user's store.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
+    environment_file: Path
+    drain_timeout_s: float
+    port: int
+    pulled: tuple[str, ...] = ()
+    run_as: str | None = None
+    is_user: bool = False
+
+    def text(self) -> str:
+        """The unit file."""
+        sections = (("Unit", self._unit()), ("Service", self._service()), ("Install", self._install()))
+        return "\n".join(f"[{title}]\n" + "".join(f"{line}\n" for line in lines) for title, lines in sections)
+
+    def _unit(self) -> list[str]:
+        online = [] if self.is_user else ["Wants=network-online.target", "After=network-online.target"]
+        return [
+            f"Description=tuili serves language models ({self.name})",
+            *online,
+            "StartLimitIntervalSec=300",
+            "StartLimitBurst=10",
+        ]
+
+    def _service(self) -> list[str]:
+        serve = command_line([*self.program, "serve", *self.arguments])
+        pulls = [f"ExecStartPre=-{command_line([*self.program, 'pull', model])}" for model in self.pulled]
+        return [
+            "Type=exec",
+            *pulls,  # what is stored serves without a network, so that a failure is no obstacle
+            f"ExecStart={serve}",
+            f"EnvironmentFile=-{_escaped(str(self.environment_file))}",
+            "Restart=on-failure",
+            "RestartSec=2",
+            "RestartPreventExitStatus=2",  # wrong settings do not get right by starting again
+            "KillMode=mixed",  # the server tells its engines itself, in order
+            f"TimeoutStopSec={int(self.drain_timeout_s) + DRAIN_MARGIN_S}",
+            "TimeoutStartSec=infinity",  # models may have to come first
+            "OOMPolicy=continue",  # an engine without memory is started again by the server
+            "LimitNOFILE=65536",
+            *self._identity(),
+            *_DENIALS,
+        ]
+
+    def _identity(self) -> Iterable[str]:
+        if self.is_user:
+            return ()
+        user = ("DynamicUser=yes",) if self.run_as is None else (f"User={_escaped(self.run_as)}",)
+        capability = "CAP_NET_BIND_SERVICE" if 0 < self.port < _PRIVILEGED_PORT else ""
+        return (
+            *user,
+            f"StateDirectory={self.name}",
+            "StateDirectoryMode=0700",
+            f"Environment=TUILI_HOME=%S/{self.name} HOME=%S/{self.name}",
+            f"WorkingDirectory=%S/{self.name}",
+            f"CapabilityBoundingSet={capability}",
+            f"AmbientCapabilities={capability}",
+            f"ProtectHome={'yes' if self.run_as is None else 'read-only'}",
+            *_ISOLATION,
+        )
+
+    def _install(self) -> list[str]:
+        return [f"WantedBy={'default' if self.is_user else 'multi-user'}.target"]
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words as systemd reads them back: no specifier, no variable, nothing split."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    escaped = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    escaped = escaped.replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"' if not escaped or set(escaped) & set(" '\"\\;") else escaped
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
