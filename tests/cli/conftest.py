@@ -48,6 +48,9 @@ Generate = Callable[..., Outcome]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TUILI_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("TUILI_DEBUG", raising=False)
+    for name in ("TUILI_HOST", "TUILI_API_KEY", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tuili.cli.running_server.likely_addresses", lambda _: [])  # whatever runs on this machine
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 

@@ -10,6 +10,7 @@ from tuili.cli.terminal import is_plain, printable
 from tuili.types import Done, Event, Failed, Finished, FinishReason, TextDelta
 
 if TYPE_CHECKING:
+    from tuili.cli.chat_model import ChatModel
     from tuili.cli.markdown import MarkdownWriter
 
 
@@ -67,9 +68,10 @@ def _markdown(out: TextIO) -> MarkdownWriter:
     return MarkdownWriter(out)
 
 
-def timing_lines(answer: PrintedAnswer, load_s: float) -> list[str]:
-    """What --verbose shows: load time, prompt and generation speed, and why the answer ended."""
-    lines = [f"load        {load_s:.2f} s"]
+def timing_lines(answer: PrintedAnswer, model: ChatModel, place: str | None = None) -> list[str]:
+    """What --verbose shows: the server if it is not here, load time, prompt and generation speed, and why it ended."""
+    lines = [] if place is None else [f"server      {place}, model {model.name}"]
+    lines += [f"load        {model.load_s:.2f} s"]
     if answer.done is not None:
         usage, timings = answer.done.usage, answer.done.timings
         computed = usage.num_prompt_tokens - usage.num_cached_tokens

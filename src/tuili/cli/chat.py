@@ -21,19 +21,21 @@ from tuili.errors import TuiliError
 from tuili.types import GenerateRequest
 
 if TYPE_CHECKING:
-    from tuili.runtime.pipeline import Pipeline
+    from tuili.cli.chat_model import ChatModel
 
 
 @dataclass(slots=True)
 class Chat:
     """One person talking to one model."""
 
-    pipeline: Pipeline
+    pipeline: ChatModel
     conversation: Conversation
     out: TextIO
     is_verbose: bool = False
     is_markdown: bool = False
     template: str | None = None  # Jinja source in place of the model's
+    place: str | None = None  # the server it runs on; None is here
+    license_text: str | None = None  # None: what the store says
     num_answers: int = 0
 
     def answer(self, text: str) -> None:
@@ -65,7 +67,7 @@ class Chat:
             self.pipeline.stream(request), self.out, is_interruptible=True, is_markdown=self.is_markdown
         )
         if self.is_verbose:
-            sys.stderr.write("".join(f"{line}\n" for line in timing_lines(answered, self.pipeline.load_s)))
+            sys.stderr.write("".join(f"{line}\n" for line in timing_lines(answered, self.pipeline, self.place)))
         return answered
 
 
@@ -74,6 +76,8 @@ def run_chat(chat: Chat, run_command: Callable[[Chat, str], bool], read: Callabl
 
     `run_command` gets the entries that start with one slash and returns whether to go on.
     """
+    if chat.place is not None:
+        chat.out.write(f"{chat.pipeline.name} at {chat.place}\n")
     chat.out.write("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends\n")
     was_interrupted = False
     while True:

@@ -24,8 +24,9 @@ def show(chat: Chat, what: str) -> None:
 def _info(chat: Chat) -> str:
     conversation, pipeline = chat.conversation, chat.pipeline
     settings = ", ".join(f"{name}={value}" for name, value in conversation.sampling.items()) or "the model's defaults"
+    place = "" if chat.place is None else f" at {chat.place}"
     return (
-        f"model     {pipeline.name} ({pipeline.spec.family}, context {pipeline.max_model_len} tokens)\n"
+        f"model     {pipeline.name}{place} ({pipeline.spec.family}, context {pipeline.max_model_len} tokens)\n"
         f"sampling  {settings}\n"
         f"system    {conversation.system or '-'}\n"
         f"history   {len(conversation.messages)} messages"
@@ -76,6 +77,8 @@ def _template(chat: Chat) -> str:
 def _license(chat: Chat) -> str:
     from tuili.weights.checkpoint import open_checkpoint
 
+    if chat.license_text is not None:
+        return chat.license_text or "not stated"
     try:
         files = Store(store_dir()).resolve(chat.pipeline.name)
     except ModelNotFoundError:

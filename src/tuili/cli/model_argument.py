@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tuili.cli.terminal import note
@@ -22,19 +22,23 @@ class ModelAndPrompt:
 
     model: str
     prompt: str | None
+    is_default: bool = False  # nobody named it
 
 
-def split_arguments(arguments: Sequence[str], forced_model: str | None, store: Store) -> ModelAndPrompt:
-    """Reads `[MODEL] [PROMPT]`; `forced_model` leaves only a prompt.
+def split_arguments(
+    arguments: Sequence[str], forced_model: str | None, store: Store, names: Collection[str] = ()
+) -> ModelAndPrompt:
+    """Reads `[MODEL] [PROMPT]`; `forced_model` leaves only a prompt. `names` are models, too.
 
     A prompt that all but is a model's name gets a note. Raises InvalidRequestError for more words.
     """
+    is_default = False
     if forced_model is not None:
         model, rest = forced_model, list(arguments)
-    elif arguments and is_model(arguments[0], store):
+    elif arguments and (arguments[0] in names or is_model(arguments[0], store)):
         model, rest = arguments[0], list(arguments[1:])
     else:
-        model, rest = DEFAULT_MODEL, list(arguments)
+        model, rest, is_default = DEFAULT_MODEL, list(arguments), True
     meant = _meant_model(rest[0], store) if rest and rest == list(arguments) and forced_model is None else None
     if len(rest) > 1:
         raise InvalidRequestError(
@@ -45,7 +49,7 @@ def split_arguments(arguments: Sequence[str], forced_model: str | None, store: S
         )
     if meant:
         note(f"{rest[0]!r:.80} is taken for the prompt: did you mean the model {meant!r}?")
-    return ModelAndPrompt(model, rest[0] if rest else None)
+    return ModelAndPrompt(model, rest[0] if rest else None, is_default)
 
 
 def _meant_model(word: str, store: Store) -> str | None:

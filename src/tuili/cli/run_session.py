@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from tuili.checks import shown
 from tuili.cli.answer import print_answer, timing_lines
+from tuili.cli.chat_model import ChatModel
 from tuili.cli.conversation import Conversation
 from tuili.cli.loading_settings import LoadingSettings
-from tuili.cli.model_argument import split_arguments
+from tuili.cli.model_argument import ModelAndPrompt, split_arguments
 from tuili.cli.refusals import refuse_format, refuse_pictures
+from tuili.cli.running_server import likely_servers, named_server
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.terminal import note
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.store.names import is_path_like
 from tuili.store.store import Store
 from tuili.types import GenerateRequest
 
 if TYPE_CHECKING:
-    from tuili.runtime.pipeline import Pipeline
+    from tuili.cli.remote_model import RemoteModel
+    from tuili.cli.server_client import ServerClient
 
 _MAX_NUM_SEQS = 1
 
@@ -35,20 +42,77 @@ class RunSettings(LoadingSettings):
     verbose: bool = False
     markdown: bool = False
     format: str | None = None
+    url: str | None = None
+    local: bool = False
+
+    @property
+    def must_load(self) -> bool:
+        """Whether the model has to be loaded here: somebody said so, or how."""
+        return self.local or any(getattr(self, f.name) != f.default for f in fields(LoadingSettings))
 
 
 def run(arguments: Sequence[str], forced_model: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     """Everything `tuili run` does; wrong flags are refused before a model is fetched or loaded."""
+    if settings.url is not None and settings.must_load:
+        raise InvalidRequestError(
+            "url has no place with local, or with flags that say how to load a model", param="url"
+        )
     store = Store(store_dir())
-    choice = split_arguments(arguments, forced_model, store)
+    named = None if settings.must_load else named_server(settings.url, os.environ)
+    names = () if named is None else tuple(named.model_names())
+    choice = split_arguments(arguments, forced_model, store, names)
     prompt = joined_prompt(choice.prompt, piped_text())
     _check(prompt, settings, sampling)
+    remote = None if settings.must_load else _remote_model(named, names, choice, store)
+    if remote is not None:
+        _run(remote, prompt, settings, sampling, remote)
+        return
     fetch_if_missing(store, choice.model)
     with settings.opened(choice.model, _MAX_NUM_SEQS) as pipeline:
-        if prompt is None:
-            _chat(pipeline, settings, sampling)
-        else:
-            _answer_once(pipeline, prompt, settings, sampling)
+        _run(pipeline, prompt, settings, sampling)
+
+
+def _remote_model(
+    named: ServerClient | None, names: Sequence[str], choice: ModelAndPrompt, store: Store
+) -> RemoteModel | None:
+    """The model on the server that is named, else on one of ours that runs here and has it; None: on none.
+
+    Raises ModelNotFoundError when the server that is named has no such model, and what its server tells.
+    """
+    wanted = {choice.model}
+    if not is_path_like(choice.model):
+        with suppress(InvalidRequestError):
+            wanted.add(store.full_name(choice.model))
+    if named is not None:
+        found = next((name for name in names if name in wanted), names[0] if choice.is_default and names else None)
+        if found is None:
+            raise ModelNotFoundError(
+                f"the server at {named.address} has no model {shown(choice.model)}; --local runs here"
+            )
+        return _opened(named, found)
+    for client in likely_servers(os.environ):
+        if (found := next((name for name in client.model_names() if name in wanted), None)) is not None:
+            return _opened(client, found)
+    return None
+
+
+def _opened(client: ServerClient, name: str) -> RemoteModel:
+    from tuili.cli.remote_model import open_remote_model  # slow to import
+
+    return open_remote_model(client, name)
+
+
+def _run(
+    model: ChatModel,
+    prompt: str | None,
+    settings: RunSettings,
+    sampling: Mapping[str, Any],
+    remote: RemoteModel | None = None,
+) -> None:
+    if prompt is None:
+        _chat(model, settings, sampling, remote)
+    else:
+        _answer_once(model, prompt, settings, sampling, None if remote is None else remote.place)
 
 
 def piped_text() -> str | None:
@@ -80,7 +144,7 @@ def fetch_if_missing(store: Store, model: str) -> None:
     try:
         store.resolve(model)
     except ModelNotFoundError:
-        from tuili.store.names import is_path_like, parse_model_name
+        from tuili.store.names import parse_model_name
 
         if is_path_like(model) or not (store.knows(model) or parse_model_name(model).organization):
             raise
@@ -115,7 +179,9 @@ def _conversation(settings: RunSettings, sampling: Mapping[str, Any]) -> Convers
     return Conversation(system=settings.system, sampling=dict(sampling), template_args=template_args)
 
 
-def _answer_once(pipeline: Pipeline, prompt: str, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
+def _answer_once(
+    pipeline: ChatModel, prompt: str, settings: RunSettings, sampling: Mapping[str, Any], place: str | None
+) -> None:
     conversation = _conversation(settings, sampling)
     is_raw = settings.raw or not pipeline.has_chat_template
     if is_raw and not settings.raw:
@@ -132,11 +198,11 @@ def _answer_once(pipeline: Pipeline, prompt: str, settings: RunSettings, samplin
     )
     answer = print_answer(pipeline.stream(request), sys.stdout, is_markdown=settings.markdown)
     if settings.verbose:
-        lines = [*timing_lines(answer, pipeline.load_s), sampling_line(pipeline.default_sampling, sampling)]
+        lines = [*timing_lines(answer, pipeline, place), sampling_line(pipeline.default_sampling, sampling)]
         sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
-def _chat(pipeline: Pipeline, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
+def _chat(pipeline: ChatModel, settings: RunSettings, sampling: Mapping[str, Any], remote: RemoteModel | None) -> None:
     from tuili.cli.chat import Chat, run_chat
     from tuili.cli.chat_commands import run_chat_command
     from tuili.cli.line_reader import line_history
@@ -152,6 +218,8 @@ def _chat(pipeline: Pipeline, settings: RunSettings, sampling: Mapping[str, Any]
         sys.stdout,
         is_verbose=settings.verbose,
         is_markdown=settings.markdown,
+        place=None if remote is None else remote.place,
+        license_text=None if remote is None else remote.license_text,
     )
     with line_history(store_dir() / "chat_history"):
         run_chat(chat, run_chat_command)

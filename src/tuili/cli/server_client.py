@@ -1,98 +1,142 @@
-"""A running server, asked over HTTP by the commands about it. Knows where it is to be found; not what it answers."""
+"""A running server as the commands speak to it: JSON, streams of JSON, errors of our own tree.
+
+Knows HTTP, not what is asked. http.client, because it is imported in a fifth of httpx's time, which a person waits for.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
 
-import typer
+from tuili.cli.server_address import ServerAddress
+from tuili.engine.wire import ErrorNote, error_of
+from tuili.errors import AuthenticationError, EngineUnavailableError, TuiliError
 
-from tuili.checks import shown
-from tuili.errors import InvalidRequestError, PeerError
-
-if TYPE_CHECKING:
-    import httpx
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-_PORTS = {"TUILI_HOST": 8000, "OLLAMA_HOST": 11434}  # where the variable names none
-_ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*)(?::([0-9]{1,5}))?/?")
-_EVERYWHERE = ("", "0.0.0.0", "[::]")  # where a server listens, but nobody can be reached
-_TIMEOUT_S = 10.0
-
-UrlOption = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="The server; else TUILI_HOST, OLLAMA_HOST or port 8000 here.")
-]
-KeyOption = Annotated[
-    str | None, typer.Option("--api-key", metavar="KEY", help="Its key for managing models; else TUILI_API_KEY.")
-]
-
-
-def server_url(given: str | None, environment: Mapping[str, str]) -> str:
-    """The server's address without a slash at its end. Raises InvalidRequestError naming what is no address."""
-    name, text, port = "--url", given, 80
-    for variable, usual_port in _PORTS.items():
-        if text is None and environment.get(variable):
-            name, text, port = variable, environment[variable], usual_port
-    if text is None:
-        return DEFAULT_URL
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match[3] or 1) > 65535 or (given is not None and match[1] is None):
-        raise InvalidRequestError(f"{name} must be an address such as {DEFAULT_URL}, got {shown(text)}", param=name)
-    scheme = match[1] or "http"
-    usual = 443 if scheme == "https" else 80 if match[1] else port
-    host = "127.0.0.1" if match[2] in _EVERYWHERE else match[2]
-    return f"{scheme}://{host}:{match[3] or usual}"
+NAME = "tuili"  # what a server of ours calls itself
+_SILENCE_S = 300.0  # without a byte; servers send signs of life every few seconds
+_MAX_BODY_BYTES = 64 << 20
+_MAX_LINE_BYTES = 16 << 20
 
 
 class ServerClient:
-    """Asks one server, until it is left as a context. Every failure is a PeerError of one line."""
+    """One server. Each request has a connection of its own, which ends with it."""
 
-    def __init__(self, url: str | None, api_key: str | None) -> None:
-        import httpx  # slow to import
+    def __init__(self, address: ServerAddress, api_key: str | None = None) -> None:
+        self.address = address
+        self._api_key = api_key
 
-        self.url = server_url(url, os.environ)
-        key = api_key or os.environ.get("TUILI_API_KEY")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT_S)
+    def greet(self, timeout_s: float) -> bool:
+        """Whether a server of ours answers; nothing secret is sent before that is known.
 
-    def __enter__(self) -> Self:
-        return self
+        Raises AuthenticationError when it is one and wants a key that is not there.
+        """
+        try:
+            with self._connection(timeout_s) as connection:
+                response = _sent(connection, "GET", f"{self.address.path}/version", None, {})
+                body = response.read(4096)
+        except (OSError, http.client.HTTPException):
+            return False
+        if response.status == 401 and f'realm="{NAME}"' in (response.headers.get("www-authenticate") or ""):
+            if self._api_key is None:
+                raise AuthenticationError(f"the server at {self.address} wants an API key: put it into TUILI_API_KEY")
+            return True
+        return response.status == 200 and _object(body).get("server") == NAME
 
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+    def model_names(self) -> list[str]:
+        """Every name that may be asked for, models named at start first. Raises as `get`."""
+        return [str(entry["id"]) for entry in self.get("/v1/models")["data"]]
 
-    def json(self, path: str) -> Any:
-        """What GET answers."""
-        return self._asked("GET", path).json()
+    def get(self, path: str) -> Any:
+        """The body's JSON. Raises the error that the server tells, or EngineUnavailableError."""
+        return self._asked("GET", path, None, _SILENCE_S)
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = _SILENCE_S) -> Any:
+        """As `get`; timeout_s None waits as long as it takes."""
+        return self._asked("POST", path, body, timeout_s)
 
     def text(self, path: str) -> str:
-        """What GET answers, as text."""
-        return self._asked("GET", path).text
+        """A body that is no JSON. Raises as `get`."""
+        with self._answer("GET", path, None, _SILENCE_S) as response:
+            return response.read(_MAX_BODY_BYTES).decode(errors="replace")
 
-    def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
-        """What POST answers; it may take as long as timeout_s, None for ever."""
-        return self._asked("POST", path, json=dict(body), timeout=timeout_s).json()
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The objects of server-sent events as they come. Closing it ends the request. Raises as `get`."""
+        with self._answer("POST", path, body, _SILENCE_S) as response:
+            while line := response.readline(_MAX_LINE_BYTES):
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:"):
+                    continue
+                if data == b"[DONE]":
+                    return
+                event = _object(data)
+                if "error" in event:
+                    raise _told(event, 500)
+                yield event
+        raise EngineUnavailableError(f"the server at {self.address} ended its answer in the middle")
 
-    def _asked(self, method: str, path: str, **options: Any) -> httpx.Response:
-        import httpx
+    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None) -> Any:
+        with self._answer(method, path, body, timeout_s) as response:
+            data = response.read(_MAX_BODY_BYTES)
+            try:
+                return json.loads(data)
+            except ValueError as error:
+                raise EngineUnavailableError(f"{self.address}{path} answered what is no JSON") from error
 
-        try:
-            response = self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise PeerError(
-                f"nothing answers at {self.url}: is `tuili serve` running there? ({type(error).__name__})"
-            ) from None
-        if response.is_error:
-            raise PeerError(f"{self.url}{path}: {_told(response)}")
-        return response
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        headers = {"content-type": "application/json"}
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key}"
+        data = None if body is None else json.dumps(body).encode()
+        with self._connection(timeout_s) as connection:
+            try:
+                with _sent(connection, method, f"{self.address.path}{path}", data, headers) as response:
+                    if not 200 <= response.status < 300:
+                        raise _told(_object(response.read(_MAX_BODY_BYTES)), response.status)
+                    yield response
+            except (OSError, http.client.HTTPException) as error:
+                said = str(error) or type(error).__name__
+                raise EngineUnavailableError(f"the server at {self.address} failed: {said}") from error
+
+    @contextmanager
+    def _connection(self, timeout_s: float | None) -> Iterator[http.client.HTTPConnection]:
+        host, port = self.address.host, self.address.port
+        connection: http.client.HTTPConnection
+        if self.address.scheme == "https":
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        with closing(connection):
+            yield connection
 
 
-def _told(response: httpx.Response) -> str:
-    """The message in an error's body, whichever API wrote it."""
+def _sent(
+    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    connection.request(method, path, body, dict(headers))
+    return connection.getresponse()
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object; anything else is an empty one."""
     try:
-        error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, LookupError, TypeError):
-        return f"status {response.status_code}"
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _told(body: Mapping[str, Any], status: int) -> TuiliError:
+    """The error of a body in the words of any of the dialects."""
+    error = body.get("error")
+    if isinstance(error, Mapping):
+        message = str(error.get("message") or f"the server answered {status}")
+        return error_of(ErrorNote(str(error.get("code")), message, error.get("param")))
+    return EngineUnavailableError(str(error) if error else f"the server answered {status}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import pwd
 import re
@@ -15,7 +14,9 @@ from typing import Any
 
 import typer
 
+from tuili.cli.serve_options import ServeCommand, given_flags
 from tuili.cli.service_unit import ServiceUnit
+from tuili.cli.shared_options import Command
 from tuili.cli.systemd import Systemd
 from tuili.errors import ConflictError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
@@ -64,12 +65,16 @@ class ServiceSettings:
                 raise InvalidRequestError(f"there is no user {self.run_as!a:.80} here", param="run_as") from error
 
 
-def install(settings: ServiceSettings, arguments: Sequence[str], out: Callable[[str], None]) -> int:
-    """Writes the unit and starts it. Everything is checked before anything is written."""
+def install(
+    settings: ServiceSettings, arguments: Sequence[str], serve_command: Command, out: Callable[[str], None]
+) -> int:
+    """Writes the unit and starts it. Everything is checked before anything is written, the arguments as
+    serve_command, that of `tuili serve`, takes them.
+    """
     settings.check()
     systemd = Systemd(settings.user)
     words = [_absolute(word) for word in arguments]
-    serve = _serve_settings(words)
+    serve = _serve_settings(words, serve_command)
     environment_file = systemd.config_folder / "tuili" / f"{settings.name}.env"
     unit = ServiceUnit(
         name=settings.name,
@@ -147,17 +152,13 @@ def uninstall(settings: ServiceSettings, out: Callable[[str], None]) -> int:
     return 0
 
 
-def _serve_settings(words: Sequence[str]) -> ServeSettings:
+def _serve_settings(words: Sequence[str], serve_command: Command) -> ServeSettings:
     """What `tuili serve` would make of the words. Raises what it raises, and InvalidRequestError for keys in them."""
-    from tuili.cli.commands import serve
-    from tuili.cli.serve_options import ServeCommand, given_flags
-
     app = typer.Typer()
-    app.command("serve", cls=ServeCommand)(serve.command)
+    app.command("serve", cls=ServeCommand)(serve_command)
     context = typer.main.get_command(app).make_context("tuili service install", list(words))
     flags: dict[str, Any] = dict(context.params)
     config = flags.pop("config")
-    assert inspect.signature(serve.command).parameters.keys() >= flags.keys()
     given = given_flags(flags)
     for name in _KEYS:
         if name in given:

@@ -90,8 +90,8 @@ def engine_fault(served: ServedModel) -> str | None:
 
 
 async def version(request: Request) -> Response:
-    """What runs here."""
-    return json_response({"version": tuili.__version__})
+    """What runs here; by its name clients know that it is not another server with the same routes."""
+    return json_response({"version": tuili.__version__, "server": "tuili"})
 
 
 async def metrics(request: Request) -> Response:

@@ -40,11 +40,17 @@ def command(
     quantize: QuantizeOption = None,
     backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
     speculative_config: SpeculativeOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask this server; by default one of ours that runs here and has the model."),
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Load the model here, whatever server runs.")] = False,
     **given: Any,
 ) -> None:
     """Answer a prompt, or chat when there is none. Text piped in becomes part of the prompt.
 
-    A model that is not stored yet is pulled first.
+    Where a tuili server runs on this machine and has the model, it answers, unless --local or a flag of loading is
+    given. TUILI_HOST names another server, TUILI_API_KEY its key. A model that is not stored yet is pulled first.
     """
     options = locals()
     settings = RunSettings(**{name: options[name] for name in RunSettings.option_names()})

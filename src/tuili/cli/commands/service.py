@@ -34,6 +34,7 @@ def command(
     Keys live in an environment file that only root and the service read. Removing the service keeps models and keys.
     """
     from tuili.cli import service_session
+    from tuili.cli.commands import serve as serving
     from tuili.errors import InvalidRequestError
 
     settings = service_session.ServiceSettings(name=name, user=user, run_as=run_as, dry_run=dry_run)
@@ -42,7 +43,7 @@ def command(
         typer.echo(text, nl=False)
 
     if action == "install":
-        return service_session.install(settings, serve or (), out)
+        return service_session.install(settings, serve or (), serving.command, out)
     if serve:
         raise InvalidRequestError(f"{action} takes no more arguments, got {serve[0]!a:.80}")
     return {"status": service_session.status, "uninstall": service_session.uninstall}[action](settings, out)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.runtime.sampling_defaults import SamplingDefaults
 from tuili.runtime.text_parts import chat_template_source
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 from tuili.weights.mapped_file import file_stamps
@@ -85,6 +86,12 @@ def parameters_text(sampling: Mapping[str, Any]) -> str:
     """Sampling defaults as a Modelfile's PARAMETER lines without the word."""
     names = {"repetition_penalty": "repeat_penalty", "max_tokens": "num_predict"}
     return "\n".join(f"{names.get(name, name):<30} {value}" for name, value in sampling.items())
+
+
+def sampling_layers(sampling: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Sampling defaults under our names by where they come from, later ones winning."""
+    layers = sampling.layers if isinstance(sampling, SamplingDefaults) else (("model", sampling),)
+    return [(layer, dict(values)) for layer, values in layers]
 
 
 def modelfile_text(name: str, facts: Facts, sampling: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from tuili.server.dialects.ollama.descriptions import (
     modelfile_text,
     parameters_text,
     read_facts,
+    sampling_layers,
 )
 from tuili.server.dialects.ollama.names import model_name, shown_name
 from tuili.server.dialects.ollama.pulling import Pull
@@ -182,6 +183,8 @@ def _shown(serving: Serving, name: str, verbose: bool) -> dict[str, Any]:
         "capabilities": facts.capabilities,
         "modified_at": timestamp(files.created),
         "context_length": card.max_model_len or facts.context_length,
+        "has_template": facts.template is not None,
+        "sampling_layers": sampling_layers(sampling),
     }
 
 
