@@ -63,7 +63,6 @@ def test_install_writes_the_unit_and_starts_it(cli: Cli, systemd: FakeSystemd, t
     path = tmp_path / "config" / "systemd" / "user" / "tuili.service"
     unit = path.read_text()
     assert " serve smollm2:135m --port 9000\n" in unit
-    assert " pull smollm2:135m\n" in unit
     assert "DynamicUser" not in unit
     assert systemd.calls() == [
         ["--user", "is-system-running"],
@@ -150,7 +149,6 @@ def test_paths_are_seen_from_everywhere(cli: Cli, systemd: FakeSystemd, tmp_path
     (tmp_path / "serve.toml").write_text("drain_timeout = 60\n")
     outcome = cli("service", "install", "--user", "--dry-run", "./m.gguf", "--config=serve.toml")
     assert f" serve {tmp_path}/m.gguf --config={tmp_path}/serve.toml\n" in outcome.out, outcome.err
-    assert "ExecStartPre" not in outcome.out
     assert "TimeoutStopSec=75\n" in outcome.out
 
 
@@ -212,7 +210,7 @@ def test_only_low_ports_get_a_capability() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("fields", [{}, {"run_as": "root", "port": 443, "pulled": ("a:b",)}, {"is_user": True}])
+@pytest.mark.parametrize("fields", [{}, {"run_as": "root", "port": 443}, {"is_user": True}])
 def test_systemd_understands_the_unit(tmp_path: Path, fields: dict[str, object]) -> None:
     path = tmp_path / "tuili.service"
     path.write_text(unit(sys.executable, **fields).text())

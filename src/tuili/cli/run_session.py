@@ -54,9 +54,7 @@ class RunSettings(LoadingSettings):
 def run(arguments: Sequence[str], forced_model: str | None, settings: RunSettings, sampling: Mapping[str, Any]) -> None:
     """Everything `tuili run` does; wrong flags are refused before a model is fetched or loaded."""
     if settings.url is not None and settings.must_load:
-        raise InvalidRequestError(
-            "url has no place with local, or with flags that say how to load a model", param="url"
-        )
+        raise InvalidRequestError("url has no place with local, or with flags of how to load a model", param="url")
     store = Store(store_dir())
     named = None if settings.must_load else named_server(settings.url, os.environ)
     names = () if named is None else tuple(named.model_names())
@@ -87,7 +85,7 @@ def _remote_model(
         found = next((name for name in names if name in wanted), names[0] if choice.is_default and names else None)
         if found is None:
             raise ModelNotFoundError(
-                f"the server at {named.address} has no model {shown(choice.model)}; --local runs here"
+                f"the server at {named.address} has no model {shown(choice.model)}; --local runs one here"
             )
         return _opened(named, found)
     for client in likely_servers(os.environ):

@@ -83,7 +83,6 @@ def install(
         environment_file=environment_file,
         drain_timeout_s=serve.drain_timeout_s,
         port=serve.port,
-        pulled=tuple(model for model in serve.models if not is_path_like(model) and existing_path(model) is None),
         run_as=settings.run_as,
         is_user=settings.user,
     )

@@ -43,7 +43,7 @@ _ISOLATION = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceUnit:
-    """A service. `program` starts tuili, `arguments` are those of `serve`, `pulled` models are fetched before.
+    """A service. `program` starts tuili, `arguments` are those of `serve`.
 
     run_as None lets systemd make up a user that lives as long as the service; is_user is for a user's own services,
     which run as that user over that user's store.
@@ -55,7 +55,6 @@ class ServiceUnit:
     environment_file: Path
     drain_timeout_s: float
     port: int
-    pulled: tuple[str, ...] = ()
     run_as: str | None = None
     is_user: bool = False
 
@@ -75,10 +74,8 @@ class ServiceUnit:
 
     def _service(self) -> list[str]:
         serve = command_line([*self.program, "serve", *self.arguments])
-        pulls = [f"ExecStartPre=-{command_line([*self.program, 'pull', model])}" for model in self.pulled]
         return [
             "Type=exec",
-            *pulls,  # what is stored serves without a network, so that a failure is no obstacle
             f"ExecStart={serve}",
             f"EnvironmentFile=-{_escaped(str(self.environment_file))}",
             "Restart=on-failure",
@@ -86,7 +83,6 @@ class ServiceUnit:
             "RestartPreventExitStatus=2",  # wrong settings do not get right by starting again
             "KillMode=mixed",  # the server tells its engines itself, in order
             f"TimeoutStopSec={int(self.drain_timeout_s) + DRAIN_MARGIN_S}",
-            "TimeoutStartSec=infinity",  # models may have to come first
             "OOMPolicy=continue",  # an engine without memory is started again by the server
             "LimitNOFILE=65536",
             *self._identity(),
