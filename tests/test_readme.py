@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support import assets
+from support.serve_process import serve_process
 from tuili.store.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,20 @@ def test_the_batch_job_commands_run(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["0", "1"]
     answer = json.loads((tmp_path / "results.jsonl").read_text())
     assert (answer["custom_id"], answer["response"]["status_code"]) == ("a", 200)
+
+
+def test_the_serve_commands_run(smollm2_gguf: Path, tmp_path: Path) -> None:
+    assert smollm2_gguf.is_file()
+    (block,) = [block for block in _blocks(ENGLISH, "sh") if "tuili serve" in block]
+    serve, curl, run = map(shlex.split, block.splitlines())
+    with serve_process(*serve[2:], home=assets.store_dir()) as server:
+        curl = [word.replace("http://127.0.0.1:8000", server.url) for word in curl]
+        done = subprocess.run(curl, capture_output=True, check=True)
+        assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip()
+        environment = {**os.environ, "TUILI_HOME": str(tmp_path), "TUILI_HOST": server.url}
+        command = [sys.executable, "-m", "tuili.cli.main", *run[1:], "--max-tokens", "2", "--verbose"]
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        assert f"server      {server.url}" in done.stderr.decode()
 
 
 def test_the_python_example_runs(

@@ -56,7 +56,7 @@ def run(arguments: Sequence[str], forced_model: str | None, settings: RunSetting
     if settings.url is not None and settings.must_load:
         raise InvalidRequestError("url has no place with local, or with flags of how to load a model", param="url")
     store = Store(store_dir())
-    named = None if settings.must_load else named_server(settings.url, os.environ)
+    named = None if settings.must_load else named_server(settings.url, None, os.environ)
     names = () if named is None else tuple(named.model_names())
     choice = split_arguments(arguments, forced_model, store, names)
     prompt = joined_prompt(choice.prompt, piped_text())
@@ -88,7 +88,7 @@ def _remote_model(
                 f"the server at {named.address} has no model {shown(choice.model)}; --local runs one here"
             )
         return _opened(named, found)
-    for client in likely_servers(os.environ):
+    for client in likely_servers(None, os.environ):
         if (found := next((name for name in client.model_names() if name in wanted), None)) is not None:
             return _opened(client, found)
     return None

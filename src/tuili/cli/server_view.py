@@ -34,12 +34,12 @@ class ServerView:
 
 
 def view(client: ServerClient) -> ServerView:
-    """Raises PeerError."""
-    running = client.json("/v1/requests")
+    """Raises what the server tells."""
+    running = client.get("/v1/requests")
     metrics = client.text("/metrics")
     return ServerView(
-        url=client.url,
-        models=client.json("/api/ps")["models"],
+        url=str(client.address),
+        models=client.get("/api/ps")["models"],
         requests=running["data"],
         queued_requests=running["queued_requests"],
         queued_tokens=running["queued_tokens"],

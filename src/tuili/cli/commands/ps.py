@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
 
-from tuili.cli.server_client import KeyOption, ServerClient, UrlOption
+from tuili.cli.running_server import KeyOption, UrlOption, the_server
 
 
 def command(
@@ -18,6 +19,5 @@ def command(
     """List the models that a running server has loaded, with their memory and how long they stay when idle."""
     from tuili.cli.server_view import render_models
 
-    with ServerClient(url, api_key) as client:
-        models = client.json("/api/ps")["models"]
+    models = the_server(url, api_key, os.environ).get("/api/ps")["models"]
     typer.echo(json.dumps(models, indent=2) if as_json else render_models(models).removesuffix("\n"))

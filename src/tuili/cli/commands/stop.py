@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from tuili.cli.model_argument import complete_stored_model
-from tuili.cli.server_client import KeyOption, ServerClient, UrlOption
+from tuili.cli.running_server import KeyOption, UrlOption, the_server
 
 
 def command(
@@ -16,6 +17,6 @@ def command(
     api_key: KeyOption = None,
 ) -> None:
     """Unload models of a running server, each once the requests that use it have ended."""
-    with ServerClient(url, api_key) as client:
-        for name in names:
-            client.post("/v1/models/unload", {"model": name})
+    client = the_server(url, api_key, os.environ)
+    for name in names:
+        client.post("/v1/models/unload", {"model": name}, timeout_s=None)

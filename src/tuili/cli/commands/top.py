@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuili.cli.server_client import KeyOption, ServerClient, UrlOption
+from tuili.cli.running_server import KeyOption, UrlOption, the_server
 from tuili.cli.terminal import is_plain
+
+if TYPE_CHECKING:
+    from tuili.cli.server_client import ServerClient
 
 
 def command(
@@ -25,13 +29,13 @@ def command(
 
     Ctrl-C ends it.
     """
-    with ServerClient(url, api_key) as client:
-        if as_json:
-            _print_views(client, None if once else interval)
-        elif once or is_plain(sys.stdout):
-            _print_view(client)
-        else:
-            _show_views(client, interval)
+    client = the_server(url, api_key, os.environ)
+    if as_json:
+        _print_views(client, None if once else interval)
+    elif once or is_plain(sys.stdout):
+        _print_view(client)
+    else:
+        _show_views(client, interval)
 
 
 def _print_views(client: ServerClient, interval_s: float | None) -> None:
