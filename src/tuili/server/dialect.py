@@ -5,17 +5,20 @@ Knows no wire format and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 
-from tuili.errors import TuiliError
+from tuili.errors import InvalidRequestError, TuiliError
 from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]
+MissingRoute = tuple[str, str, Scope, str]  # method, path, scope, what is missing
 _SCOPE = "x-scope"
 
 
@@ -42,6 +45,22 @@ def scoped(
 def scope_of(openapi_extra: Mapping[str, Any] | None) -> Scope | None:
     """What `scoped` put there, None for a route that says nothing."""
     return (openapi_extra or {}).get(_SCOPE)
+
+
+def add_missing(router: APIRouter, routes: Iterable[MissingRoute]) -> None:
+    """Routes that clients know and that are not there yet, so that each says so by name."""
+    for method, path, scope, why in routes:
+        router.add_api_route(path, _refusal(path, why), methods=[method], openapi_extra=scoped(scope))
+
+
+def _refusal(path: str, why: str) -> Callable[[Request], Awaitable[Response]]:
+    name = path.partition("/{")[0]
+
+    async def refuse(request: Request) -> Response:
+        raise InvalidRequestError(f"{name} is not implemented: {why}")
+
+    refuse.__doc__ = "Not implemented yet."
+    return refuse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -253,3 +253,14 @@ async def test_a_response_is_json() -> None:
         response: httpx.Response = await client.post(COMPLETIONS, json={"prompt": "a", "request_id": "mine"})
     assert response.headers["content-type"] == "application/json"
     assert response.json()["id"] == "cmpl-mine"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/responses"), ("GET", "/v1/responses/resp_1"), ("POST", "/v1/embeddings"), ("POST", "/v1/batches")],
+)
+async def test_endpoints_that_are_not_there_yet_say_so(method: str, path: str) -> None:
+    async with small_app() as (_, client):
+        reply = await client.request(method, path, json={"model": "small", "input": "a"})
+    assert reply.status_code == 400
+    assert "is not implemented" in reply.json()["error"]["message"]

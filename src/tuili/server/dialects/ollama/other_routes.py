@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tuili.errors import InvalidRequestError
-from tuili.server.dialect import Scope, scoped
+from tuili.server.dialect import MissingRoute, add_missing, scoped
 
 GREETING = "Ollama is running"
 _PAGE = """<!doctype html>
@@ -25,7 +22,7 @@ _PAGE = """<!doctype html>
 <a href="/metrics">/metrics</a>.</p>
 """
 _TEXT = {"200": {"description": "A greeting", "content": {"text/plain": {}, "text/html": {}}}}
-_MISSING: tuple[tuple[str, str, Scope, str], ...] = (
+_MISSING: tuple[MissingRoute, ...] = (
     ("POST", "/api/embed", "infer", "embeddings do not exist yet"),
     ("POST", "/api/embeddings", "infer", "embeddings do not exist yet"),
     ("POST", "/api/create", "manage", "models are not made here yet: `tuili pull` or `tuili cp` one"),
@@ -38,21 +35,10 @@ _MISSING: tuple[tuple[str, str, Scope, str], ...] = (
 def add_other_routes(router: APIRouter) -> None:
     """These routes."""
     router.api_route("/", methods=["GET", "HEAD"], openapi_extra=scoped("public", responses=_TEXT))(greet)
-    for method, path, scope, why in _MISSING:
-        router.add_api_route(path, _refusal(path, why), methods=[method], openapi_extra=scoped(scope))
+    add_missing(router, _MISSING)
 
 
 async def greet(request: Request) -> Response:
     """What Ollama's clients look for; a page for people."""
     accepts_html = "text/html" in request.headers.get("accept", "")
     return Response(_PAGE if accepts_html else GREETING, media_type="text/html" if accepts_html else "text/plain")
-
-
-def _refusal(path: str, why: str) -> Callable[[Request], Awaitable[Response]]:
-    name = path.partition("/{")[0]
-
-    async def refuse(request: Request) -> Response:
-        raise InvalidRequestError(f"{name} is not implemented: {why}")
-
-    refuse.__doc__ = "Not implemented yet."
-    return refuse
