@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from support import assets
@@ -117,9 +118,10 @@ def test_the_serve_commands_run(smollm2_gguf: Path, tmp_path: Path) -> None:
     (block,) = [block for block in _blocks(ENGLISH, "sh") if "tuili serve" in block]
     serve, curl, run = map(shlex.split, block.splitlines())
     with serve_process(*serve[2:], home=assets.store_dir()) as server:
-        curl = [word.replace("http://127.0.0.1:8000", server.url) for word in curl]
-        done = subprocess.run(curl, capture_output=True, check=True)
-        assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip()
+        url = curl[1].replace("http://127.0.0.1:8000", server.url)
+        name, value = curl[curl.index("-H") + 1].split(": ")
+        told = httpx.post(url, headers={name: value}, content=curl[curl.index("-d") + 1], timeout=60)
+        assert told.json()["choices"][0]["message"]["content"].strip()
         environment = {**os.environ, "TUILI_HOME": str(tmp_path), "TUILI_HOST": server.url}
         command = [sys.executable, "-m", "tuili.cli.main", *run[1:], "--max-tokens", "2", "--verbose"]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tuili.checks import shown
 from tuili.cli.answer import print_answer, timing_lines
-from tuili.cli.chat_model import ChatModel
 from tuili.cli.conversation import Conversation
 from tuili.cli.loading_settings import LoadingSettings
 from tuili.cli.model_argument import ModelAndPrompt, split_arguments
@@ -26,6 +25,7 @@ from tuili.store.store import Store
 from tuili.types import GenerateRequest
 
 if TYPE_CHECKING:
+    from tuili.cli.chat_model import ChatModel
     from tuili.cli.remote_model import RemoteModel
     from tuili.cli.server_client import ServerClient
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from tuili.errors import InvalidRequestError
 
 PORT, OLLAMA_PORT = 8000, 11434
-_FORM = re.compile(
-    r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::(?P<port>\d{1,5}))?(?P<path>/[!-~]*)?",
-    re.ASCII,
-)
+# A text: compiling it takes longer than finding nobody, and only an address that somebody wrote needs it.
+_FORM = r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?"
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANY = ("", "0.0.0.0", "::")  # as addresses to listen on: this machine among them
@@ -41,7 +39,7 @@ class ServerAddress:
 
 def parse_address(text: str, param: str, default_port: int = PORT) -> ServerAddress:
     """`host`, `host:port` or a URL; one that ends in /v1 means the same. Raises InvalidRequestError naming `param`."""
-    match = _FORM.fullmatch(text.strip())
+    match = re.fullmatch(_FORM, text.strip())
     port = None
     if match is not None:
         port = int(match["port"] or _SCHEME_PORTS.get(match["scheme"] or "", default_port))
@@ -65,9 +63,10 @@ def named_address(url: str | None, environ: Mapping[str, str]) -> ServerAddress 
 
 def likely_addresses(environ: Mapping[str, str]) -> list[ServerAddress]:
     """Where a server may run that nobody named. What OLLAMA_HOST names may be another program, and is no error."""
-    ours = ServerAddress("http", "127.0.0.1", PORT)
+    ours, ollama = (ServerAddress("http", "127.0.0.1", port) for port in (PORT, OLLAMA_PORT))
     try:
-        ollama = parse_address(environ.get("OLLAMA_HOST") or "127.0.0.1", "OLLAMA_HOST", OLLAMA_PORT)
+        if host := environ.get("OLLAMA_HOST"):
+            ollama = parse_address(host, "OLLAMA_HOST", OLLAMA_PORT)
     except InvalidRequestError:
         return [ours]
     return [ours, ollama]
