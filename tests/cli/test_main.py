@@ -25,7 +25,10 @@ def test_help_names_every_command(cli: Cli) -> None:
         outcome = cli(*arguments)
         assert outcome.code == 0
         assert all(name in outcome.out for name in COMMANDS)
-    assert " ".join(COMMANDS) == "bench cp doctor explain fsck generate list plan pull rm run serve show"
+    assert (
+        " ".join(COMMANDS)
+        == "bench cp doctor explain fsck generate list plan ps pull rm run serve service show stop top"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

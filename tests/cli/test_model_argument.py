@@ -65,8 +65,8 @@ def test_prompts(store: Store, argument: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "forced", "expected"),
     [
-        ([], None, ModelAndPrompt(DEFAULT_MODEL, None)),
-        (["hello"], None, ModelAndPrompt(DEFAULT_MODEL, "hello")),
+        ([], None, ModelAndPrompt(DEFAULT_MODEL, None, True)),
+        (["hello"], None, ModelAndPrompt(DEFAULT_MODEL, "hello", True)),
         (["org/name"], None, ModelAndPrompt("org/name", None)),
         (["org/name", "hello"], None, ModelAndPrompt("org/name", "hello")),
         (["org/name", "gemma3"], None, ModelAndPrompt("org/name", "gemma3")),
@@ -76,6 +76,10 @@ def test_prompts(store: Store, argument: str) -> None:
 )
 def test_arguments_are_split(store: Store, arguments: list[str], forced: str | None, expected: ModelAndPrompt) -> None:
     assert split_arguments(arguments, forced, store) == expected
+
+
+def test_a_servers_own_names_are_models(store: Store) -> None:
+    assert split_arguments(["chat", "hello"], None, store, ["chat"]) == ModelAndPrompt("chat", "hello")
 
 
 @pytest.mark.parametrize(
