@@ -96,7 +96,7 @@ def test_a_prompt_in_several_words_is_refused(store: Store, arguments: list[str]
 def test_a_lone_word_that_all_but_is_a_model_gets_a_hint(
     store: Store, capsys: pytest.CaptureFixture[str], word: str, name: str
 ) -> None:
-    assert split_arguments([word], None, store) == ModelAndPrompt(DEFAULT_MODEL, word)
+    assert split_arguments([word], None, store) == ModelAndPrompt(DEFAULT_MODEL, word, True)
     expected = f"note: {word!r} is taken for the prompt: did you mean the model {name!r}?\n"
     assert capsys.readouterr() == ("", expected)
     with pytest.raises(InvalidRequestError, match=f"starting with {word!r}: did you mean the model {name!r}"):
