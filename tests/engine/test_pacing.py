@@ -179,6 +179,18 @@ def test_decodes_alone_are_measured_now_and_then() -> None:
     assert pace.take(0, 100) == 0
 
 
+def test_a_crowd_is_let_in_at_the_pace_of_the_batch_that_it_will_be() -> None:
+    pace = Pace(2.0)
+    for num_rows, seconds in ((1, 1.0), (32, 6.0)):
+        pace.observe(num_rows, [], seconds)
+    for _ in range(3):
+        pace.observe(1, [(0, 100)], 2.0)  # a hundredth of a second for each token
+    pace.begin(1, 1)
+    assert pace.take(0, 5000) <= 150  # one who comes hardly changes anything
+    pace.begin(1, 31)
+    assert pace.take(0, 5000) == 1096  # 2 * 6 s, less the second of the one who runs
+
+
 @pytest.mark.parametrize("value", [1, 0.5, float("inf"), float("nan"), "2"])
 def test_the_limit_is_checked(value: object) -> None:
     with pytest.raises(InvalidRequestError, match="max_slowdown must be a finite number > 1"):

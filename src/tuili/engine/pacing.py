@@ -1,6 +1,7 @@
 """How many prompt tokens a step takes beside running answers, so that these do not stall.
 
-A step that also computes prompts may take `max_slowdown` times the decodes alone. What decodes and
+A step that also computes prompts may take `max_slowdown` times the decodes of all who run or are about to: measured
+by the few who have begun, a crowd that arrives would be let in drop by drop, and the batch never fill. What decodes and
 prompt tokens take is learned from the steps that ran: attention makes late tokens of a prompt
 dearer, and the machine may be busy. Knows numbers of tokens and seconds; no sequences.
 """
@@ -75,15 +76,16 @@ class Pace:
         self._seconds_left = math.inf
         self._is_first = True
 
-    def begin(self, num_decodes: int) -> None:
-        """Starts a step that computes so many tokens of running answers."""
+    def begin(self, num_decodes: int, num_prompts: int = 0) -> None:
+        """Starts a step that computes so many tokens of running answers, while so many prompts have a place."""
         self._seconds_left, self._is_first = math.inf, True
         if self._max_slowdown is None or not num_decodes:
             return
         if self._num_unseen >= MAX_UNSEEN_STEPS:
             self._seconds_left, self._is_first = 0.0, False
         else:
-            self._seconds_left = (self._max_slowdown - 1) * self._decode_costs.seconds(num_decodes)
+            alone, soon = map(self._decode_costs.seconds, (num_decodes, num_decodes + num_prompts))
+            self._seconds_left = self._max_slowdown * soon - alone
 
     def take(self, start: int, limit: int) -> int:
         """How many of at most `limit` prompt tokens from `start` on the step computes; 0: it is full."""

@@ -66,7 +66,7 @@ class Scheduler:
                 continue
             (decodes if sequence.num_remaining_tokens == 1 else prompts).append(sequence)
         budget, stalled = self._continue(decodes, budget, chunks)
-        self._pace.begin(len(chunks))
+        self._pace.begin(len(chunks), len(prompts) + min(len(self.waiting), len(self._free_slots)))
         budget, is_stalled = self._continue(prompts, budget, chunks)
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
