@@ -58,12 +58,13 @@ def level(arguments: argparse.Namespace, num_clients: int) -> dict[str, Any]:
     """All rounds with so many clients; servers are fresh, and have answered once."""
     rounds: list[dict[str, dict[str, float]]] = []
     with ExitStack() as stack:
+        peer_model = arguments.llama_model or arguments.model
         threads, seqs = str(arguments.threads), str(max(num_clients, 2))
         flags = ["--num-threads", threads, "--max-num-seqs", seqs, "--max-model-len", str(CONTEXT_LEN)]
         servers = {
             OURS: stack.enter_context(tuili_server(arguments.model, *flags)),
             PEER: stack.enter_context(
-                llama_server(arguments.llama_server, arguments.model, num_clients, CONTEXT_LEN, arguments.threads)
+                llama_server(arguments.llama_server, peer_model, num_clients, CONTEXT_LEN, arguments.threads)
             ),
         }
         for server in servers.values():
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--llama-server", type=Path, required=True)
+    parser.add_argument("--llama-model", help="another file for it, such as a re-quantization that suits it better")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16, 32, 64])
     parser.add_argument("--asks", type=int, default=4, help="of each client, in a round")
     parser.add_argument("--rounds", type=int, default=3)
