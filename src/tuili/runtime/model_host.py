@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from tuili.errors import ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.runtime.fetching import find_model
 from tuili.runtime.front import Front
@@ -59,7 +60,12 @@ class LocalHost:
         return await asyncio.to_thread(self._read_footprint, model)
 
     def _read_footprint(self, model: KnownModel) -> Footprint:
-        find_model(model.source, self._store)
+        try:
+            find_model(model.source, self._store)
+        except ModelNotFoundError:
+            if model.source in (model.name, *model.aliases):
+                raise  # else it is a path, which clients are not shown
+            raise ModelNotFoundError(f"model {model.name!r}: its files were removed from the disk") from None
         return read_footprint(model.source, self._store, self._settings.load, may_cap=not model.is_named)
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:

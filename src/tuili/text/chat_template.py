@@ -100,7 +100,7 @@ def _compile(source: str, now: Callable[[], datetime]) -> Template:
     except TemplateSyntaxError as error:
         raise ChatTemplateError(f"chat template, line {error.lineno}: {error.message}") from error
     except (TemplateError, SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
-        raise ChatTemplateError(f"chat template: not a valid template: {type(error).__name__}: {error}") from error
+        raise ChatTemplateError(f"chat template: not a valid template: {_reason(error)}") from error
 
 
 def _run(template: Template, variables: Mapping[str, Any]) -> PromptText:
@@ -112,11 +112,16 @@ def _run(template: Template, variables: Mapping[str, Any]) -> PromptText:
     except BoundExceededError as error:
         raise ChatTemplateError(f"chat template: stopped because {error}") from error
     except TemplateError as error:
-        raise ChatTemplateError(f"chat template: {error.message or type(error).__name__}") from error
+        raise ChatTemplateError(f"chat template: {_reason(error)}") from error
     except RecursionError:
         raise ChatTemplateError("chat template: stopped because it recurses too deeply") from None
     except Exception as error:  # whatever the template's own expressions raise
-        raise ChatTemplateError(f"chat template: failed: {type(error).__name__}: {error}") from error
+        raise ChatTemplateError(f"chat template: failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the name of a class."""
+    return str(error) or "no reason is given"
 
 
 class _Reader:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tuili.errors import ModelNotFoundError
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.runtime.sampling_defaults import SamplingDefaults
 from tuili.runtime.text_parts import chat_template_source
@@ -45,7 +46,10 @@ class Facts:
 
 def read_facts(path: Path, quantization: str | None) -> Facts:
     """Raises what open_checkpoint raises. Files that have not changed are read once."""
-    return _facts(path, quantization, file_stamps(path))
+    try:
+        return _facts(path, quantization, file_stamps(path))
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path.name}: removed from the disk") from None
 
 
 @lru_cache(_MAX_KNOWN)
