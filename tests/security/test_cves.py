@@ -16,7 +16,7 @@ MIN_TESTED, MIN_IDS = 14, 50
 
 
 @cache
-def tests_of(file: str) -> frozenset[str]:
+def known_tests(file: str) -> frozenset[str]:
     """Names of the test functions of a file."""
     path = ROOT / file
     nodes = ast.walk(ast.parse(path.read_text())) if path.is_file() else ()
@@ -33,7 +33,7 @@ def test_an_entry_names_tests_that_exist(entry: dict[str, Any]) -> None:
     assert entry.get("tests") or entry.get("reason")
     for test in entry.get("tests", ()):
         file, _, name = test.partition("::")
-        assert name in tests_of(file), test
+        assert name in known_tests(file), test
 
 
 def test_the_catalogue_is_whole() -> None:
