@@ -234,6 +234,56 @@ def test_a_waiter_who_gives_up_lets_the_busy_one_stay(make_pool: MakePool) -> No
     assert machine.started == ["a"]
 
 
+def test_a_waiter_who_gives_up_leaves_an_unload_that_was_asked_for_meanwhile(make_pool: MakePool) -> None:
+    pool, machine = make_pool(num_mib=50, load_timeout_s=20)
+
+    async def main() -> None:
+        long = asyncio.create_task(ask(pool, "a", 100))
+        await asyncio.sleep(3)
+        waiting = asyncio.create_task(ask(pool, "b"))
+        await asyncio.sleep(15)
+        unloading = asyncio.create_task(pool.unload("a"))
+        with pytest.raises(EngineUnavailableError, match="'b' was not loaded within 20 s"):
+            await waiting
+        await long
+        await asyncio.wait_for(unloading, 1)
+
+    run_virtually(main())
+    assert (machine.started, machine.ended) == (["a"], ["a"])
+
+
+def test_who_comes_as_the_last_one_waiting_leaves_is_served(make_pool: MakePool) -> None:
+    pool, machine = make_pool(num_mib=50)
+
+    async def main() -> None:
+        long = asyncio.create_task(ask(pool, "a", 10))
+        await asyncio.sleep(3)
+        waiting = asyncio.create_task(ask(pool, "b"))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        coming = asyncio.create_task(ask(pool, "b"))  # after the other has left, before its load has ended
+        assert await coming == "b"
+        await long
+
+    run_virtually(main())
+    assert machine.started == ["a", "b"]
+
+
+def test_a_model_whose_files_are_gone_leaves_nothing_running(make_pool: MakePool, monkeypatch: Any) -> None:
+    pool, machine = make_pool()
+
+    def gone(_: KnownModel) -> ModelFiles:
+        raise ModelFileError("a: removed")
+
+    async def main() -> None:
+        monkeypatch.setattr(machine, "files", gone)
+        with pytest.raises(ModelFileError, match="a: removed"):
+            await ask(pool, "a")
+
+    run_virtually(main())
+    assert machine.running == []
+
+
 def test_who_leaves_while_waiting_for_room_takes_the_load_along(make_pool: MakePool) -> None:
     pool, machine = make_pool(num_mib=50)
 

@@ -74,7 +74,11 @@ class LocalHost:
         )
         path = await asyncio.to_thread(self._store.path, model.source)
         started = await self._start_model(model.source, path, options)
-        return replace(started, front=self._set_up(started.front, model))
+        try:
+            return replace(started, front=self._set_up(started.front, model))
+        except BaseException:
+            await started.client.aclose()
+            raise
 
     def _set_up(self, front: Front, model: KnownModel) -> Front:
         """Under its served name, with the sampling defaults and the seeds that the settings ask for."""

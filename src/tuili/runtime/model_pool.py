@@ -81,7 +81,7 @@ class ModelPool:
         slot = self._slots.get(self._names.find(name).source)
         if slot is None:
             return
-        slot.is_leaving = True
+        slot.is_unloading = True
         if slot.model is None and now:
             slot.loading.cancel()
         elif slot.model is not None and (now or not slot.num_users):
@@ -160,6 +160,7 @@ class ModelPool:
             if slot.model is not None:
                 self._rest(slot)
             elif slot.plan is None:
+                slot.is_unloading = True
                 slot.loading.cancel()  # nobody waits for it any more, and nothing is begun
         self._notify()
 
@@ -192,7 +193,7 @@ class ModelPool:
             footprint = await self._host.footprint(known)
             async with self._room_turn:
                 slot.plan = await self._make_room(footprint)
-            start_s = clock()
+            files, start_s = self._host.files(known), clock()
             async with self._in_time(known):
                 slot.started = await self._host.start(known, slot.plan)
             slot.model = ServedModel(
@@ -200,7 +201,7 @@ class ModelPool:
                 aliases=known.aliases,
                 front=slot.started.front,
                 client=slot.started.client,
-                files=self._host.files(known),
+                files=files,
                 max_num_seqs=self._settings.load.max_num_seqs,
                 memory=slot.plan.by_kind(),
                 loaded_at=time.time(),
@@ -212,7 +213,10 @@ class ModelPool:
             if slot.num_users == 0:
                 self._rest(slot)
         except BaseException:
-            del self._slots[known.source]
+            try:
+                await slot.free()
+            finally:
+                del self._slots[known.source]
             raise
         finally:
             self._notify()
@@ -245,7 +249,7 @@ class ModelPool:
                 await self._wait_for_room(asked)
         finally:
             for slot in asked:  # those still at work may stay
-                slot.is_leaving = slot.closing is not None
+                slot.is_asked = False
 
     async def _wait_for_room(self, asked: list[Slot]) -> None:
         if self._is_changing():
@@ -260,7 +264,7 @@ class ModelPool:
         ripe = [slot for slot in busy if slot.stays_until_s <= now]
         if ripe and not any(slot.is_leaving for slot in asked):
             asked.append(min(ripe, key=lambda slot: slot.last_used_s))
-            asked[-1].is_leaving = True
+            asked[-1].is_asked = True
         soonest = min((slot.stays_until_s - now for slot in busy if slot not in ripe), default=None)
         await self._next_change(soonest)
 
@@ -308,7 +312,7 @@ class ModelPool:
 
     def _close(self, slot: Slot) -> None:
         if slot.closing is None:
-            slot.is_leaving = True
+            slot.is_unloading = True
             slot.closing = asyncio.get_running_loop().create_task(self._closed(slot), name=f"unload {slot.known.name}")
 
     async def _closed(self, slot: Slot) -> None:

@@ -18,7 +18,8 @@ _STAY_PER_LOAD, _MIN_STAY_S = 4.0, 5.0
 class Slot:
     """plan is None while the model waits for room, model is None until it is loaded; closing is set once it goes.
 
-    num_users counts requests that use the model or wait for it. While is_leaving, new ones wait until it is gone.
+    num_users counts requests that use the model or wait for it. is_unloading: it goes for good; is_asked: its memory is
+    needed, until that is taken back. In either case new requests wait.
     keep_alive_s is for an idle model: 0 no time, negative for ever.
     """
 
@@ -31,7 +32,7 @@ class Slot:
         self.model: ServedModel | None = None
         self.closing: asyncio.Task[None] | None = None
         self.num_users = 0
-        self.is_leaving = False
+        self.is_unloading = self.is_asked = False
         self.stays_until_s = 0.0  # these two on the event loop's clock
         self.last_used_s = asyncio.get_running_loop().time()
         self._watch: asyncio.Task[None] | None = None
@@ -46,6 +47,10 @@ class Slot:
     def resident_bytes(self) -> int:
         """Taken by it, of those."""
         return 0 if self.started is None else self.started.client.own_bytes
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.is_unloading or self.is_asked
 
     @property
     def may_be_unloaded(self) -> bool:
