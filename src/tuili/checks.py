@@ -6,12 +6,14 @@ Knows types and ranges; not what the fields mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from tuili.errors import InvalidRequestError
 
 MAX_COUNT = 2**63 - 1
 _MAX_SHOWN_CHARS = 80
+Item = TypeVar("Item", bound=Hashable)
 
 
 def shown(value: object) -> str:
@@ -26,6 +28,16 @@ def shown(value: object) -> str:
 def refusal(name: str, value: object, allowed: str) -> InvalidRequestError:
     """The error for a value that is not allowed."""
     return InvalidRequestError(f"{name} must be {allowed}, got {shown(value)}", param=name)
+
+
+def first_doubled(items: Iterable[Item]) -> Item | None:
+    """The first item that has been there before, None where every item is there once."""
+    seen: set[Item] = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
 
 
 def check_count(name: str, value: object, low: int = 1, high: int = MAX_COUNT) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+from starlette.requests import Request
+from starlette.types import Message
 
 from support.plain_dialect import plain_dialect
 from support.served import small_app
+from tuili.checks import first_doubled
 from tuili.errors import InvalidRequestError
-from tuili.server.body import MAX_DEPTH, parse_json, unknown_fields, validated
+from tuili.server.body import MAX_DEPTH, parse_json, read_body, unknown_fields, validated
+from tuili.server.caller import Caller
+from tuili.server.dialects.anthropic.bodies import MessagesBody
+from tuili.server.dialects.ollama.bodies import ChatBody as OllamaChatBody
+from tuili.server.dialects.ollama.bodies import CopyBody, GenerateBody, PullBody, ShowBody
+from tuili.server.dialects.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 SPOKEN = (plain_dialect(),)
 
@@ -145,3 +155,102 @@ async def test_large_bodies_are_refused_before_they_are_read() -> None:
         chunked = await client.post("/plain/generate", content=pieces(), headers=headers)
         assert chunked.status_code == 413
         assert num_sent < 20
+
+
+BODIES = (
+    *(ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, MessagesBody),
+    *(OllamaChatBody, GenerateBody, CopyBody, PullBody, ShowBody),
+)
+
+
+def careless_parts(schema: Any) -> list[Any]:
+    """Lists and mappings of a pydantic schema in which every element may be at fault, and each would be told."""
+    if isinstance(schema, list | tuple):
+        return [part for inner in schema for part in careless_parts(inner)]
+    if not isinstance(schema, dict) or schema.get("type") == "function-before":
+        return []
+    kind, found = schema.get("type"), [part for inner in schema.values() for part in careless_parts(inner)]
+    if kind == "list" and schema.get("items_schema", {"type": "any"})["type"] != "any" and not schema.get("fail_fast"):
+        found.append(schema)
+    if kind == "dict" and schema["values_schema"]["type"] != "any":
+        found.append(schema)
+    return found
+
+
+def test_parts_in_which_each_element_would_be_told_are_found() -> None:
+    assert len(careless_parts(Sample.__pydantic_core_schema__)) == 3
+
+
+@pytest.mark.parametrize("model", BODIES, ids=lambda model: f"{model.__module__.split('.')[-2]}.{model.__name__}")
+def test_of_a_body_no_more_than_one_fault_of_a_list_is_looked_for(model: type[BaseModel]) -> None:
+    assert careless_parts(model.__pydantic_core_schema__) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "param", "message"),
+    [
+        (CompletionBody, {"prompt": [1] * 100_000 + ["a"]}, "prompt[100000]", "must be an integer, got 'a'"),
+        (CompletionBody, {"prompt": ["a"] * 100_000 + [1]}, "prompt[100000]", "must be a string, got 1"),
+        (CompletionBody, {"prompt": [[1] * 100_000 + ["a"]]}, "prompt[0][100000]", "must be an integer, got 'a'"),
+        (CompletionBody, {"prompt": [None] * 100_000}, "prompt[0]", "must be"),
+        (DetokenizeBody, {"tokens": ["a"] * 100_000}, "tokens[0]", "must be an integer, got 'a'"),
+        (CompletionBody, {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(100_000)), "a")}, "logit_bias.0", "a number"),
+        (MessagesBody, {"model": "a", "max_tokens": 1, "messages": [1] * 100_000}, "messages[0]", "must be"),
+        (OllamaChatBody, {"model": "a", "messages": [1] * 100_000}, "messages[0]", "must be an object"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_large_body_costs_little_memory(
+    model: type[BaseModel], value: dict[str, Any], param: str, message: str
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError, match=message) as caught:
+            validated(value, model)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.param == param
+
+
+class _Name(str):
+    """Counts how often two names are compared."""
+
+    num_compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Name.num_compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_doubled_name_is_found_in_one_look_at_each() -> None:
+    names = [_Name(f"name {n}") for n in range(3000)]
+    assert first_doubled(names) is None
+    assert first_doubled([*names, _Name("name 7"), _Name("name 8")]) == "name 7"
+    assert _Name.num_compared < 30_000
+
+
+class _Where(BaseModel):
+    threads: ClassVar[list[int]] = []
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def _note(cls, text: str) -> str:
+        cls.threads.append(threading.get_ident())
+        return text
+
+
+@pytest.mark.parametrize("num_chars", [100, 1 << 20])
+async def test_large_bodies_are_read_beside_the_event_loop(num_chars: int) -> None:
+    content = json.dumps({"text": "a" * num_chars}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content}
+
+    async with small_app() as (app, _):
+        scope = {"type": "http", "headers": [(b"content-type", b"application/json")], "app": app}
+        scope["state"] = {"caller": Caller(request_id="1")}
+        await read_body(Request(scope, receive), _Where)
+    assert (_Where.threads[-1] == threading.get_ident()) is (num_chars == 100)

@@ -6,20 +6,41 @@ lone surrogates, NUL, NaN, deep nesting.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, FailFast, ValidationError
 from starlette.requests import Request
 
-from tuili.checks import shown
+from tuili.checks import first_doubled, shown
 from tuili.errors import InvalidRequestError, MediaTypeError
 
 MAX_DEPTH = 64
+_QUICK_BYTES = 1 << 18  # larger bodies are read beside the event loop
 Body = TypeVar("Body", bound=BaseModel)
+Item = TypeVar("Item")
+
+
+class _FailFast(FailFast):
+    __hash__ = object.__hash__  # unions of types need it
+
+
+def _with_one_fault(value: object) -> object:
+    """The mapping, or of one with faults the first of these alone."""
+    if isinstance(value, dict):
+        for name, number in value.items():
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                return {name: number}
+    return value
+
+
+# Of the elements of a body one fault is told; no more than one is looked for, as each takes memory.
+JsonList = Annotated[list[Item], _FailFast()]
+JsonNumbers = Annotated[dict[str, float], BeforeValidator(_with_one_fault)]
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates; in pairs these are fine
 _MESSAGES = {  # pydantic's kinds of faults, in our words
     "bool_type": "true or false",
@@ -43,13 +64,18 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     Raises InvalidRequestError with the field, MediaTypeError, and what the guards raise while a body arrives.
     """
     check_media_type(request)
-    value = parse_json(await request.body())
-    body = validated(value, model)
-    unknown = tuple(unknown_fields(body))
+    content = await request.body()
+    is_large = len(content) > _QUICK_BYTES
+    body, unknown = await asyncio.to_thread(_read, content, model) if is_large else _read(content, model)
     if unknown and request.app.state.serving.settings.is_strict:
         raise InvalidRequestError(f"{unknown[0]} is no field of this request", param=unknown[0])
     request.state.caller.ignored_params = unknown
     return body
+
+
+def _read(content: bytes, model: type[Body]) -> tuple[Body, tuple[str, ...]]:
+    body = validated(parse_json(content), model)
+    return body, tuple(unknown_fields(body))
 
 
 def check_media_type(request: Request) -> None:
@@ -122,10 +148,10 @@ def unknown_fields(body: BaseModel) -> Iterator[str]:
 
 
 def _first_fault(error: ValidationError) -> InvalidRequestError:
-    """Of the alternatives of a union, the one that got furthest tells the fault."""
+    """Of the alternatives of a union, the one that got furthest, deepest first, tells the fault."""
     faults = error.errors(include_url=False, include_context=False)
-    depth = max(len(fault["loc"]) for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1])
-    fault = next(f for f in faults if f["loc"][:1] == faults[0]["loc"][:1] and len(f["loc"]) == depth)
+    of_first_field = (fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1])
+    fault = max(of_first_field, key=lambda f: (len(f["loc"]), [part for part in f["loc"] if isinstance(part, int)]))
     param = _path([part for part in fault["loc"] if _is_field(part)])
     if fault["type"] == "missing":
         return InvalidRequestError(f"{param} is missing", param=param)
@@ -173,8 +199,10 @@ def _check_texts(value: Any) -> None:
         elif type(item) is str:
             if "\0" in item:
                 raise InvalidRequestError("the body holds a NUL character")
-            if any("\ud800" <= c <= "\udfff" for c in item):
-                raise InvalidRequestError("the body holds a lone surrogate: no Unicode text")
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequestError("the body holds a lone surrogate: no Unicode text") from None
 
 
 def _too_deep() -> InvalidRequestError:
@@ -184,8 +212,7 @@ def _too_deep() -> InvalidRequestError:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
+        doubled = first_doubled(name for name, _ in pairs)
         raise InvalidRequestError(f"the body has {shown(doubled)} twice in one object", param=doubled)
     return value
 

@@ -191,10 +191,15 @@ def _part(front: Front, request: GenerateRequest) -> Part:
 
 
 def _num_chars(request: GenerateRequest) -> int:
-    """How much text there is to work on, roughly; a template of the caller's own counts as much."""
-    if request.chat_template is not None or request.tools is not None:
+    """How much text there is to work on, roughly; a template of the caller's own counts as much.
+
+    Sequence breakers do, too: they are looked for in the whole vocabulary.
+    """
+    sampling = request.sampling
+    if request.chat_template is not None or request.tools is not None or sampling.dry_multiplier:
         return _QUICK_CHARS + 1
+    num_beside = sum(map(len, sampling.bad_words or ()))
     if request.messages is None:
-        return len(request.prompt or "")
+        return num_beside + len(request.prompt or request.prompt_token_ids or ())
     contents = (message.get("content") for message in request.messages)
-    return sum(len(c) if isinstance(c, str) else len(str(c)) for c in contents if c is not None)
+    return num_beside + sum(len(c) if isinstance(c, str) else len(str(c)) for c in contents if c is not None)

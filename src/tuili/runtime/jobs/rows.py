@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuili.checks import first_doubled
 from tuili.errors import InvalidRequestError
 
 MAX_LINE_BYTES = 64 << 20
@@ -183,7 +184,7 @@ def _checked_header(cells: list[str], source: FileRows, line: int) -> list[str]:
     names = [cell.strip() for cell in cells]
     if not all(names):
         raise source.error(line, f"column {names.index('') + 1} of the header has no name")
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := first_doubled(names):
         raise source.error(line, f"the header names column {twice!r} twice")
     return names
 

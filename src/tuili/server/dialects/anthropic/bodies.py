@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuili.server.body import JsonList
+
 
 class Body(BaseModel):
     """Types are strict; fields of no meaning here are kept, to be named."""
@@ -17,7 +19,7 @@ class Turn(Body):
     """A message: text, or blocks of which each is checked where it is read."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | JsonList[dict[str, Any]]
 
 
 class Thinking(Body):
@@ -32,10 +34,10 @@ class PromptBody(Body):
     """What makes a prompt: all of POST /v1/messages/count_tokens."""
 
     model: str = Field(min_length=1)
-    messages: list[Turn]
-    system: str | list[dict[str, Any]] | None = None
+    messages: JsonList[Turn]
+    system: str | JsonList[dict[str, Any]] | None = None
     thinking: Thinking | None = None
-    tools: list[Any] | None = None
+    tools: JsonList[Any] | None = None
     tool_choice: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None  # what can be found again is cached, asked for or not
@@ -49,8 +51,8 @@ class MessagesBody(PromptBody):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: JsonList[str] | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     container: Any = None
-    mcp_servers: list[Any] | None = None
+    mcp_servers: JsonList[Any] | None = None

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from tuili.server.body import JsonList
+
 
 def _integral(value: object) -> object:
     """Some clients write every number with a fraction: 4096.0 is the integer."""
@@ -38,7 +40,7 @@ class Options(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: Integer | None = None
-    stop: list[str] | str | None = None
+    stop: JsonList[str] | str | None = None
     mirostat: Integer | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
@@ -82,16 +84,16 @@ class GenerateBody(AnswerBody):
     suffix: str | None = None
     system: str | None = None
     template: str | None = None
-    context: list[int] | None = None
+    context: JsonList[int] | None = None
     raw: bool | None = None
-    images: list[Any] | None = None
+    images: JsonList[Any] | None = None
 
 
 class ChatBody(AnswerBody):
     """POST /api/chat. A message is checked where it is read."""
 
-    messages: list[dict[str, Any]] | None = None
-    tools: list[Any] | None = None
+    messages: JsonList[dict[str, Any]] | None = None
+    tools: JsonList[Any] | None = None
 
 
 class NamedBody(Body):

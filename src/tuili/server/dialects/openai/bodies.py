@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuili.server.body import JsonList, JsonNumbers
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="allow")
@@ -42,12 +44,12 @@ class Sampling(_Body):
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | JsonList[str] | None = None
+    stop_token_ids: JsonList[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     prompt_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: JsonNumbers | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     repeat_last_n: int | None = None
@@ -62,15 +64,15 @@ class Sampling(_Body):
     dry_base: float | None = None
     dry_allowed_length: int | None = None
     dry_penalty_last_n: int | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: JsonList[str] | None = None
     adaptive_target: float | None = None
     adaptive_decay: float | None = None
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
-    samplers: str | list[str] | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    samplers: str | JsonList[str] | None = None
+    bad_words: JsonList[str] | None = None
+    allowed_token_ids: JsonList[int] | None = None
     repetition_detection: dict[str, Any] | None = None
     truncate_prompt_tokens: int | None = None
 
@@ -102,13 +104,13 @@ class _Generate(Sampling):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     session_id: str | None = None
-    tools: list[Any] | None = None
+    tools: JsonList[Any] | None = None
     tool_choice: Any = None
-    functions: list[Any] | None = None
+    functions: JsonList[Any] | None = None
     function_call: Any = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
-    modalities: list[str] | None = None
+    modalities: JsonList[str] | None = None
     audio: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
@@ -123,7 +125,7 @@ class _Generate(Sampling):
     ec_transfer_params: dict[str, Any] | None = None
     vllm_xargs: dict[str, Any] | None = None
     truncation_side: str | None = None
-    lora: list[Any] | None = None
+    lora: JsonList[Any] | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     guided_json: Any = None
@@ -144,7 +146,7 @@ class _Generate(Sampling):
 class ChatBody(_Generate):
     """POST /v1/chat/completions"""
 
-    messages: list[dict[str, Any]]
+    messages: JsonList[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -152,7 +154,7 @@ class ChatBody(_Generate):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: JsonList[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
 
@@ -160,7 +162,7 @@ class ChatBody(_Generate):
 class CompletionBody(_Generate):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | JsonList[str] | JsonList[int] | JsonList[JsonList[int]]
     logprobs: int | None = None
     parse_special: bool | None = None
 
@@ -171,7 +173,7 @@ class TokenizeBody(_Body):
     model: str | None = None
     prompt: str | None = None
     content: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: JsonList[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
@@ -181,14 +183,14 @@ class TokenizeBody(_Body):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
+    tools: JsonList[Any] | None = None
 
 
 class DetokenizeBody(_Body):
     """POST /detokenize"""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: JsonList[int]
 
 
 def given(body: BaseModel) -> dict[str, Any]:
