@@ -30,6 +30,8 @@ async def test_a_key_opens_what_its_scopes_say() -> None:
         assert none.headers["www-authenticate"].startswith("Bearer")
         for headers in (bearer("user-key-1"), {"x-api-key": "user-key-1"}, {"authorization": "bearer  user-key-1 "}):
             assert (await client.post("/plain/generate", json=BODY, headers=headers)).status_code == 200
+        proxied = {"authorization": "Basic cHJveHk6cGFzcw==", "x-api-key": "user-key-1"}
+        assert (await client.post("/plain/generate", json=BODY, headers=proxied)).status_code == 200
         assert (await client.get("/v1/requests", headers=bearer("user-key-1"))).status_code == 403
         assert (await client.get("/v1/requests", headers=bearer("admin-key-1"))).status_code == 200
 

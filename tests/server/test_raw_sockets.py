@@ -96,7 +96,7 @@ ABUSES = {
         415,
     ),
     "traversal": (b"GET /../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 404),
-    "encoded path": (b"GET /%2e%2e/%00/%ff%0d%0a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 404),
+    "encoded path": (b"GET /%2e%2e/%00/%ff%0d%0a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),
     "odd method": (b"BREW /health HTTP/1.1\r\nhost: localhost\r\n\r\n", 400),
     "trace": (b"TRACE /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 405),
     "connect": (b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),

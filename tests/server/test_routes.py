@@ -73,11 +73,46 @@ async def test_every_other_route_needs_a_key_and_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/Models", "/V1/models", "//v1/models", "/v1//models", "/v1/models/", "/v1/./models"]
+    "path", ["/v1/Models", "/V1/models", "//v1/models", "/v1//models", "/v1/models/", "/v1/./models", "/v1/models%0A"]
 )
 async def test_no_spelling_of_a_path_goes_around_the_keys(path: str) -> None:
     async with small_app(api_keys=KEYS) as (_, client):
-        assert (await client.get(f"http://localhost{path}")).status_code == 401
+        assert (await client.get(f"http://localhost{path}")).status_code in (400, 401)
+
+
+def spellings(path: str) -> tuple[str, ...]:
+    """Ways to write a path that are not the one its route has."""
+    more = (path.upper(), f"/{path}", f"{path}/", path.replace("/", "//"), path.replace("/", "%2f"))
+    return (*more, *(f"{path}{end}" for end in ("%0A", "%0D", "%00", "%7F", "%20", "%23", "/.", "?a=b", "%0A?a=b")))
+
+
+@pytest.mark.parametrize("root_path", ["", "/models"])
+async def test_no_spelling_of_a_managing_route_answers_a_key_that_may_not_manage(root_path: str) -> None:
+    async with small_app(host="0.0.0.0", api_keys=KEYS, root_path=root_path) as (_, client):
+        for method, path in sorted(MANAGE):
+            written = root_path + path.replace("{digest}", "sha256:0")
+            for url in (written, *spellings(written)):
+                for asked in (method, "HEAD", "OPTIONS"):
+                    response = await client.request(
+                        asked, f"http://localhost{url}", headers={"x-api-key": "user-key-1"}
+                    )
+                    if any(code in url for code in ("%0A", "%0D", "%00", "%7F")):
+                        assert response.status_code == 400, (asked, url)
+                        assert asked == "HEAD" or "control character" in response.text
+                    else:
+                        assert response.status_code in (307, 403, 404, 405), (asked, url)
+
+
+async def test_a_path_that_a_proxy_puts_before_all_changes_no_scope_and_no_words() -> None:
+    async with small_app(host="0.0.0.0", api_keys=KEYS, root_path="/llm") as (_, client):
+        assert (await client.get("/llm/health")).status_code == 200
+        assert (await client.get("/llm/v1/models")).status_code == 401
+        admin = {"x-api-key": "admin-key-1"}
+        assert (await client.get("/llm/v1/requests", headers=admin)).status_code == 200
+        refused = await client.post("/llm/v1/messages", headers=admin)
+        assert refused.json()["type"] == "error"  # as Anthropic's clients know it
+        method = await client.put("/llm/v1/models/load", headers=admin)
+        assert (method.status_code, method.headers["allow"]) == (405, "POST")
 
 
 async def test_methods_that_a_path_has_not_are_answered_with_those_it_has() -> None:

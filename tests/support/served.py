@@ -105,13 +105,13 @@ class SmallPool:
 
 @asynccontextmanager
 async def small_app(
-    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, **settings: Any
+    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, root_path: str = "", **settings: Any
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """The application over model "small", and a client of it without sockets. Its lifespan has begun."""
     settings.setdefault("log_path", Path("/dev/null"))
     pool = pool or SmallPool(small_model(FakeBackend()))
     app = create_app(HttpSettings(**settings), pool, spoken=spoken)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -91,7 +92,7 @@ async def _refuse(request: Request, error: Exception) -> NoReturn:
     if error.status_code == 405:
         scope = request.scope
         matching = [route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE]
-        matching = [route for route in matching if route.path == scope["path"]] or matching
+        matching = [route for route in matching if route.path == get_route_path(scope)] or matching
         allowed = tuple(sorted({method for route in matching for method in route.methods}))
         raise MethodNotAllowedError(f"{request.method} is not allowed at {request.url.path}", allowed=allowed)
     raise InvalidRequestError(str(error.detail)) if error.status_code < 500 else TuiliError(str(error.detail))

@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 
+from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuili.errors import ClientGoneError, TuiliError
@@ -80,7 +81,7 @@ class Edge:
     async def _tell(self, scope: Scope, exchange: Exchange, error: TuiliError) -> None:
         if exchange.is_started:
             return
-        body = self._bodies.body(scope["path"], error, exchange.caller.request_id)
+        body = self._bodies.body(get_route_path(scope), error, exchange.caller.request_id)
         headers = [*error_headers(error), (b"content-length", b"%d" % len(body))]
         await exchange.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

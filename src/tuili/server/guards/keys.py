@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tuili.errors import AuthenticationError, ForbiddenError
 from tuili.server.api_keys import MAX_KEY_CHARS, ApiKey, find_key
 from tuili.server.caller import ALL_SCOPES, Caller
-from tuili.server.guards.route_scopes import RouteScopes
+from tuili.server.guards.route_scopes import RouteScopes, check_path
 from tuili.server.http_settings import HttpSettings
 
 
@@ -24,6 +24,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            check_path(scope)
             self._admit(scope, scope["state"]["caller"])
         await self._app(scope, receive, send)
 
@@ -53,7 +54,8 @@ def _given_key(scope: Scope) -> bytes | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
             kind, _, key = value.strip().partition(b" ")
-            return key.strip() if kind.lower() == b"bearer" else b""
+            if kind.lower() == b"bearer":  # any other kind is meant for a proxy on the way
+                return key.strip()
         if name == b"x-api-key":
             return value.strip()
     return None
