@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from support.gated_backend import GatedBackend
 from support.plain_dialect import plain_dialect
 from support.served import SmallPool, small_app
 from support.small_model import small_model
-from tuili.errors import QueueFullError
+from tuili.errors import EngineUnavailableError, QueueFullError
 from tuili.server.admission import Admission, Seats
 from tuili.server.api_keys import read_api_keys
+from tuili.server.serving import Serving
 
 SPOKEN = (plain_dialect(),)
 
@@ -73,6 +76,98 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     seats.give_back(1)
     assert seats._num_taken == 0
     assert not seats._waiting
+
+
+async def test_several_who_give_up_together_leave_no_trace() -> None:
+    seats = Seats(max_num_seqs=1)
+    waiters = [asyncio.create_task(seats.take(key, 1)) for key in "aaabbb"]
+    await asyncio.sleep(0)
+    assert [waiter.done() for waiter in waiters[:2]] == [True, True]
+    for waiter in waiters[2:]:
+        waiter.cancel()
+    seats.give_back(1)
+    seats.give_back(1)
+    await asyncio.wait(waiters)
+    assert [waiter.cancelled() for waiter in waiters] == [False, False, True, True, True, True]
+    assert (seats._num_taken, seats._waiting) == (0, {})
+
+
+STEPS = strategies.lists(
+    strategies.one_of(
+        strategies.tuples(strategies.just("take"), strategies.sampled_from("abc"), strategies.integers(1, 4)),
+        strategies.tuples(strategies.just("cancel"), strategies.integers(0, 20), strategies.integers(0, 1)),
+        strategies.tuples(strategies.just("give_back"), strategies.integers(0, 20), strategies.integers(0, 1)),
+    ),
+    max_size=40,
+)
+
+
+@given(steps=STEPS, size=strategies.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_whatever_is_taken_given_up_and_given_back_the_count_is_right(steps: list[Any], size: int) -> None:
+    """The last number of a cancel or give_back: whether the loop turns after it."""
+
+    async def play() -> None:
+        seats, tasks, held = Seats(size), [], []
+
+        async def take(key: str, count: int) -> None:
+            await seats.take(key, count)
+            held.append(count)
+
+        for kind, which, more in steps:
+            if kind == "take":
+                tasks.append(asyncio.create_task(take(which, more)))
+            elif kind == "cancel" and tasks:
+                tasks[which % len(tasks)].cancel()
+            elif kind == "give_back" and held:
+                seats.give_back(held.pop(which % len(held)))
+            for _ in range(3 if kind == "take" or more else 0):
+                await asyncio.sleep(0)
+        for _ in range(4 * len(tasks) + 4):
+            await asyncio.sleep(0)
+            assert seats._num_taken <= 2 * size
+            if held:
+                seats.give_back(held.pop())
+        assert all(task.done() for task in tasks)
+        assert not any(task.exception() for task in tasks if not task.cancelled())
+        assert (seats._num_taken, seats._waiting, held) == (0, {}, [])
+
+    asyncio.run(play())
+
+
+async def test_cutting_what_runs_and_what_waits_frees_all_and_tells_each() -> None:
+    backend = GatedBackend()
+    pool = SmallPool(small_model(backend))
+    next(iter(pool.models.values())).max_num_seqs = 1
+    async with small_app(spoken=SPOKEN, pool=pool) as (app, client):
+        serving: Serving = app.state.serving
+        body = {"prompts": ["abc"], "max_tokens": 2, "stream": True}
+        tasks = [asyncio.create_task(client.post("/plain/generate", json=body)) for _ in range(5)]
+        while len(serving.running()) < 5 or serving.admission.num_queued != 3:
+            await asyncio.sleep(0.001)
+        serving.cut(EngineUnavailableError("the server is shutting down"))
+        answers = [response.text for response in await asyncio.wait_for(asyncio.gather(*tasks), 10)]
+        assert answers == ['{"error":"engine_unavailable"}\n'] * 5
+        await asyncio.wait_for(serving.idle(), 10)
+        assert (serving.admission.num_queued, serving.admission.num_queued_tokens) == (0, 0)
+        backend.let()
+        assert (await client.post("/plain/generate", json=body)).text.count("at") == 2
+
+
+async def test_tokens_of_a_list_of_prompts_wait_until_each_has_its_seat() -> None:
+    backend = GatedBackend()
+    pool = SmallPool(small_model(backend))
+    next(iter(pool.models.values())).max_num_seqs = 1
+    async with small_app(spoken=SPOKEN, pool=pool) as (app, client):
+        admission = app.state.serving.admission
+        body = {"prompts": ["abc"] * 5, "max_tokens": 2}
+        task = asyncio.create_task(client.post("/plain/generate", json=body))
+        while not backend.num_begun:
+            await asyncio.sleep(0.001)
+        assert (admission.num_queued, admission.num_queued_tokens) == (1, 3 * 3)  # 1 runs, 1 is with the engine
+        backend.let()
+        assert len((await task).json()) == 5
+        assert (admission.num_queued, admission.num_queued_tokens) == (0, 0)
 
 
 async def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered() -> None:

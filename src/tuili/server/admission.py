@@ -40,10 +40,6 @@ class Admission:
             raise self._full(f"{self.num_queued_tokens} prompt tokens are waiting and at most {self._max_tokens} may")
         self.num_queued_tokens += count
 
-    def remove(self, num_tokens: int) -> None:
-        self.num_queued -= 1
-        self.num_queued_tokens -= num_tokens
-
     def note_finished(self) -> None:
         """A request has ended: estimates of waiting times live on it."""
         self._rate.add()
@@ -71,11 +67,20 @@ class Ticket:
         self.admission.add_tokens(num_tokens)
         self.num_tokens += num_tokens
 
+    def seat(self, num_tokens: int) -> None:
+        """One of its prompts, of so many tokens, waits no longer; with the last one it leaves."""
+        if self.is_queued:
+            self.num_tokens -= num_tokens
+            self.admission.num_queued_tokens -= num_tokens
+            if not self.num_tokens:
+                self.leave()
+
     def leave(self) -> None:
         """It waits no longer. Doing it twice does no harm."""
         if self.is_queued:
             self.is_queued = False
-            self.admission.remove(self.num_tokens)
+            self.admission.num_queued -= 1
+            self.admission.num_queued_tokens -= self.num_tokens
 
 
 class Seats:
@@ -111,10 +116,14 @@ class Seats:
     def _hand_out(self) -> None:
         while self._waiting:
             key_id, waiters = next(iter(self._waiting.items()))
-            if waiters[0].count > self._room():
+            while waiters and waiters[0].granted.done():  # cancelled, without having had its turn to say so
+                waiters.popleft()
+            if waiters and waiters[0].count > self._room():
                 return
-            waiter = waiters.popleft()
             del self._waiting[key_id]
+            if not waiters:
+                continue
+            waiter = waiters.popleft()
             if waiters:
                 self._waiting[key_id] = waiters  # behind the other keys
             self._num_taken += waiter.count
@@ -124,10 +133,11 @@ class Seats:
         if waiter.granted.done() and not waiter.granted.cancelled():  # granted in the same turn of the loop
             self.give_back(waiter.count)
             return
-        waiters = self._waiting[key_id]
-        waiters.remove(waiter)
-        if not waiters:
-            del self._waiting[key_id]
+        waiters = self._waiting.get(key_id, deque())
+        if waiter in waiters:  # else it was dropped when its turn came
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiting[key_id]
         self._hand_out()
 
 

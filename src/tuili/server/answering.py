@@ -137,7 +137,7 @@ class Answering:
         """The events of one part; what goes wrong becomes its Failed."""
         part = self.parts[index]
         await self._seats.take(self.caller.key_id, part.num_sequences)
-        self._ticket.leave()
+        self._ticket.seat(len(part.prompt.token_ids))
         self._pacer.num_streams += 1
         try:
             async for events in self._computed(part):
