@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +22,8 @@ from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import SamplingParams, TokenRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-NUM_KILLS, NUM_STREAMS = 20, 16
+NUM_KILLS, NUM_STREAMS = int(os.environ.get("TUILI_KILLS", "5")), 16
+PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)  # only kills of this test end an engine, however busy
 CONTEXT = fake_engine.CONFIG.max_model_len
 
 
@@ -44,13 +47,15 @@ def streams(round_: int) -> list[TokenRequest]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SupervisedEngine]:
-    engine = await start_fake(tmp_path_factory.mktemp("model"))
+    engine = await start_fake(tmp_path_factory.mktemp("model"), PATIENT)
     yield engine
     await engine.aclose()
 
 
 async def test_real_streams_survive_kills(smollm2_gguf: Path) -> None:
-    engine = await start_engine(smollm2_gguf, LoadOptions(max_model_len=256, kv_cache_memory_bytes=64 << 20))
+    engine = await start_engine(
+        smollm2_gguf, LoadOptions(max_model_len=256, kv_cache_memory_bytes=64 << 20), policy=PATIENT
+    )
     requests = [
         TokenRequest(
             request_id=f"r{i}",
@@ -61,14 +66,20 @@ async def test_real_streams_survive_kills(smollm2_gguf: Path) -> None:
         for i, kind in enumerate([{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 1.0, "n": 2}] * 3)
     ]
     uncut = await take_all(engine, requests)
-    for num_deltas in (100,):
-        cut = await take_all(engine, requests, KillAt(engine, num_deltas))
-        for request, before, after in zip(requests, uncut, cut, strict=True):
-            for index in request.indexes:
-                assert _told(after, request.request_id, index) == _told(before, request.request_id, index)
-    assert engine.health.num_restarts == 1
+    cut = await take_all(engine, requests, KillAt(engine, 100))
+    for request, before, after in zip(requests, uncut, cut, strict=True):
+        for index in request.indexes:
+            assert _told(after, request.request_id, index) == _told(before, request.request_id, index)
+    await restarted(engine, 1)
     assert engine.facts.cache_bytes <= 64 << 20
     await engine.aclose()
+
+
+async def restarted(engine: SupervisedEngine, num_restarts: int) -> None:
+    """Waits for it: who is slow to read may have had every token before the kill, and be done before the restart."""
+    async with asyncio.timeout(120):
+        while (engine.health.num_restarts, engine.health.is_ready) != (num_restarts, True):
+            await asyncio.sleep(0.005)
 
 
 def _told(answers: Answers, request_id: str, index: int) -> list[tuple[int, object]]:
@@ -87,7 +98,7 @@ async def test_a_model_whose_file_has_become_another_is_not_gone_on_with(tmp_pat
     await engine.aclose()
 
 
-async def test_sixteen_streams_survive_twenty_kills(engine: SupervisedEngine) -> None:
+async def test_sixteen_streams_survive_every_kill(engine: SupervisedEngine) -> None:
     random_ = random.Random(1)
     for round_ in range(NUM_KILLS):
         kill = KillAt(engine, random_.randrange(1, 250))
@@ -96,7 +107,7 @@ async def test_sixteen_streams_survive_twenty_kills(engine: SupervisedEngine) ->
         for request, found in zip(requests, answers, strict=True):
             assert_whole(request, found)
         assert kill.is_done
-    assert engine.health.num_restarts == NUM_KILLS
+        await restarted(engine, round_ + 1)
     assert engine.stats().num_output_tokens > 0
 
 

@@ -5,7 +5,9 @@ within a step, and the others' tokens are the same.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import statistics
 import struct
 import threading
 import time
@@ -24,6 +26,7 @@ from tuili.types import SamplingParams, TokenRequest
 PROMPT = "abcdefgh" * 15  # three steps of at most 64 tokens, when 8 of another come first
 OTHER = "ijklmnop"
 MAX_NOTICE_S = 0.25
+NUM_LEAVERS = int(os.environ.get("TUILI_LEAVERS", "60"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def backend(server: Listening) -> Iterator[GatedBackend]:
     pipeline.close()
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 10) -> float:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> float:
     """Waits for it; the seconds it took."""
     begun_s = time.monotonic()
     while not condition():
@@ -109,14 +112,14 @@ class Background:
 
     def _ask(self, host: str, port: int) -> None:
         body = json.dumps({"prompts": [OTHER], "max_tokens": 16})
-        connection = HTTPConnection(host, port, timeout=30)
+        connection = HTTPConnection(host, port, timeout=120)
         connection.request("POST", "/plain/generate", body, {"content-type": "application/json"})
         self.answers.append(json.loads(connection.getresponse().read())["0.0"])
         connection.close()
 
     def assert_exact(self) -> None:
         for thread in self._threads:
-            thread.join(30)
+            thread.join(120)
         assert self.answers == [expected(OTHER, 16)] * len(self._threads)
 
 
@@ -161,9 +164,9 @@ def test_what_it_held_is_free_within_a_step(
     connection = reach(server, backend, phase, {**fields, "stream": stream})
     num_running = len(server.app.state.serving.running())
     leave(connection)
-    noticed_s = until(lambda: len(server.app.state.serving.running()) < num_running, "it should be noticed")
-    assert noticed_s < MAX_NOTICE_S * 4  # the machine may be busy; usually it takes a millisecond
     begun = backend.num_begun
+    until(lambda: len(server.app.state.serving.running()) < num_running, "it should be noticed")
+    assert backend.num_begun == begun
     backend.let(1)
     until(lambda: backend.num_begun > begun, "the others should go on")
     assert num_held(server) <= (4 if phase == "queued" else 1)  # a block for each other that runs
@@ -174,6 +177,18 @@ def test_what_it_held_is_free_within_a_step(
     assert (serving.admission.num_queued, serving.admission.num_queued_tokens) == (0, 0)
     assert server.pool.models["small"].num_active == 0
     connection.close()
+
+
+def test_leaving_is_noticed_at_once(server: Listening, backend: GatedBackend) -> None:
+    """While a step is computed. The median: a busy machine may let anybody wait."""
+    noticed_s = []
+    for number in range(15):
+        connection = ask(server, prompts=[PROMPT], stream=number % 2 == 0)
+        until(lambda: victim_phase(server) == "prefill", "it should be taken")
+        (fin, rst, half_close)[number % 3](connection)
+        noticed_s.append(until(lambda: len(server.app.state.serving.running()) == 0, "it should be noticed"))
+        connection.close()
+    assert statistics.median(noticed_s) < MAX_NOTICE_S
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])
@@ -210,10 +225,10 @@ def test_who_does_not_read_is_let_go(server: Listening, backend: GatedBackend) -
     connection.close()
 
 
-def test_two_hundred_leave_at_random_and_nothing_is_lost(server: Listening, backend: GatedBackend) -> None:
+def test_many_leave_at_random_and_nothing_is_lost(server: Listening, backend: GatedBackend) -> None:
     """Permits trickle in, so that clients leave in every phase."""
     others = Background(server, 3)
-    for number in range(200):
+    for number in range(NUM_LEAVERS):
         fields = {"n": 2, "temperature": 1.0} if number % 5 == 0 else {}
         connection = ask(server, prompts=[PROMPT], stream=number % 2 == 0, **fields)
         if number % 4:

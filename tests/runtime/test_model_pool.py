@@ -422,6 +422,25 @@ def test_a_failed_load_is_told_to_all_and_forgotten(make_pool: MakePool) -> None
     run_virtually(main())
 
 
+def test_files_that_vanish_while_they_are_loaded_leave_no_engine_behind(make_pool: MakePool) -> None:
+    async def scenario() -> None:
+        pool, machine = make_pool()
+        files, refuse = machine.files, ModelNotFoundError("a: no such file")
+
+        def files_once_started(model: KnownModel) -> ModelFiles:
+            if machine.started:
+                raise refuse
+            return files(model)
+
+        machine.files = files_once_started  # type: ignore[method-assign]
+        model = await pool.load("a")
+        assert pool.loaded() == (model,)
+        await pool.aclose()
+        assert (machine.running, machine.ended) == ([], ["a"])
+
+    run_virtually(scenario())
+
+
 def test_a_load_that_takes_too_long_ends(make_pool: MakePool) -> None:
     pool, machine = make_pool(load_timeout_s=1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -82,6 +83,9 @@ class Child:
 
     def stats(self) -> EngineStats:
         return IDLE
+
+    def pardon(self) -> None:
+        self.silence_s = self.stall_s = 0.0
 
     def say(self, request_id: str, *token_ids: int, index: int = 0, **fields: object) -> None:
         delta = TokenDelta(request_id=request_id, index=index, token_ids=token_ids, **fields)  # type: ignore[arg-type]
@@ -307,6 +311,18 @@ async def test_silent_and_stalled_children_are_killed_once(nursery: Nursery, cap
         await asyncio.sleep(0.001)
     assert "gave no sign of life for 11.0 s" in caplog.text
     assert "finished no step for 61.0 s" in caplog.text
+    await engine.aclose()
+
+
+async def test_who_stood_still_does_not_blame_the_child(nursery: Nursery) -> None:
+    """As when both were stopped by Ctrl-Z, or the machine was suspended."""
+    engine = await nursery.engine(look_every_s=0.01, silence_s=0.5)
+    await asyncio.sleep(0)  # the supervisor sleeps until its next look
+    nursery.children[0].silence_s = nursery.children[0].stall_s = 99.0
+    time.sleep(1.2)
+    await asyncio.sleep(0.05)
+    assert engine.health.state == "ready"
+    assert len(nursery.children) == 1
     await engine.aclose()
 
 

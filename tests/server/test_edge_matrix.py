@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from support.served import small_app
+from support import gguf_models
+from support.served import SmallPool, small_app
+from support.small_model import small_model
 from tuili.errors import MAX_MESSAGE_CHARS
 from tuili.server.app import create_app
 from tuili.server.http_settings import HttpSettings
@@ -24,12 +27,13 @@ BASES: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/api/generate": {"prompt": "ab", "stream": False, "options": {"num_predict": 2}},
     "/api/chat": {"messages": MESSAGES, "stream": False, "options": {"num_predict": 2}},
+    "/api/show": {},
     "/tokenize": {"prompt": "ab"},
     "/detokenize": {"tokens": [1]},
     "/v1/models/load": {},
     "/v1/models/unload": {},
 }
-ELSEWHERE = {"/api/pull", "/api/copy", "/api/show"}  # these need a store with files: their dialect's tests
+ELSEWHERE = {"/api/pull", "/api/copy"}  # these need a store with files: their dialect's tests
 RAW_NUMBERS = [
     "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "-1e308", "1e-320", "-0.0", "0.5", "1.0", "0", "-1",
     "-2", "1", "2", "65535", "2147483647", "2147483648", "-2147483649", "9007199254740993", "9223372036854775807",
@@ -41,6 +45,8 @@ RAW_OTHERS = [
     "{}", '{"a": null}', '{"a": {"b": [1]}}',
     '{"-1": 1}', '{"1": 1e5}', "[" * 70 + "]" * 70, json.dumps(["x"] * 2000), json.dumps(list(range(2000))),
 ]  # fmt: skip
+NTH = int(os.environ.get("TUILI_EDGE_NTH", "3"))  # a field gets each so manieth value, its neighbour the ones beside
+MAX_ANSWER_S = 20  # of a machine that is busy with other things; usually it takes milliseconds
 NUMBERS_IN = ("integer", "number")
 
 
@@ -91,7 +97,7 @@ async def check(client: httpx.AsyncClient, path: str, name: str, raw: str) -> in
     response = await client.post(path, content=content, headers={"content-type": "application/json"})
     said = f"{path}: {name} = {raw[:40]}: {response.status_code} {response.text[:200]}"
     assert response.status_code in (200, 400, 404), said
-    assert time.monotonic() - begun_s < 2, said
+    assert time.monotonic() - begun_s < MAX_ANSWER_S, said
     if response.status_code != 200:
         assert len(response.content) < 2 * MAX_MESSAGE_CHARS + 300, said
         assert "0x" not in response.text, said
@@ -104,11 +110,13 @@ async def check(client: httpx.AsyncClient, path: str, name: str, raw: str) -> in
 @pytest.mark.parametrize("path", BASES)
 async def test_every_value_is_taken_or_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUILI_HOME", str(tmp_path))
-    async with small_app() as (app, client):
+    (tmp_path / "small.gguf").write_bytes(gguf_models.seeds()["llama"].encode())
+    pool = SmallPool(small_model(), path=tmp_path / "small.gguf")
+    async with small_app(pool=pool) as (app, client):
         statuses = [
             await check(client, path, name, raw)
-            for name, is_number in bodies()[path].items()
-            for raw in (*(RAW_NUMBERS if is_number else RAW_NUMBERS[:4]), *RAW_OTHERS)
+            for place, (name, is_number) in enumerate(bodies()[path].items())
+            for raw in (*(RAW_NUMBERS if is_number else RAW_NUMBERS[:4]), *RAW_OTHERS)[-place % NTH :: NTH]
         ]
         assert 400 in statuses
         assert (await client.post(path, json={"model": "small", **BASES[path]})).status_code == 200

@@ -165,6 +165,10 @@ class ChildProcess(asyncio.Protocol):
             last_progress_age_s=self.stall_s,
         )
 
+    def pardon(self) -> None:
+        """Counts silence and stall from now on: nobody was there to hear, or the whole machine stood still."""
+        self._heard_s = self._progress_s = self._clock()
+
     def close(self) -> None:
         """Kills the process."""
         self.process.kill()

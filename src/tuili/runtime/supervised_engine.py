@@ -24,6 +24,7 @@ from tuili.types import TokenDelta, TokenRequest
 _GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks")
 _COUNTERS = [field.name for field in fields(EngineStats) if field.name not in _GAUGES]
 _FIRST_PAUSE_S = 0.25  # between tries to load, doubled each time
+_STANDSTILL_S = 1.0  # by which a look may be late before we take it that the child stood still as we did
 _log = logging.getLogger(__name__)
 
 StartChild = Callable[[EngineFacts | None], Awaitable[ChildProcess]]
@@ -270,8 +271,11 @@ class SupervisedEngine:
 
     async def _watch(self) -> None:
         while True:
+            begun_s = time.monotonic()
             await asyncio.sleep(self._policy.look_every_s)
             child = self._child
+            if time.monotonic() - begun_s > self._policy.look_every_s + _STANDSTILL_S:
+                child.pardon()
             if self._state != "ready" or child is self._condemned:
                 continue
             if child.silence_s > self._policy.silence_s:

@@ -264,17 +264,12 @@ def _remove_folder(path: Path) -> None:
 
 
 def _local_files(name: str, path: Path) -> ModelFiles:
-    """Raises ModelFileError for a device, a pipe, a socket, and for a folder that cannot be read."""
+    """Raises ModelFileError for a device, a pipe, a socket, and for what cannot be read or goes away meanwhile."""
     if not path.is_file() and not path.is_dir():
         raise ModelFileError(f"{path.name}: neither a file nor a folder")
     try:
         files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+        num_bytes, changed_s = sum(file.stat().st_size for file in files), path.stat().st_mtime
     except OSError as error:
         raise ModelFileError(f"{path.name}: cannot be read: {error.strerror}") from None
-    return ModelFiles(
-        name=name,
-        path=path,
-        source="local",
-        num_bytes=sum(file.stat().st_size for file in files),
-        created=int(path.stat().st_mtime),
-    )
+    return ModelFiles(name=name, path=path, source="local", num_bytes=num_bytes, created=int(changed_s))

@@ -93,6 +93,19 @@ async def test_refusals_are_one_text(path: str, body: dict[str, Any], told: str)
     assert told in answer.json()["error"]
 
 
+async def test_of_a_model_whose_file_has_vanished_only_what_was_in_it_is_missing() -> None:
+    async with small_app() as (_, client):
+        for verbose in (True, False):
+            shown = await client.post("/api/show", json={"model": "small", "verbose": verbose})
+            assert (shown.status_code, shown.json()) == (404, {"error": "small.gguf: removed from the disk"})
+        for path in ("/api/tags", "/api/ps"):
+            (model,) = (await client.get(path)).json()["models"]
+            assert (model["name"], model["details"]) == ("small:latest", {})
+        (entry,) = (await client.get("/v1/models")).json()["data"]
+        assert (await client.get("/v1/models/small")).json() == entry
+        assert (await client.post("/api/generate", json={"model": "small", "stream": False})).status_code == 200
+
+
 async def test_the_greeting() -> None:
     async with small_app() as (_, client):
         assert (await client.get("/")).text == "Ollama is running"

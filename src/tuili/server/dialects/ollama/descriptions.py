@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tuili.errors import ModelNotFoundError
+from tuili.errors import ModelFileError, ModelNotFoundError
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.runtime.sampling_defaults import SamplingDefaults
 from tuili.runtime.text_parts import chat_template_source
@@ -50,6 +50,8 @@ def read_facts(path: Path, quantization: str | None) -> Facts:
         return _facts(path, quantization, file_stamps(path))
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path.name}: removed from the disk") from None
+    except OSError as error:
+        raise ModelFileError(f"{path.name}: cannot be read: {error.strerror}") from None
 
 
 @lru_cache(_MAX_KNOWN)

@@ -148,7 +148,7 @@ def _details(card: ModelCard | ServedModel) -> dict[str, Any]:
     """Nothing of a model whose files cannot be read: the list tells of the others all the same."""
     try:
         return dict(read_facts(card.files.path, card.files.quantization).details)
-    except (ModelFileError, ModelNotFoundError, OSError):
+    except (ModelFileError, ModelNotFoundError):
         return {}
 
 
