@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tuili.cli.main import main
 from tuili.runtime.pipeline import Pipeline
 from tuili.store import store as store_module
 
-PART = os.urandom(10_000)
+PART = random.Random(1).randbytes(10_000)
 
 
 @dataclass(frozen=True)
