@@ -42,6 +42,14 @@ async def test_a_step_that_never_ends_is_a_hang_though_the_heart_beats(tmp_path:
     await engine.aclose()
 
 
+async def test_a_long_step_that_is_work_is_no_hang(tmp_path: Path) -> None:
+    engine = await start_fake(tmp_path, RestartPolicy(hang_timeout_s=2.5, look_every_s=0.05), works_on=7)
+    (answers,) = await take_all(engine, [ask("r", [7], max_tokens=1)])
+    assert_solo(answers, ask("r", [7], max_tokens=1), CONFIG.max_model_len)
+    assert engine.health.num_restarts == 0
+    await engine.aclose()
+
+
 async def test_a_stopped_engine_can_be_closed(tmp_path: Path) -> None:
     engine = await start_fake(tmp_path)
     os.kill(engine.facts.process_id, signal.SIGSTOP)

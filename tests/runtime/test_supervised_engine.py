@@ -61,7 +61,7 @@ class Child:
         self.facts = FACTS
         self.on_lost: Callable[[Child], None] | None = None
         self.is_gone = False
-        self.silence_s = self.stall_s = 0.0
+        self.silence_s = self.stall_s = self.idle_s = 0.0
         self.streams: dict[int, Stream] = {}
         self.asked: list[TokenRequest] = []
         self.aborted: list[tuple[str, int | None]] = []
@@ -303,14 +303,20 @@ async def test_silent_and_stalled_children_are_killed_once(nursery: Nursery, cap
     nursery.children[0].silence_s = 11.0
     while len(nursery.children) < 2:
         await asyncio.sleep(0.001)
-    nursery.children[1].stall_s = 31.0
+    nursery.children[1].stall_s = 899.0  # at work
+    assert engine.health.is_ready
+    nursery.children[1].idle_s = 31.0
     assert engine.health.state == "stalled"
     assert not engine.health.is_ready
-    nursery.children[1].stall_s = 61.0
+    nursery.children[1].idle_s = 61.0
     while len(nursery.children) < 3:
         await asyncio.sleep(0.001)
+    nursery.children[2].stall_s = 1801.0
+    while len(nursery.children) < 4:
+        await asyncio.sleep(0.001)
     assert "gave no sign of life for 11.0 s" in caplog.text
-    assert "finished no step for 61.0 s" in caplog.text
+    assert "has work and did nothing for 61.0 s" in caplog.text
+    assert "finished no step for 1801.0 s" in caplog.text
     await engine.aclose()
 
 

@@ -4,6 +4,7 @@
 
 aborts_on=T: the process aborts at a step whose last input token of a sequence is T. hangs_on=T: such a step never ends.
 breaks_on=T: the engine's own code raises there. hangs_once=FILE: the tenth step never ends, unless FILE exists.
+works_on=T: such a step is four seconds of work.
 step_s=S: a step takes S seconds. fails_from=FILE: loading fails from the third start on; FILE counts them.
 """
 
@@ -50,6 +51,10 @@ class FaultyBackend(FakeBackend):
             os.abort()
         if self._bears_not("hangs_on", last):
             threading.Event().wait()
+        if self._bears_not("works_on", last):
+            end_s = time.monotonic() + 4.0
+            while time.monotonic() < end_s:
+                pass
         if self._bears_not("breaks_on", last):
             raise Breakdown
         if "hangs_once" in self.faults and self.num_steps == 10 and not Path(self.faults["hangs_once"]).exists():

@@ -41,6 +41,7 @@ from tuili.errors import EngineUnavailableError
 from tuili.types import TokenDelta, TokenRequest
 
 READY_HEARTBEAT_S = 5.0
+_WORK_CPU_S = 0.05  # from one heartbeat to the next: less is no work
 _STDERR = 2
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ChildProcess(asyncio.Protocol):
         self.on_lost: Callable[[ChildProcess], None] | None = None  # called once the process is gone
         self.heartbeat: Heartbeat | None = None
         self._clock = clock
-        self._heard_s = self._progress_s = clock()
+        self._heard_s = self._progress_s = self._worked_s = clock()
         self._streams: dict[int, Stream] = {}
         self._num_streams = 0
         self._num_steps = -1
@@ -108,7 +109,7 @@ class ChildProcess(asyncio.Protocol):
         number = self._num_streams
         self._send(generate_message(number, request))
         if not self._streams:
-            self._progress_s = self._clock()
+            self._progress_s = self._worked_s = self._clock()
         self._num_streams += 1
         self._streams[number] = stream
         return number
@@ -154,6 +155,11 @@ class ChildProcess(asyncio.Protocol):
     def stall_s(self) -> float:
         """Seconds since the engine finished a step, while it has something to do; else 0."""
         return self._clock() - self._progress_s if self._streams else 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the engine finished a step or was seen using a processor, while it has something to do."""
+        return min(self.stall_s, self._clock() - self._worked_s)
 
     @property
     def health(self) -> EngineHealth:
@@ -218,6 +224,8 @@ class ChildProcess(asyncio.Protocol):
             case Deltas():
                 self._hand_out(message)
             case Heartbeat(stats=stats):
+                if self.heartbeat is not None and message.cpu_s - self.heartbeat.cpu_s >= _WORK_CPU_S:
+                    self._worked_s = self._clock()
                 self.heartbeat = message
                 if stats is not None and stats.num_steps != self._num_steps:
                     self._num_steps = stats.num_steps

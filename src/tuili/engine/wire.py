@@ -114,6 +114,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     stats: EngineStats | None
     own_bytes: int  # of its memory
     mapped_bytes: int  # of files, which the system may drop
+    cpu_s: float = 0.0  # of processors' time used so far, by all but the heart
 
 
 class WireDelta(msgspec.Struct, omit_defaults=True, gc=False):

@@ -65,7 +65,7 @@ class EngineProcess:
         self._send_lock = threading.Lock()
         self._running: RunningEngine | None = None
         self._arrived: list[WireDelta] = []  # of the step under way; the engine's thread alone
-        self._memory = (0, 0)  # as last looked at: that is dearer than the rest of a heartbeat
+        self._used: tuple[int, int, float] = (0, 0, 0.0)  # as last looked at: that is the dearest of a heartbeat
         self._told_load, self._told_s = (0, 0), 0.0
         self._is_closing = False
         self._requests: dict[int, RequestSink] = {}
@@ -160,7 +160,7 @@ class EngineProcess:
         load = (stats.num_running, stats.num_waiting)
         if load != self._told_load or now - self._told_s > BUSY_HEARTBEAT_S:
             self._told_load, self._told_s = load, now
-            self._send(Heartbeat(stats, *self._memory))
+            self._send(Heartbeat(stats, *self._used))
 
     def _send_alone(self, delta: WireDelta) -> None:
         try:
@@ -177,8 +177,8 @@ class EngineProcess:
 
     def _heartbeat(self) -> Heartbeat:
         running = self._running
-        self._memory = process_memory()
-        return Heartbeat(None if running is None else running.loop.stats(), *self._memory)
+        self._used = (*process_memory(), time.process_time() - time.thread_time())
+        return Heartbeat(None if running is None else running.loop.stats(), *self._used)
 
     def _send(self, message: FromEngine) -> None:
         data = frame(message)

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from tuili.config import store_dir
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, TuiliError
@@ -23,6 +24,7 @@ from tuili.runtime.pool_slot import Slot
 from tuili.runtime.served_engine import start_served_model
 from tuili.runtime.served_model import ModelCard, ServedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
+from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -336,8 +338,10 @@ class ModelPool:
                 await self._changed.wait()
 
 
-def open_pool(settings: PoolSettings, start_model: StartModel = start_served_model) -> ModelPool:
+def open_pool(settings: PoolSettings, start_model: StartModel | None = None) -> ModelPool:
     """Over the user's store, a process for each engine. Raises InvalidRequestError for a name given to two models."""
     store = Store(store_dir())
     names = ServedNames(settings.models, store, only_named=settings.only_named, allow_pull=settings.allow_pull)
-    return ModelPool(settings, names, LocalHost(settings, store, start_model))
+    policy = RestartPolicy(hang_timeout_s=settings.hang_timeout_s)
+    start = start_model or partial(start_served_model, policy=policy)
+    return ModelPool(settings, names, LocalHost(settings, store, start))

@@ -23,8 +23,9 @@ class PoolSettings:
 
     memory_share: of the memory that is free at start, what all models together may take. keep_alive_s: how long a
     model that came on demand stays when idle; 0 no longer than its requests, negative for ever. load_timeout_s bounds
-    the wait for room and for loading. allow_pull fetches known models that are not stored; only_named
-    leaves no model but `models`. seed: what requests without a seed draw theirs from; None is chance.
+    the wait for room and for loading, hang_timeout_s is RestartPolicy's.
+    allow_pull fetches known models that are not stored; only_named leaves no model but `models`. seed: what
+    requests without a seed draw theirs from; None is chance.
     """
 
     models: tuple[NamedModel, ...] = ()
@@ -33,6 +34,7 @@ class PoolSettings:
     memory_share: float = 0.9
     keep_alive_s: float = 300.0
     load_timeout_s: float = 300.0
+    hang_timeout_s: float = 60.0
     is_pinned: bool = False
     allow_pull: bool = False
     only_named: bool = False

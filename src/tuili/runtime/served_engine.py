@@ -12,16 +12,19 @@ from tuili.runtime.engine_start import named_by_path, start_engine
 from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
 from tuili.runtime.served_model import StartedModel
+from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.weights.checkpoint import open_checkpoint
 
 
-async def start_served_model(source: str, path: Path, options: LoadOptions) -> StartedModel:
+async def start_served_model(
+    source: str, path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None
+) -> StartedModel:
     """The model at `path`, which the store calls `source`. The text side is made while the engine's process loads.
 
     Raises what loading raises; then, and when it is cancelled, nothing is left running.
     """
     options = await asyncio.to_thread(named_by_path, options)
-    engine = asyncio.create_task(start_engine(path, options))
+    engine = asyncio.create_task(start_engine(path, options, policy=policy))
     front = asyncio.create_task(asyncio.to_thread(_open_front, source, path, options))
     try:
         done, _ = await asyncio.wait([engine, front], return_when=asyncio.FIRST_EXCEPTION)

@@ -37,11 +37,16 @@ class RestartPolicy:
 
     unready_s: float = READY_HEARTBEAT_S  # without a sign of life: it is not ready
     silence_s: float = 10.0  # without a sign of life: it is killed
-    hang_timeout_s: float = 60.0  # with work but no step done: it is killed
+    hang_timeout_s: float = 60.0  # with requests, but neither a step done nor a processor used: it is killed
+    endless_factor: float = 30.0  # times that, with no step done however busy: it is killed
     max_restarts: int = 3  # within within_s, if no token came between them
     within_s: float = 60.0
     retry_after_s: float = 30.0  # once restarting was given up
     look_every_s: float = 0.5
+
+    @property
+    def endless_s(self) -> float:
+        return self.hang_timeout_s * self.endless_factor
 
 
 class SupervisedEngine:
@@ -122,7 +127,9 @@ class SupervisedEngine:
         child, state = self._child, str(self._state)
         if state == "ready" and child.silence_s >= self._policy.unready_s:
             state = "silent"
-        elif state == "ready" and child.stall_s >= self._policy.hang_timeout_s / 2:
+        elif state == "ready" and (
+            child.idle_s >= self._policy.hang_timeout_s / 2 or child.stall_s >= self._policy.endless_s / 2
+        ):
             state = "stalled"
         return EngineHealth(
             is_ready=state == "ready",
@@ -280,7 +287,9 @@ class SupervisedEngine:
                 continue
             if child.silence_s > self._policy.silence_s:
                 reason = f"gave no sign of life for {child.silence_s:.1f} s"
-            elif child.stall_s > self._policy.hang_timeout_s:
+            elif child.idle_s > self._policy.hang_timeout_s:
+                reason = f"has work and did nothing for {child.idle_s:.1f} s"
+            elif child.stall_s > self._policy.endless_s:
                 reason = f"finished no step for {child.stall_s:.1f} s"
             else:
                 continue

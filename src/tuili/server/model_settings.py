@@ -66,6 +66,13 @@ class ModelSettings:
         name="load_timeout",
         ollama="OLLAMA_LOAD_TIMEOUT",
     )
+    hang_timeout_s: float = setting(
+        60.0,
+        MODELS,
+        Duration(low=1),
+        "Restart an engine that has requests and does nothing for so long; one at work may take 30 times as long.",
+        name="hang_timeout",
+    )
     allow_pull: bool = setting(False, MODELS, Switch(), "Fetch a known model that is asked for and not stored.")
     max_model_len: int | None = setting(
         None,
@@ -204,6 +211,7 @@ class ModelSettings:
             memory_share=self.gpu_memory_utilization,
             keep_alive_s=self.keep_alive_s,
             load_timeout_s=self.load_timeout_s,
+            hang_timeout_s=self.hang_timeout_s,
             is_pinned=self.pin,
             allow_pull=self.allow_pull,
             only_named=self.only_named,
