@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +17,12 @@ from support.gated_backend import GatedBackend
 from support.plain_dialect import PlainRenderer, plain_dialect
 from support.served import SmallPool, listening, small_app
 from support.small_model import small_model
-from tuili.errors import EngineUnavailableError
+from tuili.errors import ClientGoneError, EngineUnavailableError
+from tuili.server.caller import Caller
 from tuili.server.pacer import FEW_STREAMS, Pacer
 from tuili.server.serving import Serving
+from tuili.server.streaming import AnswerStream
+from tuili.types import GenerateRequest, SamplingParams
 
 SPOKEN = (plain_dialect(),)
 
@@ -115,6 +121,52 @@ def test_headers_come_at_once_and_silence_is_broken_by_the_clock() -> None:
         backend.let()
         while b'"done":0' not in received:
             received += connection.recv(4096)
+
+
+class Unread:
+    """A client's side of a stream that takes the headers and nothing after them."""
+
+    def __init__(self) -> None:
+        self.num_sent = 0
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        self.num_sent += 1
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+
+async def test_a_keep_alive_that_nobody_reads_ends_the_stream() -> None:
+    backend = GatedBackend()
+    async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend))) as (app, _):
+        serving: Serving = app.state.serving
+        request = GenerateRequest(request_id="", sampling=SamplingParams(max_tokens=2), prompt="abc")
+        answering = await serving.answer(Caller(request_id="r", address=""), "small", lambda _: [request])
+        limits = replace(serving.settings, keep_alive_interval_s=0.02, send_timeout_s=0.05)
+        response = AnswerStream(answering, PlainRenderer(), limits)
+        with pytest.raises(ClientGoneError):
+            await asyncio.wait_for(response({}, asyncio.Event().wait, unread := Unread()), 5)
+        assert (unread.num_sent, serving.running()) == (2, ())
+        backend.let()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_one_prompt_that_fails_ends_the_others_without_a_word_in_the_log(
+    is_streamed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    complaints: list[Mapping[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    pool = SmallPool(small_model(FakeBackend(fail_on={4})))
+    async with small_app(spoken=SPOKEN, pool=pool) as (app, client):
+        body = {"prompts": ["abc", "def", "ghi"], "stream": is_streamed, "max_tokens": 30}
+        answer = await client.post("/plain/generate", json=body)
+        assert answer.status_code == (200 if is_streamed else 500)
+        assert answer.text.count('"error"') == is_streamed
+        assert app.state.serving.pacer.num_streams == 0  # closed by the reader, not by the garbage collector
+        del answer
+        gc.collect()
+        await asyncio.sleep(0)
+    assert complaints == []
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_many_streams_share_a_tick_and_few_do_not_wait() -> None:

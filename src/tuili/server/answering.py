@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -50,7 +50,7 @@ class Part:
 
 
 class Answering:
-    """Iterate for events; ends after each request's Done or Failed. Must be closed."""
+    """Iterate for events, and close what iterates; ends after each request's Done or Failed. Must be closed."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Answering:
     def prompts(self) -> list[PromptTokens]:
         return [part.prompt for part in self.parts]
 
-    def __aiter__(self) -> AsyncIterator[Events]:
+    def __aiter__(self) -> AsyncGenerator[Events, None]:
         return self._part_events(0) if len(self.parts) == 1 else self._merged()
 
     def progress(self) -> Progress:
@@ -140,9 +140,10 @@ class Answering:
         self._ticket.seat(len(part.prompt.token_ids))
         self._pacer.num_streams += 1
         try:
-            async for events in self._computed(part):
-                yield [(index, event) for event in events]
-                await self._pacer.wait()
+            async with aclosing(self._computed(part)) as computed:
+                async for events in computed:
+                    yield [(index, event) for event in events]
+                    await self._pacer.wait()
         except TuiliError as error:
             yield [(index, Failed(error))]
         finally:
@@ -179,28 +180,31 @@ class Answering:
     async def _merged(self) -> AsyncGenerator[Events, None]:
         """The events of several parts as they come."""
         arrived: Events = []
+        failures: list[Exception] = []
         has_arrived = asyncio.Event()
 
         async def pump(index: int) -> None:
-            events = self._part_events(index)
             try:
-                async for some in events:
-                    arrived.extend(some)
-                    has_arrived.set()
+                async with aclosing(self._part_events(index)) as events:
+                    async for some in events:
+                        arrived.extend(some)
+                        has_arrived.set()
+            except Exception as failure:
+                failures.append(failure)
             finally:
-                await events.aclose()
+                has_arrived.set()
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(pump(index)) for index in range(len(self.parts))]
+        tasks = [asyncio.create_task(pump(index)) for index in range(len(self.parts))]
+        try:
+            while arrived or failures or not all(task.done() for task in tasks):
+                await has_arrived.wait()
+                has_arrived.clear()
+                if failures:
+                    raise failures[0]
+                if arrived:
+                    taken, arrived[:] = list(arrived), []
+                    yield taken
+        finally:
             for task in tasks:
-                task.add_done_callback(lambda _: has_arrived.set())
-            try:
-                while arrived or not all(task.done() for task in tasks):
-                    await has_arrived.wait()
-                    has_arrived.clear()
-                    if arrived:
-                        taken, arrived[:] = list(arrived), []
-                        yield taken
-            finally:
-                for task in tasks:
-                    task.cancel()
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

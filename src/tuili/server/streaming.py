@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,11 +30,12 @@ async def collect(request: Request, answering: Answering) -> Events:
     events: Events = []
     try:
         with answering.reading():
-            async for arrived in answering:
-                for _, event in arrived:
-                    if type(event) is Failed:
-                        raise event.error
-                events += arrived
+            async with aclosing(aiter(answering)) as steps:
+                async for arrived in steps:
+                    for _, event in arrived:
+                        if type(event) is Failed:
+                            raise event.error
+                    events += arrived
     finally:
         await answering.aclose()
     return events
@@ -87,11 +89,12 @@ class AnswerStream(Response):
         try:
             with self._answering.reading():
                 await self._write(self._renderer.start())
-                async for events in self._answering:
-                    failed = next((n for n, (_, event) in enumerate(events) if type(event) is Failed), None)
-                    await self._write(self._renderer.push(events if failed is None else events[:failed]))
-                    if failed is not None:
-                        raise events[failed][1].error  # type: ignore[union-attr]
+                async with aclosing(aiter(self._answering)) as steps:
+                    async for events in steps:
+                        failed = next((n for n, (_, event) in enumerate(events) if type(event) is Failed), None)
+                        await self._write(self._renderer.push(events if failed is None else events[:failed]))
+                        if failed is not None:
+                            raise events[failed][1].error  # type: ignore[union-attr]
         except ClientGoneError:
             raise
         except TuiliError as error:
@@ -127,5 +130,11 @@ class AnswerStream(Response):
                 progress = self._answering.progress()
                 data = self._renderer.keep_alive(progress.num_computed, progress.num_prompt)
                 self._sent_s = time.monotonic()
-                if data:
-                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                if not data:
+                    continue
+                try:
+                    async with asyncio.timeout(self._send_timeout_s):
+                        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                except TimeoutError:
+                    self._answering.cut(ClientGoneError("the client does not read"))
+                    return
