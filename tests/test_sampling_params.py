@@ -93,6 +93,8 @@ def test_a_number_is_taken_or_named(name: str, value: Any) -> None:
         ("allowed_token_ids", [True]),
         ("allowed_token_ids", 5),
         ("dry_sequence_breakers", [""]),
+        ("dry_sequence_breakers", ["a"] * 65),
+        ("dry_sequence_breakers", ["a" * 65]),
         ("dry_sequence_breakers", "\n"),
         ("logits_processors", [5]),
         ("logits_processors", len),

@@ -20,7 +20,9 @@ from tuili.sampler_names import DEFAULT_SAMPLERS, parse_samplers
 MAX_N = 128
 MAX_STOPS = 16
 MAX_STOP_LEN = 1024
-MAX_WORDS = 1024  # bad words, or sequence breakers
+MAX_WORDS = 1024
+MAX_BREAKERS = 64
+MAX_BREAKER_LEN = 64
 _INT_MAX = 2**31 - 1
 
 LogitsProcessor = Callable[..., Any]
@@ -274,7 +276,9 @@ class SamplingParams:
         canonical: dict[str, object] = {
             "stop": _strings("stop", stops, MAX_STOPS),
             "bad_words": _strings("bad_words", self.bad_words, MAX_WORDS),
-            "dry_sequence_breakers": _strings("dry_sequence_breakers", self.dry_sequence_breakers, MAX_WORDS),
+            "dry_sequence_breakers": _strings(
+                "dry_sequence_breakers", self.dry_sequence_breakers, MAX_BREAKERS, MAX_BREAKER_LEN
+            ),
             "stop_token_ids": tuple(dict.fromkeys(self.stop_token_ids or ())),
             "allowed_token_ids": self.allowed_token_ids and tuple(sorted(set(self.allowed_token_ids))),
             "seed": None if self.seed == -1 else self.seed,
@@ -348,10 +352,10 @@ def _clamped(bias: float) -> float:
     return min(max(bias, -100.0), 100.0)
 
 
-def _strings(name: str, values: Sequence[str] | None, limit: int) -> tuple[str, ...]:
+def _strings(name: str, values: Sequence[str] | None, limit: int, max_len: int = MAX_STOP_LEN) -> tuple[str, ...]:
     strings = tuple(values or ())
-    if len(strings) > limit or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LEN for s in strings):
-        allowed = f"at most {limit} non-empty strings of at most {MAX_STOP_LEN} characters"
+    if len(strings) > limit or not all(isinstance(s, str) and 0 < len(s) <= max_len for s in strings):
+        allowed = f"at most {limit} non-empty strings of at most {max_len} characters"
         raise refusal(name, values, allowed)
     return strings
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuili import LLM, SamplingParams
-from tuili.runtime.sampling_text import bad_word_ids, breaker_ids
+from tuili.runtime.sampling_text import BreakerTables, bad_word_ids
 from tuili.types import GenerateRequest
 
 PROMPT = "The capital of France is"
@@ -32,7 +32,7 @@ def test_words_count_with_and_without_a_space(llm: LLM) -> None:
 
 def test_breakers_are_found_within_tokens_and_across_them(llm: LLM) -> None:
     tokenizer = llm._pipeline.tokenizer
-    found = breaker_ids(tokenizer, ["\n", "User:"])
+    found = BreakerTables().find(tokenizer, ("\n", "User:"))
     assert all(() in found[i] for i in range(len(tokenizer)) if b"\n" in tokenizer.token_bytes(i))
     [user] = tokenizer.encode("User", add_special_tokens=False)
     [colon] = tokenizer.encode(":", add_special_tokens=False)

@@ -15,7 +15,7 @@ from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestEr
 from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.messages import plain_messages
 from tuili.runtime.metrics import RequestMeter
-from tuili.runtime.sampling_text import Breakers, bad_word_ids, breaker_ids
+from tuili.runtime.sampling_text import BreakerTables, bad_word_ids
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
@@ -47,7 +47,7 @@ class Front:
     default_sampling: Mapping[str, Any]
     meter: RequestMeter = field(default_factory=RequestMeter)
     draw_seed: Callable[[], int] = _random_seed  # for requests without one
-    known_breakers: dict[tuple[str, ...], Breakers] = field(default_factory=dict, repr=False)
+    breakers: BreakerTables = field(default_factory=BreakerTables, repr=False)
 
     def pretrained_tokenizer(self) -> PretrainedTokenizer:
         """The tokenizer under Hugging Face's names."""
@@ -80,6 +80,7 @@ class Front:
         leaves no room to answer within the request's context_len.
         """
         prompt, sampling = self._prompt_tokens(request), request.sampling
+        breakers = tuple(sampling.dry_sequence_breakers)
         if sampling.truncate_prompt_tokens is not None:
             prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
         if request.context_len is not None:
@@ -94,7 +95,7 @@ class Front:
             cache_salt=request.cache_salt,
             beam_search=request.beam_search,
             bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
-            dry_breakers=self._breakers(tuple(sampling.dry_sequence_breakers)) if sampling.dry_multiplier else {},
+            dry_breakers=self.breakers.find(self.tokenizer, breakers) if sampling.dry_multiplier else {},
         )
 
     def new_answer(self, request: GenerateRequest, prompt: PromptTokens, token_request: TokenRequest) -> Answer:
@@ -110,12 +111,6 @@ class Front:
         if text is None:
             text = self.tokenizer.decode(prompt.token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False)
         return marks, phase_after(text, marks, is_continued=request.continue_final_message)
-
-    def _breakers(self, breakers: tuple[str, ...]) -> Breakers:
-        """Found once, as that takes a look at the whole vocabulary."""
-        if breakers not in self.known_breakers:
-            self.known_breakers[breakers] = breaker_ids(self.tokenizer, breakers)
-        return self.known_breakers[breakers]
 
     def _truncated(self, prompt: PromptTokens, count: int) -> PromptTokens:
         """The prompt's last `count` tokens; -1: as many as leave room for one to answer."""

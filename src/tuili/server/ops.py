@@ -28,7 +28,7 @@ class LoadBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     model: str = Field(min_length=1, max_length=512)
-    keep_alive_s: float | None = None
+    keep_alive_s: float | None = Field(None, ge=-1, le=10 * 365 * 86400)  # -1: for ever
     pin: bool = False
 
 

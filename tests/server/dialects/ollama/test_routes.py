@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.fake_backend import FakeBackend
 from support.index_server import serving, tiny_model
-from support.served import small_app
+from support.served import PooledModel, SmallPool, small_app
 from support.shop import Shop
+from support.small_model import small_model
 from tuili.server.dialects.ollama.names import model_name, shown_name
 from tuili.store import store as store_module
 
@@ -145,3 +148,18 @@ async def test_models_are_pulled_copied_and_deleted(tmp_path: Path, monkeypatch:
     assert pulled[-1]["completed"] == pulled[-1]["total"] == len(index.files[wheel])
     assert (missing.status_code, gone.status_code, copied.status_code) == (404, 404, 200)
     assert names == ["mine", "tiny:1"]
+
+
+async def test_what_is_loaded_is_asked_in_the_event_loop_alone(smollm2_gguf: Path) -> None:
+    pool = SmallPool(small_model(FakeBackend()), path=smollm2_gguf)
+    threads: list[int] = []
+    loaded = pool.loaded
+
+    def noted() -> tuple[PooledModel, ...]:
+        threads.append(threading.get_ident())
+        return loaded()
+
+    pool.loaded = noted  # type: ignore[method-assign]
+    async with small_app(pool=pool) as (_, client):
+        assert (await client.post("/api/show", json={"model": "small"})).status_code == 200
+    assert set(threads) == {threading.get_ident()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -73,7 +73,7 @@ async def show(request: Request) -> Response:
     body = await read_body(request, ShowBody)
     serving = _serving(request)
     name = served_name(serving, _given_name(body))
-    return json_response(await asyncio.to_thread(_shown, serving, name, bool(body.verbose)))
+    return json_response(await asyncio.to_thread(_shown, serving, name, serving.pool.loaded(), bool(body.verbose)))
 
 
 async def pull(request: Request) -> Response:
@@ -167,11 +167,11 @@ def _loaded(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _shown(serving: Serving, name: str, verbose: bool) -> dict[str, Any]:
+def _shown(serving: Serving, name: str, models: Sequence[ServedModel], verbose: bool) -> dict[str, Any]:
     card = serving.pool.card(name)
     files = card.files
     facts = read_facts(files.path, files.quantization)
-    loaded = next((model for model in serving.pool.loaded() if model.name == card.name), None)
+    loaded = next((model for model in models if model.name == card.name), None)
     sampling = _unloaded_sampling(card.name, facts) if loaded is None else loaded.front.default_sampling
     return {
         "license": facts.license or files.license or "",

@@ -23,9 +23,6 @@ class Asked:
     fingerprint: str
     num_choices: int  # of each prompt
     created: int = field(default_factory=lambda: int(time.time()))
-    num_logprobs: int | None = None
-    as_ids: bool = False
-    has_token_ids: bool = False
     has_usage: bool = False  # streams: in a chunk of its own at the end
     has_running_usage: bool = False  # streams: in every chunk
     has_progress: bool = False
