@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,25 +26,44 @@ async def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     async with small_app(spoken=SPOKEN, log_path=Path("/dev/full")) as (app, client):
         for _ in range(20):
             assert (await client.post("/plain/generate", json=BODY)).status_code == 200
+        assert await asyncio.to_thread(app.state.request_log.flush)
         assert app.state.request_log.num_dropped == 20
         assert b"tuili:log_lines_dropped_total 20.0" in (await client.get("/metrics")).content
 
 
-class _Closed(io.RawIOBase):
-    def write(self, _: object) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
-
-
-@pytest.mark.parametrize("buffer", [None, _Closed()], ids=["closed", "pipe"])
-async def test_a_closed_output_costs_lines_and_nothing_else(
-    buffer: io.RawIOBase | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("is_pipe", [False, True], ids=["closed", "pipe"])
+async def test_a_closed_output_costs_lines_and_nothing_else(is_pipe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
     async with small_app(spoken=SPOKEN, log_path=None) as (app, client):
-        stdout = None if buffer is None else SimpleNamespace(buffer=buffer)
-        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: writing) if is_pipe else None)
         assert (await client.post("/plain/generate", json=BODY)).status_code == 200
+        assert await asyncio.to_thread(app.state.request_log.flush)
         monkeypatch.undo()
         assert app.state.request_log.num_dropped == 1
+    os.close(writing)
+
+
+async def test_a_pipe_that_nobody_reads_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: writing))
+    log = RequestLog()
+    scope = {"method": "GET", "path": "/" + "a" * 190, "headers": []}
+    for number in range(2000):  # more than the pipe and what may wait hold
+        log.add(scope, Caller(request_id=str(number)), 200, 0.1, 5)
+    assert not log.flush(0.05)
+    assert log.num_dropped > 0
+    content = b""
+    with os.fdopen(reading, "rb") as stream:  # somebody reads at last
+        while b"dropped_lines" not in content:
+            content += stream.read1()
+            if log.flush(0.01):
+                log.add(scope, Caller(request_id="last"), 200, 0.1, 5)
+    told = [line for line in map(json.loads, content.splitlines()[:-1]) if "dropped_lines" in line]
+    assert sum(line["dropped_lines"] for line in told) <= log.num_dropped
+    log.close()
+    monkeypatch.undo()
+    os.close(writing)
 
 
 def test_lines_that_were_dropped_are_counted_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +72,10 @@ def test_lines_that_were_dropped_are_counted_in_the_next(tmp_path: Path, monkeyp
     log = RequestLog(tmp_path / "none" / "log")
     scope = {"method": "GET", "path": "/health", "headers": []}
     log.add(scope, Caller(request_id="1"), 200, 0.1, 5)
+    assert log.flush()
     (tmp_path / "none").mkdir()
     log.add(scope, Caller(request_id="2"), 200, 0.1, 5)  # too soon to try again
+    assert log.flush()
     now = 2.0
     log.add(scope, Caller(request_id="3"), 200, 0.1, 5)
     log.close()

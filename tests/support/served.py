@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,10 @@ class SmallPool:
 
     def loaded(self) -> tuple[PooledModel, ...]:
         return tuple(self.models.values())
+
+    @property
+    def given_names(self) -> Collection[str]:
+        return self.models.keys()
 
     def cards(self) -> tuple[ModelCard, ...]:
         return tuple(map(self.card, self.models))

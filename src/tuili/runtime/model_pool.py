@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 
 from tuili.config import store_dir
@@ -55,6 +55,11 @@ class ModelPool:
     def default_name(self) -> str | None:
         """The model meant where a request names none."""
         return self._names.default
+
+    @property
+    def given_names(self) -> Collection[str]:
+        """Names of the models named at start, as they were written there."""
+        return self._names.given
 
     @contextlib.asynccontextmanager
     async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[ServedModel]:

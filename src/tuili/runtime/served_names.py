@@ -6,7 +6,7 @@ A path in a request is never opened: it is compared with what was named at start
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class ServedNames:
             return self.named[0].name
         stored = self._store.list()
         return stored[0].name if len(stored) == 1 else None
+
+    @property
+    def given(self) -> Collection[str]:
+        """Names of the models named at start."""
+        return self._by_name.keys()
 
     def find(self, name: str) -> KnownModel:
         """Raises ModelNotFoundError with the names nearest to it."""

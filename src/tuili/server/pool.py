@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -39,6 +39,9 @@ class ModelPool(Protocol):
 
     @property
     def default_name(self) -> str | None: ...
+
+    @property
+    def given_names(self) -> Collection[str]: ...
 
     def cards(self) -> tuple[ModelCard, ...]: ...
 

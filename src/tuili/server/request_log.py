@@ -1,13 +1,15 @@
 """One JSON line for every request: who, what, how long, how many tokens. Never a prompt, an answer or a key.
 
 A log that cannot be written is no reason to stop serving: lines are dropped, and the next one tells how many.
+A thread writes: whoever reads the log, or does not, holds up nobody else.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,8 @@ from tuili.server.caller import Caller
 MAX_LINE_BYTES = 1024
 _MAX_TEXT_CHARS = 200
 _RETRY_S = 1.0
+_MAX_WAITING = 1024  # lines
+_CLOSE_S = 2.0
 
 
 class RequestLog:
@@ -28,6 +32,11 @@ class RequestLog:
         self._path = path
         self._stream: IO[bytes] | None = None
         self._retry_at_s = 0.0
+        self._waiting: deque[bytes] = deque()  # the first stays here while it is written
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._writer: threading.Thread | None = None
+        self._num_untold = 0
         self.num_dropped = 0
         self.counts: Counter[tuple[str, str, int]] = Counter()  # (method, route, status)
 
@@ -51,39 +60,82 @@ class RequestLog:
         }
         if b"user-agent" in headers:
             record["agent"] = _short(headers[b"user-agent"].decode("latin-1"))
-        self._write(_line(record))
+        self._put(_line(record))
+
+    def flush(self, timeout_s: float = _CLOSE_S) -> bool:
+        """Waits until every line has been written or dropped; whether that came about in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
     def close(self) -> None:
-        """Closes the file; a later line opens it again."""
-        if self._stream is not None and self._path is not None:
-            self._stream.close()
-        self._stream = None
+        """Writes what waits, unless that takes too long, and closes the file; a later line opens it again."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._writer is None, _CLOSE_S)
 
-    def _write(self, line: bytes) -> None:
+    def _put(self, line: bytes) -> None:
+        with self._changed:
+            if len(self._waiting) == _MAX_WAITING:
+                self._drop()
+                return
+            self._waiting.append(line)
+            self._changed.notify_all()
+            if self._writer is None:
+                self._is_closing = False
+                self._writer = threading.Thread(target=self._write_all, name="request log", daemon=True)
+                self._writer.start()
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if not self._waiting:
+                    self._forget()
+                    self._writer, self._is_closing = None, False
+                    self._changed.notify_all()
+                    return
+                line = self._waiting[0]
+            is_written = self._write(line)
+            with self._changed:
+                self._waiting.popleft()
+                if not is_written:
+                    self._drop()
+                self._changed.notify_all()
+
+    def _drop(self) -> None:
+        self.num_dropped += 1
+        self._num_untold += 1
+
+    def _write(self, line: bytes) -> bool:
         if time.monotonic() < self._retry_at_s:
-            self.num_dropped += 1
-            return
+            return False
         try:
             stream = self._opened()
-            if self.num_dropped:
-                stream.write(b'{"dropped_lines":%d}\n' % self.num_dropped)
+            if num_untold := self._num_untold:
+                stream.write(b'{"dropped_lines":%d}\n' % num_untold)
+                with self._changed:
+                    self._num_untold -= num_untold
             stream.write(line)
-            stream.flush()
-            self.num_dropped = 0
         except (OSError, ValueError, AttributeError):  # full, closed, or there is none
-            self.num_dropped += 1
             self._retry_at_s = time.monotonic() + _RETRY_S
             self._forget()
+            return False
+        return True
 
     def _opened(self) -> IO[bytes]:
         if self._stream is None:
-            # Unbuffered: a line that could not be written must not be written again later, in part.
-            self._stream = sys.stdout.buffer if self._path is None else self._path.open("ab", buffering=0)
+            # Unbuffered: a line that could not be written must not be written again later, in part; and a thread that
+            # hangs in a buffer's write would have the interpreter abort as it ends.
+            is_stdout = self._path is None
+            self._stream = open(  # noqa: SIM115
+                self._path or sys.stdout.fileno(), "ab", buffering=0, closefd=not is_stdout
+            )
         return self._stream
 
     def _forget(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None and self._path is not None:
+        if stream is not None:
             try:
                 stream.close()
             except OSError:

@@ -163,3 +163,20 @@ async def test_what_is_loaded_is_asked_in_the_event_loop_alone(smollm2_gguf: Pat
     async with small_app(pool=pool) as (_, client):
         assert (await client.post("/api/show", json={"model": "small"})).status_code == 200
     assert set(threads) == {threading.get_ident()}
+
+
+async def test_a_name_with_a_tag_given_at_start_is_known_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUILI_HOME", str(tmp_path))
+    pool = SmallPool(small_model(FakeBackend()))
+    pool.models = {"my:latest": pool.models["small"]}
+    monkeypatch.setattr(pool, "loaded", lambda: ())
+    async with small_app(pool=pool) as (_, client):
+        answer = await client.post("/api/generate", json={"model": "my:latest", "prompt": "a", "stream": False})
+        deleted = await client.request("DELETE", "/api/delete", json={"model": "my:latest"})
+        copied = await client.post("/api/copy", json={"source": "my:latest", "destination": "other"})
+    assert answer.status_code == 200
+    for refused in (deleted, copied):
+        assert refused.status_code == 404
+        assert "a name given as the server was started" in refused.json()["error"]

@@ -85,8 +85,7 @@ async def _answered(
 
 def served_name(serving: Serving, written: str) -> str:
     """The name to ask the pool for."""
-    served = {name for model in serving.pool.loaded() for name in (model.name, *model.aliases)}
-    return model_name(written, served)
+    return model_name(written, serving.pool.given_names)
 
 
 def _wants_context(body: GenerateBody | ChatBody) -> bool:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 import tuili
+from tuili.checks import shown
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, TuiliError
 from tuili.runtime.sampling_defaults import sampling_defaults
@@ -94,7 +95,7 @@ async def pull(request: Request) -> Response:
 async def copy(request: Request) -> Response:
     """Gives a stored model a second name."""
     body = await read_body(request, CopyBody)
-    source, destination = model_name(body.source), model_name(body.destination)
+    source, destination = _stored_name(_serving(request), body.source), model_name(body.destination)
     await asyncio.to_thread(lambda: Store(store_dir()).copy(source, destination))
     return Response(b"")
 
@@ -102,12 +103,10 @@ async def copy(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     """Removes a model from the store; when it is loaded, after the requests that use it."""
     body = await read_body(request, NamedBody)
-    serving, name = _serving(request), model_name(_given_name(body))
-    store = Store(store_dir())
-    if not store.has(name):
-        raise ModelNotFoundError(f"model {name!r} is not stored")
+    serving = _serving(request)
+    name = _stored_name(serving, _given_name(body))
     await serving.pool.unload(name)
-    await asyncio.to_thread(store.remove, name)
+    await asyncio.to_thread(Store(store_dir()).remove, name)
     return Response(b"")
 
 
@@ -123,6 +122,16 @@ async def _lines(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], Non
 def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
+
+
+def _stored_name(serving: Serving, written: str) -> str:
+    """The name in the store. Raises ModelNotFoundError, also for a name that only this server gives a model."""
+    name = model_name(written)
+    if not Store(store_dir()).has(name):
+        is_given = served_name(serving, written) in serving.pool.given_names
+        why = "a name given as the server was started: name the stored model" if is_given else "not stored"
+        raise ModelNotFoundError(f"model {shown(written)} is {why}")
+    return name
 
 
 def _given_name(body: NamedBody) -> str:
