@@ -9,6 +9,7 @@ from tuili.errors import InvalidRequestError
 from tuili.runtime.front import Front
 from tuili.server.dialects.anthropic.bodies import MessagesBody, PromptBody
 from tuili.server.dialects.anthropic.conversation import conversation
+from tuili.server.sampling_fields import named_sampling
 from tuili.types import GenerateRequest, SamplingParams
 
 _FIELDS: Mapping[str, str] = {  # body -> SamplingParams
@@ -41,14 +42,8 @@ def without_effect(body: PromptBody) -> tuple[str, ...]:
 def message_request(body: MessagesBody, front: Front) -> GenerateRequest:
     """POST /v1/messages; who serves the request gives it its id. Raises InvalidRequestError naming the field."""
     given = {field: value for name, field in _FIELDS.items() if (value := getattr(body, name)) is not None}
-    try:
-        sampling = SamplingParams(**{**front.default_sampling, **given})
-    except InvalidRequestError as error:
-        name = next((name for name, field in _FIELDS.items() if field == error.param), None)
-        if name is None:
-            raise
-        raise InvalidRequestError(str(error).replace(str(error.param), name, 1), param=name) from None
-    return _request(body, sampling)
+    names = {field: name for name, field in _FIELDS.items()}
+    return _request(body, named_sampling({**front.default_sampling, **given}, names))
 
 
 def prompt_request(body: PromptBody) -> GenerateRequest:

@@ -13,6 +13,7 @@ from typing import Any
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.server.dialects.ollama.bodies import AnswerBody, Options
+from tuili.server.sampling_fields import named_sampling
 from tuili.types import SamplingParams
 
 MAX_TOP_LOGPROBS = 20
@@ -56,7 +57,7 @@ def read_settings(body: AnswerBody, defaults: Mapping[str, Any]) -> Settings:
         given["repeat_last_n"] = _ALL
     values = {"max_tokens": None, **defaults, **given, **_max_tokens(options), "logprobs": _num_logprobs(body)}
     return Settings(
-        sampling=_sampling(values),
+        sampling=named_sampling(values, {field: f"options.{name}" for name, field in _FIELDS.items()}),
         num_ctx=options.num_ctx,
         num_keep=DEFAULT_NUM_KEEP if options.num_keep is None else options.num_keep,
         without_effect=tuple(f"options.{name}" for name in _WITHOUT_EFFECT if getattr(options, name) is not None),
@@ -80,14 +81,3 @@ def _num_logprobs(body: AnswerBody) -> int | None:
     if count and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     return count if body.logprobs else None
-
-
-def _sampling(values: Mapping[str, Any]) -> SamplingParams:
-    try:
-        return SamplingParams(**values)
-    except InvalidRequestError as error:
-        option = next((name for name, field in _FIELDS.items() if field == error.param), None)
-        if option is None:
-            raise
-        message = str(error).replace(str(error.param), f"options.{option}", 1)
-        raise InvalidRequestError(message, param=f"options.{option}") from None
