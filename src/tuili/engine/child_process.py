@@ -17,6 +17,7 @@ from collections.abc import Sequence as ListLike
 from contextlib import suppress
 from typing import cast
 
+from tuili.daemon_threads import in_daemon_thread
 from tuili.engine.admission import check_request
 from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
@@ -205,7 +206,7 @@ class ChildProcess(asyncio.Protocol):
         """The child has died, or closed its end: then it is killed. Its memory is free once it is waited for."""
         self._is_open = False
         self.process.kill()
-        waiting = asyncio.get_running_loop().run_in_executor(None, self.process.wait)
+        waiting = in_daemon_thread(self.process.wait, "tuili-wait")
         waiting.add_done_callback(lambda _: self._end())
 
     def _end(self) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from tuili.daemon_threads import in_daemon_thread
 from tuili.errors import ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.runtime.fetching import find_model
@@ -56,17 +57,19 @@ class LocalHost:
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
-        """A model that is not stored yet is fetched first."""
-        return await asyncio.to_thread(self._read_footprint, model)
+        """A model that is not stored yet is fetched first, which takes nobody knows how long."""
+        await in_daemon_thread(partial(self._find, model), "tuili-pull")
+        return await asyncio.to_thread(
+            read_footprint, model.source, self._store, self._settings.load, may_cap=not model.is_named
+        )
 
-    def _read_footprint(self, model: KnownModel) -> Footprint:
+    def _find(self, model: KnownModel) -> None:
         try:
             find_model(model.source, self._store)
         except ModelNotFoundError:
             if model.source in (model.name, *model.aliases):
                 raise  # else it is a path, which clients are not shown
             raise ModelNotFoundError(f"model {model.name!r}: its files were removed from the disk") from None
-        return read_footprint(model.source, self._store, self._settings.load, may_cap=not model.is_named)
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
         options = replace(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 
-from tuili.errors import DownloadError
-from tuili.server.dialects.ollama.pulling import Pull
+from tuili.errors import DownloadError, QueueFullError
+from tuili.server.dialects.ollama.pulling import MAX_PULLS, Pull
 from tuili.store.progress import ProgressCallback, PullProgress
 
 
@@ -58,3 +59,41 @@ async def test_a_pull_ends_when_its_client_leaves() -> None:
     await anext(told)
     await told.aclose()
     assert store.ended.wait(10)
+
+
+class StalledStore:
+    """Pulls nothing until it is let."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def pull(self, name: str, progress: ProgressCallback) -> None:
+        progress(PullProgress("a"))
+        self.go_on.wait()
+
+
+def test_pulls_that_stall_hold_up_neither_other_work_nor_the_end() -> None:
+    """All that are let in, each of which its client leaves."""
+    store = StalledStore()
+
+    async def main() -> None:
+        told = [Pull(store, "m").statuses() for _ in range(MAX_PULLS)]  # type: ignore[arg-type]
+        for statuses in told:
+            await anext(statuses)
+        with pytest.raises(QueueFullError, match="16 models are being pulled"):
+            await anext(Pull(store, "m").statuses())  # type: ignore[arg-type]
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 3), 10) == 3
+        for statuses in told:
+            await statuses.aclose()
+
+    rescue = threading.Timer(20, store.go_on.set)
+    rescue.start()
+    try:
+        asyncio.run(main())
+        assert not store.go_on.is_set()
+    finally:
+        rescue.cancel()
+        store.go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "tuili-pull":
+                thread.join()

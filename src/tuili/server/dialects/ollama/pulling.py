@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from tuili.daemon_threads import in_daemon_thread
+from tuili.errors import QueueFullError
 from tuili.store.progress import PullProgress
 from tuili.store.store import Store
 
 INTERVAL_S = 0.1
+MAX_PULLS = 16  # a thread each
+_places = threading.BoundedSemaphore(MAX_PULLS)
 
 
 class _LeftError(Exception):
@@ -32,7 +37,9 @@ class Pull:
 
         Closing it ends the pull at its next sign of life.
         """
-        work = asyncio.create_task(asyncio.to_thread(self._run))
+        if not _places.acquire(blocking=False):
+            raise QueueFullError(f"{MAX_PULLS} models are being pulled: wait for one of them", retry_after_s=10)
+        work = in_daemon_thread(self._run, "tuili-pull")
         work.add_done_callback(lambda _: self._has_news.set())
         try:
             while not work.done():
@@ -51,7 +58,10 @@ class Pull:
             work.add_done_callback(lambda task: task.cancelled() or task.exception())  # told, or nobody is left
 
     def _run(self) -> None:
-        self._store.pull(self._name, self._note)
+        try:
+            self._store.pull(self._name, self._note)
+        finally:
+            _places.release()
 
     def _note(self, progress: PullProgress) -> None:
         """In the pull's thread."""
