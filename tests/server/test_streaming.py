@@ -53,8 +53,8 @@ async def test_a_stream_and_a_body_hold_the_same_tokens() -> None:
 
 async def test_what_takes_too_long_ends_in_one_error_event_or_status() -> None:
     backend = GatedBackend()
-    async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend))) as (app, client):
-        body = {"prompts": ["abc"], "max_tokens": 100, "timeout_s": 0.05}
+    async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend)), request_timeout_s=0.05) as (app, client):
+        body = {"prompts": ["abc"], "max_tokens": 100}
         blocking = await client.post("/plain/generate", json=body)
         assert (blocking.status_code, blocking.json()["code"]) == (504, "deadline_exceeded")
         streamed = await client.post("/plain/generate", json={**body, "stream": True})
@@ -62,6 +62,45 @@ async def test_what_takes_too_long_ends_in_one_error_event_or_status() -> None:
         assert lines(streamed.content) == [{"error": "deadline_exceeded"}]
         assert app.state.serving.running() == ()
         backend.let()
+
+
+async def test_a_model_that_loads_too_long_is_not_waited_for() -> None:
+    pool = SmallPool(small_model(FakeBackend()))
+    pool.gate.clear()
+    async with small_app(spoken=SPOKEN, pool=pool, request_timeout_s=0.05) as (app, client):
+        answer = await asyncio.wait_for(client.post("/plain/generate", json={"prompts": ["abc"]}), 5)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        assert app.state.serving.admission.num_queued == 0
+        await asyncio.wait_for(app.state.serving.idle(), 5)
+        pool.gate.set()
+
+
+USES = {
+    "/tokenize": {"model": "small", "prompt": "abc"},
+    "/detokenize": {"model": "small", "tokens": [1]},
+    "/v1/messages/count_tokens": {"model": "small", "messages": [{"role": "user", "content": "abc"}]},
+    "/api/generate": {"model": "small"},
+    "/v1/models/load": {"model": "small"},
+    "/api/pull": {"model": "small"},
+}
+
+
+@pytest.mark.parametrize("path", USES)
+async def test_what_uses_a_model_without_answering_is_counted_and_ends_with_draining(path: str) -> None:
+    pool = SmallPool(small_model(FakeBackend()))
+    pool.gate.clear()
+    async with small_app(pool=pool, max_queued_requests=1) as (app, client):
+        serving: Serving = app.state.serving
+        if path != "/api/pull":  # loads nothing
+            first = asyncio.create_task(client.post(path, json=USES[path]))
+            while not serving.admission.num_queued:
+                await asyncio.sleep(0.001)
+            assert (await client.post(path, json=USES[path])).status_code == 429
+            pool.gate.set()
+            assert (await first).status_code in (200, 400)  # a model without a template
+        await asyncio.wait_for(serving.idle(), 5)
+        serving.drain()
+        assert (await client.post(path, json=USES[path])).status_code == 503
 
 
 async def test_an_engine_that_fails_is_told_once_and_ends_the_stream() -> None:

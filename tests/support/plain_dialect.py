@@ -26,7 +26,6 @@ class PlainBody(BaseModel):
     max_tokens: int = 8
     n: int = 1
     temperature: float = 0.0
-    timeout_s: float | None = None
     padding: int = Field(0, ge=0, le=1 << 20)  # bytes to send beside each token
 
 
@@ -68,7 +67,6 @@ async def generate(request: Request) -> Response:
         request.state.caller,
         body.model,
         lambda _: [GenerateRequest(request_id="", sampling=sampling, prompt=prompt) for prompt in body.prompts],
-        timeout_s=body.timeout_s,
     )
     if body.stream:
         return await stream(request, answering, PlainRenderer(body.padding))

@@ -132,7 +132,8 @@ async def load(request: Request) -> Response:
     """Loads a model, and pins it if asked to."""
     body = await read_body(request, LoadBody)
     serving: Serving = request.app.state.serving
-    served = await serving.pool.load(body.model, keep_alive_s=body.keep_alive_s, pin=body.pin)
+    async with serving.use(body.model, keep_alive_s=body.keep_alive_s):
+        served = await serving.pool.load(body.model, keep_alive_s=body.keep_alive_s, pin=body.pin)
     return json_response({"model": served.name, "max_model_len": served.front.max_model_len})
 
 

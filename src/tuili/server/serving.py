@@ -6,13 +6,13 @@ Knows models and requests; no wire format, no HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 
-from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.errors import DeadlineError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.front import Front
-from tuili.server.admission import Admission, Seats
+from tuili.server.admission import Admission, Seats, Ticket
 from tuili.server.answering import Answering, Part
 from tuili.server.caller import Caller
 from tuili.server.http_settings import HttpSettings
@@ -71,23 +71,19 @@ class Serving:
         make: MakeRequests,
         *,
         keep_alive_s: float | None = None,
-        timeout_s: float | None = None,
     ) -> Answering:
         """Accepts a request: loads its model, has `make` parse it against that, and queues it.
 
-        Raises what is wrong with it, QueueFullError, EngineUnavailableError or what loading raises. Whoever reads
-        the Answering closes it; the end of the HTTP request does, too.
+        Raises what is wrong with it, QueueFullError, EngineUnavailableError, DeadlineError or what loading raises.
+        Whoever reads the Answering closes it; the end of the HTTP request does, too.
         """
-        if self.is_draining:
-            raise EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
-        deadline_s = self._deadline(timeout_s)
+        deadline_s = self._deadline()
         exits = AsyncExitStack()
-        ticket = self.admission.enter()
-        exits.callback(ticket.leave)
-        self._accept(exits)
         try:
-            served = await exits.enter_async_context(self.pool.use(model, keep_alive_s=keep_alive_s))
-            parts = await self._parts(caller, served, make)
+            ticket = exits.enter_context(self.accepted())
+            async with _until(deadline_s):
+                served = await exits.enter_async_context(self.pool.use(model, keep_alive_s=keep_alive_s))
+                parts = await self._parts(caller, served, make)
             ticket.take(sum(len(part.prompt.token_ids) for part in parts))
         except BaseException:
             await exits.aclose()
@@ -105,16 +101,38 @@ class Serving:
         self._register(answering, exits)
         return answering
 
-    def _accept(self, exits: AsyncExitStack) -> None:
+    @asynccontextmanager
+    async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[ServedModel]:
+        """A loaded model for what generates nothing. Raises as `answer` does; the deadline bounds the loading."""
+        deadline_s = self._deadline()
+        async with AsyncExitStack() as exits:
+            exits.enter_context(self.accepted())
+            async with _until(deadline_s):
+                served = await exits.enter_async_context(self.pool.use(name, keep_alive_s=keep_alive_s))
+            yield served
+
+    @contextmanager
+    def accepted(self) -> Iterator[Ticket]:
+        """Work that waits for something, with its place in the queue: counted by `idle` until it ends.
+
+        Raises EngineUnavailableError while draining, QueueFullError.
+        """
+        self.check_open()
+        ticket = self.admission.enter()
         self._num_accepted += 1
         self._is_idle.clear()
-
-        def leave() -> None:
+        try:
+            yield ticket
+        finally:
+            ticket.leave()
             self._num_accepted -= 1
             if not self._num_accepted:
                 self._is_idle.set()
 
-        exits.callback(leave)
+    def check_open(self) -> None:
+        """Raises EngineUnavailableError while draining."""
+        if self.is_draining:
+            raise EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
 
     def running(self) -> tuple[Answering, ...]:
         """Everything accepted and not yet ended."""
@@ -133,9 +151,9 @@ class Serving:
         for answering in self.running():
             answering.cut(error)
 
-    def _deadline(self, timeout_s: float | None) -> float | None:
-        limits = [limit for limit in (timeout_s, self.settings.request_timeout_s) if limit is not None]
-        return asyncio.get_running_loop().time() + min(limits) if limits else None
+    def _deadline(self) -> float | None:
+        limit_s = self.settings.request_timeout_s
+        return None if limit_s is None else asyncio.get_running_loop().time() + limit_s
 
     async def _parts(self, caller: Caller, served: ServedModel, make: MakeRequests) -> list[Part]:
         made = make(served)
@@ -183,6 +201,18 @@ class Serving:
 
         exits.callback(leave)
         answering.caller.exits.push_async_callback(answering.aclose)
+
+
+@asynccontextmanager
+async def _until(deadline_s: float | None) -> AsyncIterator[None]:
+    """Raises DeadlineError when what is inside has not ended by then, on the loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline_s) as limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineError("the answer was not complete within the time allowed") from None
+        raise
 
 
 def _part(front: Front, request: GenerateRequest) -> Part:

@@ -49,7 +49,7 @@ async def count_tokens(request: Request) -> Response:
     body = await read_body(request, PromptBody)
     check(body)
     serving: Serving = request.app.state.serving
-    async with serving.pool.use(body.model) as model:
+    async with serving.use(body.model) as model:
         prompt, _ = await asyncio.to_thread(model.front.token_request, prompt_request(body))
     return json_response({"input_tokens": len(prompt.token_ids)})
 

@@ -95,8 +95,8 @@ def _wants_context(body: GenerateBody | ChatBody) -> bool:
 async def _only_load(serving: Serving, caller: Caller, name: str, keep_alive_s: float | None) -> str:
     """What has been done. Raises what loading raises, ForbiddenError for unloading what others may be using."""
     if keep_alive_s != 0:
-        await serving.pool.load(name, keep_alive_s=keep_alive_s)
-        return "load"
+        async with serving.use(name, keep_alive_s=keep_alive_s):
+            return "load"
     if "manage" not in caller.scopes:
         raise ForbiddenError("unloading a model needs a key with scope manage")
     await serving.pool.unload(name)

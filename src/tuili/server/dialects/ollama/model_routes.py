@@ -80,6 +80,7 @@ async def show(request: Request) -> Response:
 async def pull(request: Request) -> Response:
     """Fetches a model into the store."""
     body = await read_body(request, PullBody)
+    _serving(request).check_open()
     statuses = Pull(Store(store_dir()), model_name(_given_name(body))).statuses()
     request.state.caller.exits.push_async_callback(statuses.aclose)
     first = await anext(statuses)  # a name that nobody offers fails here, before the answer begins

@@ -28,7 +28,7 @@ async def tokenize(request: Request) -> Response:
             f"give exactly one of prompt, content and messages, got {' and '.join(kinds) or 'none'}", param="prompt"
         )
     serving: Serving = request.app.state.serving
-    async with serving.pool.use(model_name(request, body.get("model"))) as model:
+    async with serving.use(model_name(request, body.get("model"))) as model:
         ids = await asyncio.to_thread(_ids, body, model.front)
         if kinds == ["content"]:
             pieces = [{"id": i, "piece": _piece(model.front, i)} for i in ids]
@@ -42,7 +42,7 @@ async def detokenize(request: Request) -> Response:
     """The text of ids, special tokens included; under vLLM's name and under llama-server's."""
     body = given(await read_body(request, DetokenizeBody))
     serving: Serving = request.app.state.serving
-    async with serving.pool.use(model_name(request, body.get("model"))) as model:
+    async with serving.use(model_name(request, body.get("model"))) as model:
         size = model.front.vocab_size
         if any(not 0 <= i < size for i in body["tokens"]):
             raise InvalidRequestError(f"tokens must be integers in [0, {size})", param="tokens")
