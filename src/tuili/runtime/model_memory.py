@@ -126,14 +126,7 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
     num_tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, num_seqs)
     return Footprint(
         groups=groups,
-        config=EngineConfig(
-            max_model_len=length,
-            max_num_seqs=num_seqs,
-            max_num_batched_tokens=num_tokens,
-            block_size=options.block_size,
-            kv_cache_memory_bytes=options.kv_cache_memory_bytes,
-            kv_cache_dtype=dtype,
-        ),
+        config=_engine_config(options, length, num_tokens),
         weight_bytes=sum(map(weight_bytes, stored)),
         workspace_bytes=workspace_bytes(
             spec,
@@ -144,4 +137,15 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
         ),
         other_bytes=ENGINE_BYTES + spec.vocab_size * TOKENIZER_BYTES,
         may_shorten=wanted is None,
+    )
+
+
+def _engine_config(options: LoadOptions, max_model_len: int, num_tokens: int) -> EngineConfig:
+    return EngineConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=num_tokens,
+        block_size=options.block_size,
+        kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
     )
