@@ -174,7 +174,9 @@ def test_starting_loads_no_heavy_module(home: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_shells_can_be_taught_completion(home: Path) -> None:
+def test_shells_can_be_taught_completion(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else the shell that the tests run in counts, which may be none of these.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     for shell in ("bash", "zsh", "fish"):
         command = [sys.executable, "-m", "tuili.cli.main", "--show-completion", shell]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
