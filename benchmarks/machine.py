@@ -46,7 +46,7 @@ def save(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Pat
     """Writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe(), "settings": settings, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": describe(), "settings": _portable(settings), "rows": rows}, indent=1) + "\n")
     return path
 
 
@@ -59,3 +59,11 @@ def _cpu_name() -> str:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Paths by their last part: where files lie is of no use to others."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in settings.items()
+    }
