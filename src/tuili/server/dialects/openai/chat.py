@@ -17,12 +17,11 @@ from tuili.runtime.openai.requests import conversation, without_unimplemented
 from tuili.server.answering import Answering
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import ChatBody, given
-from tuili.server.dialects.openai.facts import ending, fingerprint, model_name, stream_flags, token_bytes
+from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
 from tuili.server.dialects.openai.parse import engine_request
-from tuili.server.dialects.openai.render import Asked, Renderer, whole
+from tuili.server.dialects.openai.respond import respond
 from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
-from tuili.server.streaming import collect, stream
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
 
 
@@ -41,17 +40,7 @@ async def create_chat_completion(request: Request) -> Response:
         request.state.caller, model_name(request, body.get("model")), lambda model: [chat_request(body, model)]
     )
     form = ChatForm(body, answering, serving.settings.response_role)
-    asked = Asked(
-        id=f"chatcmpl-{body.get('request_id') or request.state.caller.request_id}",
-        model=body.get("model") or answering.model.name,
-        fingerprint=fingerprint(answering.model),
-        num_choices=answering.requests[0].sampling.n,
-        has_progress=bool(body.get("return_progress")),
-        **flags,
-    )
-    if body.get("stream"):
-        return await stream(request, answering, Renderer(asked, form))
-    return Response(whole(asked, form, await collect(request, answering)), media_type="application/json")
+    return await respond(request, body, answering, form, kind="chatcmpl", flags=flags)
 
 
 def chat_request(body: dict[str, Any], model: ServedModel) -> GenerateRequest:

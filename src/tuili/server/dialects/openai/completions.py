@@ -16,12 +16,11 @@ from tuili.runtime.openai.requests import completion_defaults, prompts, without_
 from tuili.server.answering import Answering
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import CompletionBody, given
-from tuili.server.dialects.openai.facts import ending, fingerprint, model_name, stream_flags, token_bytes
+from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
 from tuili.server.dialects.openai.parse import engine_request
-from tuili.server.dialects.openai.render import Asked, Renderer, whole
+from tuili.server.dialects.openai.respond import respond
 from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
-from tuili.server.streaming import collect, stream
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
 
 
@@ -34,17 +33,7 @@ async def create_completion(request: Request) -> Response:
         request.state.caller, model_name(request, body.get("model")), lambda model: completion_requests(body, model)
     )
     form = CompletionForm(body, answering)
-    asked = Asked(
-        id=f"cmpl-{body.get('request_id') or request.state.caller.request_id}",
-        model=body.get("model") or answering.model.name,
-        fingerprint=fingerprint(answering.model),
-        num_choices=answering.requests[0].sampling.n,
-        has_progress=bool(body.get("return_progress")),
-        **flags,
-    )
-    if body.get("stream"):
-        return await stream(request, answering, Renderer(asked, form))
-    return Response(whole(asked, form, await collect(request, answering)), media_type="application/json")
+    return await respond(request, body, answering, form, kind="cmpl", flags=flags)
 
 
 def completion_requests(body: dict[str, Any], model: ServedModel) -> list[GenerateRequest]:
