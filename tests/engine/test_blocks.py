@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 
 import numpy as np
@@ -52,6 +53,35 @@ def test_a_pool_gives_up_cached_blocks_last_and_oldest_first() -> None:
     pool.acquire(c)
     pool.check(np.bincount([a, b, c, d], minlength=4))
     assert pool.num_free == 0
+
+
+def test_a_pool_gives_away_only_blocks_that_nobody_has_had() -> None:
+    pool = BlockPool(8)
+    first, second = pool.allocate(), pool.allocate()
+    pool.release(first)
+    assert pool.num_touched == 2
+    pool.resize(3)
+    pool.check(np.bincount([second], minlength=3))
+    assert [pool.allocate() for _ in range(pool.num_free)] == [first, 2]
+    assert pool.num_free == 0
+    pool.resize(6)
+    assert [pool.allocate() for _ in range(pool.num_free)] == [3, 4, 5]
+    with pytest.raises(AssertionError):
+        pool.resize(5)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_pool_that_is_resized_at_any_moment_loses_no_block(seed: int) -> None:
+    rng, pool, held = random.Random(seed), BlockPool(10), list[int]()
+    for _ in range(60):
+        if rng.random() < 0.2:
+            pool.resize(rng.randint(pool.num_touched, 20))
+        elif held and (rng.random() < 0.5 or not pool.num_free):
+            pool.release(held.pop(rng.randrange(len(held))))
+        elif pool.num_free:
+            held.append(pool.allocate())
+            pool.register(held[-1], rng.randbytes(8))
+        pool.check(np.bincount(held, minlength=pool.num_blocks))
 
 
 def test_an_equal_block_does_not_replace_the_first() -> None:

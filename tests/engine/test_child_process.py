@@ -108,6 +108,30 @@ async def test_leaving_a_stream_frees_what_it_held(tmp_path: Path) -> None:
     await child.aclose()
 
 
+async def test_a_cache_gives_up_what_it_never_touched_and_gets_it_back(child: ChildProcess) -> None:
+    full = child.facts.cache_bytes
+    running = asyncio.create_task(collect(child, ask("r", PROMPT, n=3, max_tokens=60, temperature=0.5)))
+    small = await child.resize_cache(0)
+    assert CONTEXT // child.facts.block_size <= small < full
+    assert child.facts.cache_bytes == small
+    assert_solo(await running, ask("r", PROMPT, n=3, max_tokens=60, temperature=0.5), CONTEXT)
+    assert (await collect(child, ask("long", [1] * (CONTEXT - 1)))).reason("long") == "length"
+    while child.stats().num_blocks != (small,):
+        await asyncio.sleep(0.05)
+    assert await child.resize_cache(2 * full) == full
+
+
+async def test_a_resize_ends_with_the_process(tmp_path: Path) -> None:
+    child = await started(tmp_path)
+    full = child.facts.cache_bytes
+    os.kill(child.process.pid, signal.SIGSTOP)
+    resizing = asyncio.create_task(child.resize_cache(0))
+    await asyncio.sleep(0)
+    child.close()
+    assert await resizing == full
+    assert await child.resize_cache(0) == full
+
+
 async def test_a_request_is_resumed_in_another_process(child: ChildProcess) -> None:
     request = ask("r", PROMPT, temperature=0.9, n=2, max_tokens=20, presence_penalty=0.5)
     whole = await collect(child, request)

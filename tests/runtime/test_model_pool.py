@@ -25,25 +25,36 @@ LOAD_S = 2.0
 
 
 class _Footprint:
-    """So many MiB, whatever the context; the least context fits where the rest does."""
+    """So many MiB, whatever the context; the least context fits where the rest does. Beside that a cache, which gets
+    what there is up to `most_mib` and needs `least_mib`."""
 
-    def __init__(self, num_mib: int) -> None:
-        self._num_mib = num_mib
+    def __init__(self, num_mib: int, least_mib: int = 0, most_mib: int = 0) -> None:
+        self._num_mib, self._least_mib, self._most_mib = num_mib, least_mib, most_mib
 
     def fit(self, free_bytes: int, least_context: int) -> MemoryPlan | None:
-        return self.least() if free_bytes >= self._num_mib * MIB else None
+        left = free_bytes - self._num_mib * MIB
+        return self._plan(min(left, self._most_mib * MIB)) if left >= self._least_mib * MIB else None
 
     def least(self) -> MemoryPlan:
-        return MemoryPlan(max_model_len=128, kv_cache_bytes=0, weight_bytes=self._num_mib * MIB, workspace_bytes=0)
+        return self._plan(self._least_mib * MIB)
+
+    def _plan(self, cache: int) -> MemoryPlan:
+        return MemoryPlan(max_model_len=128, kv_cache_bytes=cache, weight_bytes=self._num_mib * MIB, workspace_bytes=0)
 
 
 class _Engine:
     """What the pool does with an engine."""
 
-    def __init__(self, machine: Machine, name: str) -> None:
+    def __init__(self, machine: Machine, name: str, plan: MemoryPlan) -> None:
         self._machine, self._name = machine, name
+        self._most_cache_bytes = plan.kv_cache_bytes
         self.given_up = machine.lost[name]
         self.own_bytes = machine.sizes[name] * MIB
+
+    async def resize_cache(self, num_bytes: int) -> int:
+        await asyncio.sleep(0.01)
+        least_mib, _ = self._machine.caches[self._name]
+        return min(max(num_bytes, least_mib * MIB), self._most_cache_bytes)
 
     async def aclose(self) -> None:
         await self._machine.end(self._name)
@@ -54,6 +65,7 @@ class Machine:
 
     def __init__(self, num_mib: int, sizes: Mapping[str, int]) -> None:
         self.num_mib, self.sizes = num_mib, dict(sizes)
+        self.caches: dict[str, tuple[int, int]] = {}  # MiB that a cache needs, and those it can use
         self.running: list[str] = []
         self.started: list[str] = []
         self.ended: list[str] = []
@@ -61,7 +73,7 @@ class Machine:
         self.failures: dict[str, Exception] = {}
 
     async def footprint(self, model: KnownModel) -> Any:
-        return _Footprint(self.sizes[model.source])
+        return _Footprint(self.sizes[model.source], *self.caches.get(model.source, ()))
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
         name = model.source
@@ -77,7 +89,7 @@ class Machine:
             raise
         self.started.append(name)
         self.lost[name] = asyncio.Event()
-        return StartedModel(front=None, client=_Engine(self, name))  # type: ignore[arg-type]
+        return StartedModel(front=None, client=_Engine(self, name, plan))  # type: ignore[arg-type]
 
     async def end(self, name: str) -> None:
         await asyncio.sleep(0.1)
@@ -163,6 +175,64 @@ def test_no_more_goes_than_must(make_pool: MakePool) -> None:
 
     run_virtually(main())
     assert machine.ended == ["a"]
+
+
+def cache_mib(pool: ModelPool) -> dict[str, int]:
+    return {model.name: model.memory["kv_cache"] // MIB for model in pool.loaded()}
+
+
+def test_three_models_stay_beside_each_other_with_what_caches_they_need(make_pool: MakePool) -> None:
+    """A cache granted to one is taken back for others as far as it is not touched, and given back later."""
+    pool, machine = make_pool({"a": 20, "b": 20, "c": 20})
+    machine.caches = dict.fromkeys("abc", (10, 70))
+
+    async def main() -> None:
+        await ask(pool, "a")
+        assert cache_mib(pool) == {"a": 70}
+        for name in ("b", "c", "a", "b", "c"):
+            await asyncio.sleep(1)
+            await ask(pool, name)
+        assert cache_mib(pool) == {"a": 10, "b": 10, "c": 20}
+        await pool.unload("c")
+        await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 10, "b": 50}
+        await pool.unload("b")
+        await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 70}
+
+    run_virtually(main())
+    assert (machine.started, machine.ended) == (["a", "b", "c"], ["c", "b"])
+
+
+def test_a_cache_is_left_alone_where_the_number_of_models_is_what_is_full(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 20, "c": 20}, max_loaded_models=2)
+    machine.caches = {"a": (10, 40)}
+
+    async def main() -> None:
+        for name in ("a", "b", "c"):
+            await asyncio.sleep(1)
+            async with pool.use("a"):
+                await ask(pool, name)
+            assert cache_mib(pool)["a"] == 40
+
+    run_virtually(main())
+    assert machine.ended == ["b"]
+
+
+def test_a_busy_model_and_a_pinned_one_lend_of_their_caches_too(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 40, "c": 50, "big": 90}, models=(NamedModel("a"),), is_pinned=True)
+    machine.caches = {"a": (10, 60)}
+
+    async def main() -> None:
+        await pool.start()
+        async with pool.use("a"):
+            await ask(pool, "b")
+        await ask(pool, "c")
+        with pytest.raises(InsufficientMemoryError, match="70 MiB may be taken, 1 pinned models aside"):
+            await ask(pool, "big")
+
+    run_virtually(main())
+    assert machine.running == ["a", "c"]
 
 
 def test_two_waiters_share_one_eviction(make_pool: MakePool) -> None:

@@ -21,6 +21,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_touched = 0  # blocks from here on have never been handed out
         self._refcounts = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -38,7 +39,8 @@ class BlockPool:
     def allocate(self) -> int:
         """Hands out a block with reference count 1; cached blocks are given up last, the oldest first."""
         if self._free:
-            block = self._free.pop()
+            block = self._free.pop()  # at its front are those never handed out, the last first
+            self.num_touched = max(self.num_touched, block + 1)
         else:
             block, _ = self._cached.popitem(last=False)
             del self._block_of[self._hash_of.pop(block)]
@@ -70,6 +72,13 @@ class BlockPool:
     def find(self, digest: bytes) -> int | None:
         """The block with this content, or None."""
         return self._block_of.get(digest)
+
+    def resize(self, num_blocks: int) -> None:
+        """Takes blocks away, or adds some, behind those that were handed out once: at least num_touched stay."""
+        assert num_blocks >= self.num_touched
+        self._free[: self.num_blocks - self.num_touched] = range(num_blocks - 1, self.num_touched - 1, -1)
+        self._refcounts[self.num_touched :] = [0] * (num_blocks - self.num_touched)
+        self.num_blocks = num_blocks
 
     def forget(self) -> None:
         """Makes nothing findable any more: cached blocks become free."""

@@ -43,8 +43,13 @@ def plan_cache(groups: ListLike[CacheGroup], config: EngineConfig) -> list[int]:
 
 def needed_bytes(groups: ListLike[CacheGroup], config: EngineConfig, num_sequences: int) -> int:
     """The kv_cache_memory_bytes with which plan_cache holds so many sequences of max_model_len."""
+    return _bytes(groups, needed_blocks(groups, config, num_sequences))
+
+
+def needed_blocks(groups: ListLike[CacheGroup], config: EngineConfig, num_sequences: int) -> list[int]:
+    """The blocks per group that so many sequences of max_model_len need."""
     count = num_sequences * -(-config.max_model_len // config.block_size)
-    return _bytes(groups, _counts([_most_useful(group, config) for group in groups], count))
+    return _counts([_most_useful(group, config) for group in groups], count)
 
 
 def _most_useful(group: CacheGroup, config: EngineConfig) -> int | None:

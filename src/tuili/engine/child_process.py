@@ -12,10 +12,13 @@ import os
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as ListLike
 from contextlib import suppress
 from typing import cast
+
+import msgspec
 
 from tuili.daemon_threads import in_daemon_thread
 from tuili.engine.admission import check_request
@@ -23,6 +26,7 @@ from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import (
     Abort,
+    CacheResized,
     Close,
     Deltas,
     EngineFacts,
@@ -31,6 +35,7 @@ from tuili.engine.wire import (
     Heartbeat,
     Load,
     LoadFailed,
+    ResizeCache,
     ToEngine,
     WireError,
     error_of,
@@ -67,6 +72,7 @@ class ChildProcess(asyncio.Protocol):
         self._is_open = False
         self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         self._loaded: asyncio.Future[EngineFacts] = asyncio.get_running_loop().create_future()
+        self._resizes: deque[asyncio.Future[None]] = deque()  # answered in order
         self._gone = asyncio.Event()
 
     @classmethod
@@ -129,6 +135,16 @@ class ChildProcess(asyncio.Protocol):
         for number, stream in self._streams.items():
             if stream.request.request_id == request_id:
                 self._send(Abort(number, index))
+
+    async def resize_cache(self, num_bytes: int) -> int:
+        """Bytes that the cache takes when it is full, after it was asked to take so many (engine.cache_size)."""
+        if self._is_open:
+            resize: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._resizes.append(resize)
+            self._send(ResizeCache(num_bytes))
+            with suppress(EngineUnavailableError):
+                await resize
+        return self.facts.cache_bytes
 
     def stats(self) -> EngineStats:
         """As of the last heartbeat. Raises EngineUnavailableError before the first."""
@@ -213,6 +229,9 @@ class ChildProcess(asyncio.Protocol):
         error = EngineUnavailableError("the engine process ended")
         if not self._loaded.done():
             self._loaded.set_exception(EngineUnavailableError("the engine process ended while it loaded the model"))
+        for resize in self._resizes:
+            if not resize.done():
+                resize.set_exception(error)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lose(error)
@@ -231,6 +250,10 @@ class ChildProcess(asyncio.Protocol):
                 if stats is not None and stats.num_steps != self._num_steps:
                     self._num_steps = stats.num_steps
                     self._progress_s = self._clock()
+            case CacheResized(num_bytes=num_bytes) if self._resizes:
+                self.facts = msgspec.structs.replace(self.facts, cache_bytes=num_bytes)
+                if not (resize := self._resizes.popleft()).done():  # else nobody waits any more
+                    resize.set_result(None)
             case EngineFacts() if not self._loaded.done():
                 self._loaded.set_result(message)
             case LoadFailed(error=error) if not self._loaded.done():

@@ -16,6 +16,7 @@ from tuili.backend import Backend
 from tuili.config import EngineConfig
 from tuili.engine.batch import BatchBuilder
 from tuili.engine.block_manager import BlockManager
+from tuili.engine.block_pool import BlockPool
 from tuili.engine.sequence import Chunk, Sequence
 from tuili.engine.speculative_width import Chance
 from tuili.engine.step_costs import StepCosts
@@ -119,6 +120,11 @@ class DraftModel:
         self._is_broken = False
         self._overall = Chance(FIRST_CHANCE)
         self._followers: dict[int, Follower] = {}  # by slot
+
+    @property
+    def pools(self) -> ListLike[BlockPool]:
+        """The blocks of its cache groups."""
+        return self._blocks.pools
 
     def chances(self, sequence: Sequence, limit: int) -> ListLike[float]:
         """The same for each token: how often this sequence's guesses were right, or all, while it has none."""

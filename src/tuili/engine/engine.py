@@ -20,6 +20,7 @@ from tuili.engine.batch import BatchBuilder
 from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
+from tuili.engine.cache_size import CacheSize
 from tuili.engine.draft_model import DraftBackend, DraftModel
 from tuili.engine.endings import damage, ending, endings
 from tuili.engine.logprobs import token_logprobs
@@ -66,8 +67,11 @@ class Engine:
             max_model_len=config.max_model_len,
         )
         self._backend = backend
-        if draft is not None:
-            drafter = drafter or DraftModel(draft, num_draft_blocks, config, clock)
+        pools = list(self.blocks.pools)
+        if draft is not None and drafter is None:
+            drafter = DraftModel(draft, num_draft_blocks, config, clock)
+            pools += drafter.pools
+        self.cache_size = CacheSize((*groups, *draft_groups)[: len(pools)], pools, config)
         self._speculation = speculation(config, self.blocks, drafter, clock)
         self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park)
         self._batches = BatchBuilder(self.blocks)

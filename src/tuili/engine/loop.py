@@ -60,6 +60,13 @@ class EngineLoop:
             return False
         return True
 
+    def resize_cache(self, num_bytes: int, told: Callable[[int], None]) -> None:
+        """Has `told` called in the engine's thread with what CacheSize.resize made of it, between two steps.
+
+        Raises EngineUnavailableError.
+        """
+        self._send(lambda: told(self._engine.cache_size.resize(num_bytes)))
+
     @property
     def is_open(self) -> bool:
         """Whether requests are taken."""

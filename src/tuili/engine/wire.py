@@ -79,6 +79,12 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     index: int | None = None
 
 
+class ResizeCache(msgspec.Struct, frozen=True, tag="resize_cache"):
+    """Use more or less of the cache, as engine.cache_size does it. Answered by a CacheResized."""
+
+    num_bytes: int
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """End every request, free the memory, exit."""
 
@@ -106,6 +112,12 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """The model could not be loaded; the process ends."""
 
     error: ErrorNote
+
+
+class CacheResized(msgspec.Struct, frozen=True, tag="cache_resized"):
+    """What the cache takes when it is full, from now on."""
+
+    num_bytes: int
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
@@ -142,8 +154,8 @@ class Deltas(msgspec.Struct, frozen=True, tag="deltas"):
     deltas: list[WireDelta]
 
 
-ToEngine = Load | Generate | Abort | Close
-FromEngine = EngineFacts | LoadFailed | Heartbeat | Deltas
+ToEngine = Load | Generate | Abort | ResizeCache | Close
+FromEngine = EngineFacts | LoadFailed | Heartbeat | CacheResized | Deltas
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -17,14 +17,15 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from tuili.engine.cache_plan import plan_cache
 from tuili.engine.loop import EngineLoop
 from tuili.engine.wire import (
     Abort,
+    CacheResized,
     Close,
     Deltas,
     EngineFacts,
@@ -34,6 +35,7 @@ from tuili.engine.wire import (
     Heartbeat,
     Load,
     LoadFailed,
+    ResizeCache,
     ToEngine,
     WireDelta,
     WireError,
@@ -86,12 +88,15 @@ class EngineProcess:
             return EXIT_INTERNAL
         return 0
 
-    def _take(self, message: Load | Generate | Abort) -> None:
+    def _take(self, message: Load | Generate | Abort | ResizeCache) -> None:
         match message:
             case Load():  # in another thread: this one must see the socket close
                 threading.Thread(target=self._load, args=(message,), name="tuili-load", daemon=True).start()
             case Generate():
                 self._generate(message)
+            case ResizeCache(num_bytes=num_bytes):
+                with suppress(EngineUnavailableError):  # it is closing
+                    self._loop.resize_cache(num_bytes, lambda resized: self._send(CacheResized(resized)))
             case Abort(stream=stream, index=index):
                 if (sink := self._requests.get(stream)) is not None:
                     self._loop.abort(sink.request.request_id, index, sink)
@@ -214,8 +219,6 @@ def facts_of(running: RunningEngine, stamps: frozenset[tuple[str, int, int, int]
     """What those who ask from another process must know; stamps are of the model's files."""
     engine, backend, draft = running.engine, running.backend, running.draft_backend
     config = engine.config
-    groups = [group for b in (backend, draft) if b is not None for group in b.cache_groups(config.block_size)]
-    counts = plan_cache(groups, config)
     return EngineFacts(
         process_id=os.getpid(),
         vocab_size=backend.vocab_size,
@@ -224,7 +227,7 @@ def facts_of(running: RunningEngine, stamps: frozenset[tuple[str, int, int, int]
         capacity=engine.blocks.capacity,
         block_size=config.block_size,
         num_blocks=tuple(pool.num_blocks for pool in engine.blocks.pools),
-        cache_bytes=sum(group.block_bytes * count for group, count in zip(groups, counts, strict=True)),
+        cache_bytes=engine.cache_size.num_bytes,
         weight_bytes=sum(getattr(b, "weight_bytes", 0) for b in (backend, draft)),
         kv_cache_dtype=config.kv_cache_dtype,
         num_threads=getattr(backend, "num_threads", 1),

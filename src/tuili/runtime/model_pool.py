@@ -243,12 +243,16 @@ class ModelPool:
     # Room is made for it.
 
     async def _make_room(self, footprint: Footprint) -> MemoryPlan:
-        """Unloads idle models, those used longest ago first, and asks busy ones to leave, until it fits."""
+        """Until it fits: takes back cache that nobody has touched, unloads idle models, asks busy ones to leave.
+
+        Of each kind those first that were used longest ago.
+        """
         asked: list[Slot] = []
         try:
             while True:
                 # What a model takes that is coming or going is known when that is done: nothing is refused meanwhile.
-                least = LEAST_CONTEXT if self._is_changing() else self._least_context(footprint)
+                is_known = not self._is_changing() and not self._lenders()
+                least = self._least_context(footprint) if is_known else LEAST_CONTEXT
                 if len(self._granted()) < (self._settings.max_loaded_models or len(self._slots)):
                     plan = footprint.fit(self._free_bytes(), least)
                     if plan is not None:
@@ -261,6 +265,9 @@ class ModelPool:
     async def _wait_for_room(self, asked: list[Slot]) -> None:
         if self._is_changing():
             await self._next_change()
+            return
+        if lenders := self._lenders():
+            await min(lenders, key=lambda slot: (slot.num_users > 0, slot.last_used_s)).lend()
             return
         slots = self._granted()
         if idle := [slot for slot in slots if slot.is_idle]:
@@ -303,6 +310,12 @@ class ModelPool:
         """Those that have memory."""
         return [slot for slot in self._slots.values() if slot.plan is not None]
 
+    def _lenders(self) -> list[Slot]:
+        """Those from whose caches memory may be had, where that is what is missing."""
+        slots = self._granted()
+        is_full = len(slots) >= (self._settings.max_loaded_models or len(self._slots))
+        return [] if is_full else [slot for slot in slots if slot.may_lend]
+
     def _is_changing(self) -> bool:
         return any(slot.model is None or slot.closing is not None for slot in self._granted())
 
@@ -330,6 +343,14 @@ class ModelPool:
         finally:
             del self._slots[slot.known.source]
             self._notify()
+        if not self._is_closed and not self._room_turn.locked():  # else somebody waits for just that memory
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Gives caches what was taken from them, that of the model used last first."""
+        async with self._room_turn:
+            for slot in sorted(self._granted(), key=lambda slot: -slot.last_used_s):
+                await slot.give_back(self._free_bytes())
 
     # Whoever waits for any of that looks again when something changed.
 

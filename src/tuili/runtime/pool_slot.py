@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tuili.runtime.model_memory import MemoryPlan
 from tuili.runtime.served_model import ServedModel, StartedModel
@@ -28,6 +29,8 @@ class Slot:
     def __init__(self, known: KnownModel, keep_alive_s: float) -> None:
         self.known, self.keep_alive_s = known, keep_alive_s
         self.plan: MemoryPlan | None = None
+        self.full_cache_bytes = 0  # granted for the cache before any was taken back
+        self.has_lent = False
         self.started: StartedModel | None = None
         self.model: ServedModel | None = None
         self.closing: asyncio.Task[None] | None = None
@@ -47,6 +50,37 @@ class Slot:
     def resident_bytes(self) -> int:
         """Taken by it, of those."""
         return 0 if self.started is None else self.started.client.own_bytes
+
+    @property
+    def may_lend(self) -> bool:
+        """Loaded, with a cache of which something may be taken back."""
+        return self.model is not None and not self.is_leaving and not self.has_lent and self.cache_bytes > 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Granted for its cache."""
+        return 0 if self.plan is None else self.plan.kv_cache_bytes
+
+    async def lend(self) -> None:
+        """Takes back of the cache what is beyond the touched part and one context more."""
+        self.full_cache_bytes = max(self.full_cache_bytes, self.cache_bytes)
+        self.has_lent = True
+        await self._resize_cache(0)
+
+    async def give_back(self, num_bytes: int) -> None:
+        """Gives the cache what was taken, up to so many bytes."""
+        missing = min(self.full_cache_bytes - self.cache_bytes, num_bytes)
+        if self.model is not None and not self.is_leaving and missing > 0:
+            await self._resize_cache(self.cache_bytes + missing)
+            self.has_lent = False
+
+    async def _resize_cache(self, num_bytes: int) -> None:
+        assert self.started is not None
+        assert self.plan is not None
+        assert self.model is not None
+        size = await self.started.client.resize_cache(num_bytes)
+        self.plan = replace(self.plan, kv_cache_bytes=size)
+        self.model.memory = self.plan.by_kind()
 
     @property
     def is_leaving(self) -> bool:

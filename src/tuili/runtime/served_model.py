@@ -22,6 +22,12 @@ class ServedEngine(EngineClient, Protocol):
         """What it has taken of the memory granted to it."""
         ...
 
+    async def resize_cache(self, num_bytes: int) -> int:
+        """Bytes its KV cache takes when it is full, after it was asked to take so many: at least what it has touched
+        and one context more, at most what it was started with.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Frees all of it; what still runs ends with an error."""
         ...

@@ -113,6 +113,10 @@ class SupervisedEngine:
             if flight.number is not None:
                 self._child.abort(request_id, index)
 
+    async def resize_cache(self, num_bytes: int) -> int:
+        """As ChildProcess.resize_cache; a process that takes over has what this one came to have."""
+        return await self._child.resize_cache(num_bytes)
+
     def stats(self) -> EngineStats:
         """Counters go on over restarts; while no process runs, all that is unfinished waits."""
         stats = self._child.stats()
