@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from support import assets
+from support.gguf_models import seeds
 from support.serve_process import ServerProcess, serve_process
 
 from .test_serve import make_certificate
@@ -128,17 +129,35 @@ def test_a_second_signal_does_not_wait(home: Path) -> None:
         assert ended_within(engines, 5)
 
 
-def test_an_engine_that_is_given_up_ends_the_server(home: Path) -> None:
-    with serve_process(MODEL, home=home) as server:
-        killed: set[int] = set()
-        until_s = time.monotonic() + 60
+def _ask(server: ServerProcess, model: str) -> httpx.Response:
+    body = {"model": model, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def test_a_server_goes_on_without_a_model_that_is_given_up_and_ends_with_the_last(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "second.gguf").write_bytes(seeds()["llama"].encode())
+    killed: set[int] = set()
+
+    def kill_all_but(spared: list[int]) -> None:
+        for child in set(server.children()) - {*spared, *killed}:
+            killed.add(child)
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+
+    with serve_process(MODEL, str(tmp_path / "second.gguf"), home=home) as server:
+        _, second = server.children()
+        until_s = time.monotonic() + 120
+        while (ready := httpx.get(f"{server.url}/ready").json()).get("unready") != {MODEL: "the engine is failed"}:
+            assert time.monotonic() < until_s, ready
+            kill_all_but([second])
+        assert ready["models"] == ["second"]
+        refused = _ask(server, MODEL)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+        assert "it is tried again every 30 s" in refused.json()["error"]["message"]
+        assert _ask(server, "second").status_code == 200
         while server.process.poll() is None:
             assert time.monotonic() < until_s
-            for child in psutil.Process(server.process.pid).children():
-                if child.pid not in killed:
-                    killed.add(child.pid)
-                    os.kill(child.pid, signal.SIGKILL)
-            time.sleep(0.02)
+            kill_all_but([])
         assert server.wait() == 70
         assert any("is given up" in line for line in server.lines)
         assert ended_within(list(killed), 5)

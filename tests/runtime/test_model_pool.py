@@ -48,8 +48,14 @@ class _Engine:
     def __init__(self, machine: Machine, name: str, plan: MemoryPlan) -> None:
         self._machine, self._name = machine, name
         self._most_cache_bytes = plan.kv_cache_bytes
-        self.given_up = machine.lost[name]
         self.own_bytes = machine.sizes[name] * MIB
+        self.on_given_up: Callable[[], None] | None = None
+        self.is_given_up = self.is_outdated = False
+
+    def give_up(self, *, is_outdated: bool = False) -> None:
+        self.is_given_up, self.is_outdated = True, is_outdated
+        assert self.on_given_up is not None
+        self.on_given_up()
 
     async def resize_cache(self, num_bytes: int) -> int:
         await asyncio.sleep(0.01)
@@ -69,7 +75,7 @@ class Machine:
         self.running: list[str] = []
         self.started: list[str] = []
         self.ended: list[str] = []
-        self.lost: dict[str, asyncio.Event] = {}
+        self.engines: dict[str, _Engine] = {}
         self.failures: dict[str, Exception] = {}
 
     async def footprint(self, model: KnownModel) -> Any:
@@ -88,8 +94,8 @@ class Machine:
             self.running.remove(name)
             raise
         self.started.append(name)
-        self.lost[name] = asyncio.Event()
-        return StartedModel(front=None, client=_Engine(self, name, plan))  # type: ignore[arg-type]
+        self.engines[name] = _Engine(self, name, plan)
+        return StartedModel(front=None, client=self.engines[name])  # type: ignore[arg-type]
 
     async def end(self, name: str) -> None:
         await asyncio.sleep(0.1)
@@ -566,30 +572,39 @@ def test_unloading_at_once_waits_for_nobody(make_pool: MakePool) -> None:
     run_virtually(main())
 
 
-def test_a_lost_engine_is_loaded_again(make_pool: MakePool) -> None:
+def test_only_an_engine_whose_files_are_others_now_is_loaded_anew(make_pool: MakePool) -> None:
+    """One that is given up tries by itself; its requests fail meanwhile, which is the engine's to tell."""
     pool, machine = make_pool()
 
     async def main() -> None:
         await ask(pool, "a")
-        machine.lost["a"].set()
+        machine.engines["a"].give_up()
+        assert await ask(pool, "a") == "a"
+        assert machine.started == ["a"]
+        machine.engines["a"].give_up(is_outdated=True)
         assert await asyncio.gather(ask(pool, "a"), ask(pool, "a")) == ["a", "a"]
 
     run_virtually(main())
     assert (machine.started, machine.ended) == (["a", "a"], ["a"])
 
 
-def test_the_loss_of_a_model_named_at_start_is_told(make_pool: MakePool) -> None:
-    pool, machine = make_pool(models=(NamedModel("a"),))
+def test_the_loss_of_the_last_model_named_at_start_is_told(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 20, "c": 20}, models=(NamedModel("a"), NamedModel("b")))
 
     async def main() -> None:
         await pool.start()
-        await ask(pool, "b")
-        waiting = asyncio.create_task(pool.lost())
-        machine.lost["b"].set()
+        await ask(pool, "c")
+        waiting = asyncio.create_task(pool.all_lost())
+        for name in ("c", "a"):
+            machine.engines[name].give_up()
+            await asyncio.sleep(10)
+            assert not waiting.done()
+        machine.engines["a"].is_given_up = False  # it came back
+        machine.engines["b"].give_up()
         await asyncio.sleep(10)
         assert not waiting.done()
-        machine.lost["a"].set()
-        assert await waiting == "a"
+        machine.engines["a"].give_up()
+        assert await waiting == ["a", "b"]
 
     run_virtually(main())
 

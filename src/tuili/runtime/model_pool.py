@@ -40,16 +40,21 @@ class ModelPool:
         self._changed = asyncio.Event()
         self._budget = int(settings.memory_share * host.free_bytes())
         self._is_closed = False
-        self._lost: asyncio.Queue[str] = asyncio.Queue()
+        self._has_lost = asyncio.Event()
 
     async def start(self) -> None:
         """Loads the models named at start, one after the other. Raises what loading the first that fails raises."""
         for model in self._names.named:
             await self.load(model.name, keep_alive_s=-1, pin=self._settings.is_pinned)
 
-    async def lost(self) -> str:
-        """Returns when the engine of a model that was named at start has ended for good: the model's name."""
-        return await self._lost.get()
+    async def all_lost(self) -> list[str]:
+        """Returns when the engines of all models that were named at start are given up: the models' names."""
+        while True:
+            await self._has_lost.wait()
+            self._has_lost.clear()
+            slots = [self._slots.get(model.source) for model in self._names.named]
+            if slots and all(slot is not None and slot.is_lost for slot in slots):
+                return [model.name for model in self._names.named]
 
     @property
     def default_name(self) -> str | None:
@@ -141,7 +146,7 @@ class ModelPool:
                 if self._is_closed:
                     raise EngineUnavailableError("the server is stopping")
                 slot = self._slots.get(known.source)
-                if slot is not None and slot.is_lost:
+                if slot is not None and slot.is_outdated:
                     self._close(slot)
                 if slot is None or not slot.is_leaving:
                     return await self._join(slot or self._begin(known), keep_alive_s)
@@ -215,8 +220,7 @@ class ModelPool:
                 load_s=clock() - start_s,
             )
             slot.has_loaded()
-            if known.is_named:
-                slot.watch(self._lost)
+            slot.started.client.on_given_up = partial(self._note_lost, known.name)
             if slot.num_users == 0:
                 self._rest(slot)
         except BaseException:
@@ -329,6 +333,10 @@ class ModelPool:
         return min(self._budget - sum(slot.num_bytes for slot in slots), self._host.free_bytes() - untouched)
 
     # A model goes.
+
+    def _note_lost(self, name: str) -> None:
+        _log.error("model %s: its engine ended again and again, or cannot be started: it is given up for now", name)
+        self._has_lost.set()
 
     def _close(self, slot: Slot) -> None:
         if slot.closing is None:

@@ -38,7 +38,6 @@ class Slot:
         self.is_unloading = self.is_asked = False
         self.stays_until_s = 0.0  # these two on the event loop's clock
         self.last_used_s = asyncio.get_running_loop().time()
-        self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -97,8 +96,13 @@ class Slot:
 
     @property
     def is_lost(self) -> bool:
-        """Loaded once, and without an engine since."""
-        return self.started is not None and self.started.client.given_up.is_set()
+        """Loaded once, and without an engine now."""
+        return self.started is not None and self.started.client.is_given_up
+
+    @property
+    def is_outdated(self) -> bool:
+        """Lost, and only loading anew helps."""
+        return self.started is not None and self.started.client.is_outdated
 
     def enter(self) -> None:
         """A request uses the model or waits for it."""
@@ -125,22 +129,9 @@ class Slot:
             self._timer = asyncio.get_running_loop().call_later(self.keep_alive_s, expire, self)
         self._tell()
 
-    def watch(self, told: asyncio.Queue[str]) -> None:
-        """Puts the model's name where it is told when its engine is lost."""
-        started, name = self.started, self.known.name
-        assert started is not None
-
-        async def tell() -> None:
-            await started.client.given_up.wait()
-            told.put_nowait(name)
-
-        self._watch = asyncio.get_running_loop().create_task(tell(), name=f"watch {name}")
-
     async def free(self) -> None:
         """Ends the engine, with what it still runs."""
         self._stop_timer()
-        if self._watch is not None:
-            self._watch.cancel()
         if self.started is not None:
             await self.started.client.aclose()
 

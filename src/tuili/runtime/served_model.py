@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +14,17 @@ from tuili.store.records import ModelFiles
 class ServedEngine(EngineClient, Protocol):
     """An engine that a pool can account for and let go of."""
 
-    given_up: asyncio.Event  # set when it has ended and will not come back by itself
+    on_given_up: Callable[[], None] | None  # called when it has ended again and again, and nobody waits for it
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is so now; it may come back by itself."""
+        ...
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it will not, as its files are others now."""
+        ...
 
     @property
     def own_bytes(self) -> int:

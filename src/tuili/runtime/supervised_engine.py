@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tuili.engine.child_process import READY_HEARTBEAT_S, ChildProcess
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import EngineFacts
-from tuili.errors import EngineUnavailableError, TuiliError
+from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
 from tuili.runtime.flight import Flight
 from tuili.types import TokenDelta, TokenRequest
 
@@ -57,7 +57,7 @@ class SupervisedEngine:
         self._start_child = start_child
         self._policy = policy
         self._state: State = "restarting"
-        self.given_up = asyncio.Event()  # set while restarting it is given up
+        self.on_given_up: Callable[[], None] | None = None  # called when restarting is given up, each time
         self._flights: dict[Flight, None] = {}  # in the order they came
         self._before: dict[str, Any] = dict.fromkeys(_COUNTERS, 0)  # what earlier children counted
         self._restarts: deque[float] = deque()  # when, since a token came last
@@ -81,6 +81,16 @@ class SupervisedEngine:
     def facts(self) -> EngineFacts:
         """Of the process that runs, or ran last; all are alike but for their ids."""
         return self._child.facts
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether restarting it is given up for now."""
+        return self._state == "failed"
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it is given up because its files are others now: it must be loaded anew."""
+        return self.is_given_up and isinstance(self._failure, ModelFileError)
 
     @property
     def own_bytes(self) -> int:
@@ -205,7 +215,6 @@ class SupervisedEngine:
 
     def _adopt(self, child: ChildProcess) -> None:
         self._child, self._state, self._failure = child, "ready", None
-        self.given_up.clear()
         child.on_lost = self._on_lost
         if child.is_gone:
             self._on_lost(child)
@@ -238,11 +247,13 @@ class SupervisedEngine:
         """Until there is an engine again; after too many tries in vain the next comes later."""
         while not await self._took_over():
             self._state = "failed"
-            self.given_up.set()
+            if self.on_given_up is not None:
+                self.on_given_up()
             _log.critical("the engine is given up for %g s", self._policy.retry_after_s)
             self._end_all(self._unavailable())
             await asyncio.sleep(self._policy.retry_after_s)
             self._restarts.clear()
+            self._state = "restarting"  # requests that come now wait for what becomes of it
 
     async def _took_over(self) -> bool:
         pause_s = _FIRST_PAUSE_S
@@ -270,7 +281,10 @@ class SupervisedEngine:
 
     def _unavailable(self) -> EngineUnavailableError:
         reason = "fails again and again" if self._failure is None else f"cannot be restarted: {self._failure}"
-        return EngineUnavailableError(f"the engine {reason}; it is tried again every {self._policy.retry_after_s:g} s")
+        pause_s = self._policy.retry_after_s
+        return EngineUnavailableError(
+            f"the engine {reason}; it is tried again every {pause_s:g} s", retry_after_s=pause_s
+        )
 
     def _end_all(self, error: TuiliError) -> None:
         for flight in list(self._flights):

@@ -64,16 +64,22 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether requests would be served: nothing is loading or draining, every engine answers and gets on."""
+    """Whether requests would be served: models named at start are loaded, nothing drains, engines get on.
+
+    A server of several models is ready with those that are; the others are told with what is wrong.
+    """
     serving: Serving = request.app.state.serving
     if serving.is_draining:
         raise EngineUnavailableError("the server is shutting down", retry_after_s=5)
     if not serving.is_started:
         raise EngineUnavailableError("models are loading", retry_after_s=2)
-    for served in serving.pool.loaded():
-        if (fault := engine_fault(served)) is not None:
-            raise EngineUnavailableError(f"model {served.name}: {fault}", retry_after_s=2)
-    return json_response({"status": "ready", "models": [served.name for served in serving.pool.loaded()]})
+    found = {served.name: engine_fault(served) for served in serving.pool.loaded()}
+    faults = {name: fault for name, fault in found.items() if fault is not None}
+    if faults and len(faults) == len(found):
+        told = "; ".join(f"model {name}: {fault}" for name, fault in faults.items())
+        raise EngineUnavailableError(told, retry_after_s=2)
+    answer: dict[str, Any] = {"status": "ready", "models": [name for name in found if name not in faults]}
+    return json_response(answer | ({"unready": faults} if faults else {}))
 
 
 def engine_fault(served: ServedModel) -> str | None:

@@ -25,7 +25,7 @@ from tuili.server.listeners import Listeners, open_listeners
 from tuili.server.serving import Serving
 from tuili.server.settings import ServeSettings
 
-EXIT_LOST = 70  # EX_SOFTWARE: an engine that was to be there is given up for good
+EXIT_LOST = 70  # EX_SOFTWARE: the engines that were to be there are given up
 _CUT_S = 2.0  # after the drain's deadline: to tell clients that their answers end here
 _TICK_S = 1.0  # of the Date header
 
@@ -133,7 +133,7 @@ class _Run:
 
     async def _until_told(self, http: asyncio.Task[None]) -> int:
         told = asyncio.create_task(self._signals.get())
-        lost = asyncio.create_task(self._pool.lost())
+        lost = asyncio.create_task(self._pool.all_lost())
         try:
             while self._serving.starting is None and not http.done():
                 await asyncio.sleep(0)
@@ -147,7 +147,7 @@ class _Run:
             if told.done():
                 return await self._drain(told.result())
             if lost.done():
-                self._say(f"error: the engine of {lost.result()} ended again and again, and is given up")
+                self._say(f"error: the engine of {', '.join(lost.result())} ended again and again, and is given up")
                 self._serving.cut(EngineUnavailableError("the engine is given up"))
                 return EXIT_LOST
             return 1

@@ -27,7 +27,7 @@ def command(
     a file (--config) or a variable TUILI_SERVE_<NAME>; flags count before variables, variables before the file.
 
     Ctrl-C or SIGTERM lets running answers finish, a second one does not wait. Exit code 0: told to stop, 1: failed,
-    2: wrong settings, 70: the engine of a model named here is given up.
+    2: wrong settings, 70: the engines of all models named here are given up.
     """
     from tuili.server.settings_sources import resolve
 
