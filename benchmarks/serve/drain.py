@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.serve.client import Exchange, Reply, ask, begin, post
+from benchmarks.serve.client import Exchange, Reply, ask, begin, post, run
 from benchmarks.serve.load import PATH
 from benchmarks.serve.processes import Server, tuili_server
 from benchmarks.serve.prompts import asks
@@ -62,7 +62,7 @@ def main() -> None:
         with tuili_server(
             arguments.model, "--max-num-seqs", str(arguments.streams), "--max-model-len", "1024"
         ) as server:
-            rows.append(asyncio.run(streams_under(server, arguments.streams)))
+            rows.append(run(streams_under(server, arguments.streams)))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.save:
         print(machine.save(arguments.save, {k: str(v) for k, v in vars(arguments).items()}, rows))

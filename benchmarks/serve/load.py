@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.serve.client import Reply, ask, percentiles_ms, post
+from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.offline import Offline, offline
 from benchmarks.serve.processes import Server, spent, tuili_server
 from benchmarks.serve.prompts import Ask, asks
@@ -79,7 +79,7 @@ def cost(server: Server, alone: Offline, num_streams: int, num_rounds: int, max_
             num_streams, seed=100 + index, prompt_words=(16, 24), max_tokens=(max_tokens,) * 2, temperature=0.0
         )
         before, start_s = server.cpu_s(), time.perf_counter()
-        replies = asyncio.run(answers(server, wanted))
+        replies = run(answers(server, wanted))
         wall_s, used = time.perf_counter() - start_s, spent(before, server.cpu_s())
         count = sum(reply.num_tokens for reply in replies)
         ours = alone.generate(wanted)
@@ -106,7 +106,7 @@ def first_token(server: Server, alone: Offline, count: int) -> dict[str, Any]:
     wanted = asks(count + 3, seed=2, prompt_words=(12, 16), max_tokens=(4, 4), temperature=0.0)
     pairs = []
     for one in wanted:
-        (reply,) = asyncio.run(answers(server, [one]))
+        (reply,) = run(answers(server, [one]))
         pairs.append((reply.ttft_s, alone.first_token_s(one)))
     theirs, ours = zip(*pairs[3:], strict=True)
     return {
@@ -132,7 +132,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     flags = ["--max-num-seqs", str(arguments.streams), "--max-model-len", "1024"]
     with tuili_server(arguments.model, *flags) as server:
         if arguments.minutes:
-            yield asyncio.run(exact(server, arguments.streams, arguments.minutes * 60))
+            yield run(exact(server, arguments.streams, arguments.minutes * 60))
         if arguments.rounds or arguments.first_tokens:
             with offline(arguments.model, arguments.streams) as alone:
                 if arguments.rounds:

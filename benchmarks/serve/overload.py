@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.serve.client import Reply, ask, percentiles_ms, post
+from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.load import PATH
 from benchmarks.serve.processes import Server, spent, tuili_server
 from benchmarks.serve.prompts import Ask, asks
@@ -59,7 +59,9 @@ async def peak(server: Server, seconds: float) -> dict[str, float]:
 
 async def overload(server: Server, per_s: float, seconds: float) -> dict[str, Any]:
     """Asks that arrive evenly; what became of them."""
-    requests = workload(2000)
+    requests = iter(
+        list(itertools.islice(workload(2000), int(per_s * (seconds + 10))))
+    )  # made before, as that takes time
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     before, memory = server.cpu_s(), [server.own_kib()]
     tasks = []
@@ -102,9 +104,9 @@ def main() -> None:
     arguments = parser.parse_args()
     flags = ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", "1024", "--max-queued-requests", "64"]
     with tuili_server(arguments.model, *flags) as server:
-        asyncio.run(peak(server, 2))
-        best = asyncio.run(peak(server, arguments.peak_seconds))
-        row = asyncio.run(overload(server, best["answers_per_s"] * arguments.factor, arguments.seconds))
+        run(peak(server, 2))
+        best = run(peak(server, arguments.peak_seconds))
+        row = run(overload(server, best["answers_per_s"] * arguments.factor, arguments.seconds))
     row = {"peak_tokens_per_s": round(best["tokens_per_s"], 1), **row}
     row["goodput_to_peak"] = round(row["goodput_tokens_per_s"] / best["tokens_per_s"], 3)
     print(json.dumps(row))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.serve.client import Reply, ask, percentiles_ms, post
+from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.load import PATH
 from benchmarks.serve.processes import Server, llama_server, spent, tuili_server
 from benchmarks.serve.prompts import asks
@@ -68,10 +68,10 @@ def level(arguments: argparse.Namespace, num_clients: int) -> dict[str, Any]:
             ),
         }
         for server in servers.values():
-            asyncio.run(turn(server, 1, 1, 0))
+            run(turn(server, 1, 1, 0))
         for index in range(arguments.rounds):
             order = list(servers.items())[:: 1 if index % 2 == 0 else -1]
-            rounds.append({n: asyncio.run(turn(server, num_clients, arguments.asks, index + 1)) for n, server in order})
+            rounds.append({n: run(turn(server, num_clients, arguments.asks, index + 1)) for n, server in order})
     return {"clients": num_clients, **_summary(rounds), "rounds": rounds}
 
 

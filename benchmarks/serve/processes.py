@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from benchmarks.serve.client import Address, ask, get
+from benchmarks.serve.client import Address, ask, get, run
 
 _READY = re.compile(r"tuili serves .* on http://([0-9.]+):(\d+)")
 _START_S = 120.0
@@ -128,7 +127,7 @@ def llama_server(binary: Path, model: str, num_slots: int, context_len: int, num
 
 def _await_health(server: Server) -> None:
     until_s = time.monotonic() + _START_S
-    while asyncio.run(ask(server.address, get("/health"))).status != 200:
+    while run(ask(server.address, get("/health"))).status != 200:
         if server.process.poll() is not None or time.monotonic() > until_s:
             raise RuntimeError(f"{server.process.args} did not start")
         time.sleep(0.05)

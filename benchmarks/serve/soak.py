@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks import machine
-from benchmarks.serve.client import ask, begin, post
+from benchmarks.serve.client import ask, begin, post, run
 from benchmarks.serve.load import PATH
 from benchmarks.serve.processes import Server, metric, tuili_server
 from benchmarks.serve.prompts import asks
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--save", help="name of the results file")
     arguments = parser.parse_args()
     with tuili_server(arguments.model, *FLAGS) as server:
-        row = asyncio.run(Soak(server, arguments.requests, arguments.clients).run())
+        row = run(Soak(server, arguments.requests, arguments.clients).run())
     print(json.dumps(row))
     if arguments.save:
         print(machine.save(arguments.save, {k: str(v) for k, v in vars(arguments).items()}, [row]))

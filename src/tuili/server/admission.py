@@ -27,10 +27,14 @@ class Admission:
         self.num_queued_tokens = 0
         self.num_refused = 0
 
-    def enter(self) -> Ticket:
+    def check_room(self) -> None:
         """Raises QueueFullError, with the time after which it is worth trying again."""
         if self.num_queued >= self._max_requests:
             raise self._full(f"{self.num_queued} requests are waiting, which is as many as may")
+
+    def enter(self) -> Ticket:
+        """Raises QueueFullError."""
+        self.check_room()
         self.num_queued += 1
         return Ticket(self)
 

@@ -20,6 +20,7 @@ from tuili import registry
 from tuili.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, TuiliError
 from tuili.server import dialects
 from tuili.server.dialect import Dialect, scoped
+from tuili.server.dispatch import Dispatch
 from tuili.server.edge import Edge
 from tuili.server.error_bodies import ErrorBodies
 from tuili.server.guards.bind import is_loopback
@@ -57,11 +58,13 @@ def create_app(settings: HttpSettings, pool: ModelPool, *, spoken: Sequence[Dial
         app.router.routes += router.routes
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameter)
+    scopes = RouteScopes(app.routes)
     guards = [
         Middleware(Edge, bodies=ErrorBodies(spoken), log=log),
         Middleware(HostGuard, settings=settings),
-        Middleware(KeyGuard, settings=settings, routes=RouteScopes(app.routes)),
+        Middleware(KeyGuard, settings=settings, routes=scopes),
         Middleware(BodyGuard, settings=settings),
+        Middleware(Dispatch, routes=scopes, check_room=serving.check_room),
     ]
     app.user_middleware[:] = guards
     return app

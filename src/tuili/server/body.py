@@ -140,11 +140,15 @@ def unknown_fields(body: BaseModel) -> Iterator[str]:
     """
     if not getattr(body, "keeps_unknown", False):
         yield from body.model_extra or ()
-    for name in type(body).model_fields:
-        value = getattr(body, name)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, BaseModel):
-                yield from (f"{name}.{inner}" for inner in unknown_fields(item))
+    for name, value in body.__dict__.items():
+        if isinstance(value, list):
+            items = [item for item in value if isinstance(item, BaseModel)]
+        elif isinstance(value, BaseModel):
+            items = [value]
+        else:
+            continue
+        for item in items:
+            yield from (f"{name}.{inner}" for inner in unknown_fields(item))
 
 
 def _first_fault(error: ValidationError) -> InvalidRequestError:

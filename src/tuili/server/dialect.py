@@ -19,18 +19,24 @@ from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]
 MissingRoute = tuple[str, str, Scope, str]  # method, path, scope, what is missing
-_SCOPE = "x-scope"
+_SCOPE, _QUEUES = "x-scope", "x-queues"
 
 
 def scoped(
-    scope: Scope, *, body: type[BaseModel] | None = None, streams: str | None = None, **extra: Any
+    scope: Scope,
+    *,
+    body: type[BaseModel] | None = None,
+    streams: str | None = None,
+    is_queued: bool = False,
+    **extra: Any,
 ) -> dict[str, Any]:
     """A route's openapi_extra: who may call it, beside what else its OpenAPI entry says.
 
-    `body` is what read_body is called with, `streams` the media type of streamed answers. A route that does not say
-    its scope is refused when the application is made.
+    `body` is what read_body is called with, `streams` the media type of streamed answers. is_queued: all it is asked
+    for waits for an engine, so that a full queue refuses it unread. A route that does not say its scope is refused
+    when the application is made.
     """
-    entry: dict[str, Any] = {_SCOPE: scope, **extra}
+    entry: dict[str, Any] = {_SCOPE: scope, **({_QUEUES: True} if is_queued else {}), **extra}
     if body is not None:
         place = body.__module__.split(".")[-2]  # dialects may call different things the same
         schema = body.model_json_schema(ref_template=f"#/components/schemas/{place}.{{model}}")
@@ -45,6 +51,11 @@ def scoped(
 def scope_of(openapi_extra: Mapping[str, Any] | None) -> Scope | None:
     """What `scoped` put there, None for a route that says nothing."""
     return (openapi_extra or {}).get(_SCOPE)
+
+
+def queues(openapi_extra: Mapping[str, Any] | None) -> bool:
+    """Whether all that a route is asked for waits for an engine."""
+    return bool((openapi_extra or {}).get(_QUEUES))
 
 
 def add_missing(router: APIRouter, routes: Iterable[MissingRoute]) -> None:

@@ -1,7 +1,8 @@
 """One JSON line for every request: who, what, how long, how many tokens. Never a prompt, an answer or a key.
 
 A log that cannot be written is no reason to stop serving: lines are dropped, and the next one tells how many.
-A thread writes: whoever reads the log, or does not, holds up nobody else.
+A thread writes: whoever reads the log, or does not, holds up nobody else. It wakes up a few times a second at most, as
+a thread that wakes for every line takes the interpreter from those who answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ _MAX_TEXT_CHARS = 200
 _RETRY_S = 1.0
 _MAX_WAITING = 1024  # lines
 _CLOSE_S = 2.0
+_PAUSE_S = 0.05  # between writes
+_PIPE_BYTES = 4096
 
 
 class RequestLog:
@@ -32,9 +35,11 @@ class RequestLog:
         self._path = path
         self._stream: IO[bytes] | None = None
         self._retry_at_s = 0.0
-        self._waiting: deque[bytes] = deque()  # the first stays here while it is written
+        self._waiting: deque[bytes] = deque()  # lines stay here while they are written
         self._changed = threading.Condition()
         self._is_closing = False
+        self._is_hurried = False  # somebody waits for the lines
+        self._is_asleep = False  # the thread, until there is a line
         self._writer: threading.Thread | None = None
         self._num_untold = 0
         self.num_dropped = 0
@@ -65,6 +70,8 @@ class RequestLog:
     def flush(self, timeout_s: float = _CLOSE_S) -> bool:
         """Waits until every line has been written or dropped; whether that came about in time."""
         with self._changed:
+            self._is_hurried = True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
     def close(self) -> None:
@@ -80,7 +87,8 @@ class RequestLog:
                 self._drop()
                 return
             self._waiting.append(line)
-            self._changed.notify_all()
+            if self._is_asleep:
+                self._changed.notify_all()
             if self._writer is None:
                 self._is_closing = False
                 self._writer = threading.Thread(target=self._write_all, name="request log", daemon=True)
@@ -89,25 +97,32 @@ class RequestLog:
     def _write_all(self) -> None:
         while True:
             with self._changed:
+                self._is_asleep = True
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                self._is_asleep = False
                 if not self._waiting:
                     self._forget()
                     self._writer, self._is_closing = None, False
                     self._changed.notify_all()
                     return
-                line = self._waiting[0]
-            is_written = self._write(line)
+                lines = list(self._waiting)
+            for some in _chunks(lines):
+                is_written = self._write(b"".join(some))
+                with self._changed:
+                    for _ in some:
+                        self._waiting.popleft()
+                        if not is_written:
+                            self._drop()
             with self._changed:
-                self._waiting.popleft()
-                if not is_written:
-                    self._drop()
                 self._changed.notify_all()
+                self._changed.wait_for(lambda: self._is_hurried or self._is_closing, _PAUSE_S)
+                self._is_hurried = False
 
     def _drop(self) -> None:
         self.num_dropped += 1
         self._num_untold += 1
 
-    def _write(self, line: bytes) -> bool:
+    def _write(self, lines: bytes) -> bool:
         if time.monotonic() < self._retry_at_s:
             return False
         try:
@@ -116,7 +131,7 @@ class RequestLog:
                 stream.write(b'{"dropped_lines":%d}\n' % num_untold)
                 with self._changed:
                     self._num_untold -= num_untold
-            stream.write(line)
+            stream.write(lines)
         except (OSError, ValueError, AttributeError):  # full, closed, or there is none
             self._retry_at_s = time.monotonic() + _RETRY_S
             self._forget()
@@ -140,6 +155,19 @@ class RequestLog:
                 stream.close()
             except OSError:
                 return  # it is given up anyhow
+
+
+def _chunks(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """As many at a time as a pipe takes whole or not at all."""
+    some: list[bytes] = []
+    num_bytes = 0
+    for line in lines:
+        if some and num_bytes + len(line) > _PIPE_BYTES:
+            yield some
+            some, num_bytes = [], 0
+        some.append(line)
+        num_bytes += len(line)
+    yield some
 
 
 def _short(text: str) -> str:

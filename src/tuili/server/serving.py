@@ -134,6 +134,11 @@ class Serving:
         if self.is_draining:
             raise EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
 
+    def check_room(self) -> None:
+        """Raises what `answer` would raise now whatever it were asked: EngineUnavailableError, QueueFullError."""
+        self.check_open()
+        self.admission.check_room()
+
     def running(self) -> tuple[Answering, ...]:
         """Everything accepted and not yet ended."""
         return tuple(self._running.values())

@@ -61,7 +61,7 @@ def render_error(error: TuiliError, request_id: str) -> bytes:
 
 def _router() -> APIRouter:
     router = APIRouter()
-    answers = scoped("infer", body=MessagesBody, streams="text/event-stream")
+    answers = scoped("infer", body=MessagesBody, streams="text/event-stream", is_queued=True)
     router.post("/v1/messages", openapi_extra=answers)(messages)
     router.post("/v1/messages/count_tokens", openapi_extra=scoped("infer", body=PromptBody))(count_tokens)
     return router
