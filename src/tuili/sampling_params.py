@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cache
 from typing import Any, NamedTuple
 
 from tuili.checks import refusal
@@ -307,9 +308,8 @@ class SamplingParams:
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the library's defaults."""
-        neutral = SamplingParams()
-        names = [field.name for field in fields(self)]
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
+        pairs = ((name, getattr(self, name), value) for name, value in _neutral_values().items())
+        return {name: mine for name, mine, value in pairs if mine != value}
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -375,3 +375,10 @@ def _output_kind(value: object) -> RequestOutputKind:
     if isinstance(found, bool) or found not in (0, 1, 2):
         raise refusal("output_kind", value, "a RequestOutputKind")
     return RequestOutputKind(found)
+
+
+@cache
+def _neutral_values() -> Mapping[str, Any]:
+    """The library's defaults, by field."""
+    neutral = SamplingParams()
+    return {field.name: getattr(neutral, field.name) for field in fields(neutral)}

@@ -20,6 +20,7 @@ from tuili.checks import first_doubled, shown
 from tuili.errors import InvalidRequestError, MediaTypeError
 
 MAX_DEPTH = 64
+_PLAIN_TYPES = frozenset({type(None), bool, int, float, str, dict})  # asking pydantic's classes costs far more
 _QUICK_BYTES = 1 << 18  # larger bodies are read beside the event loop
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
@@ -141,14 +142,11 @@ def unknown_fields(body: BaseModel) -> Iterator[str]:
     if not getattr(body, "keeps_unknown", False):
         yield from body.model_extra or ()
     for name, value in body.__dict__.items():
-        if isinstance(value, list):
-            items = [item for item in value if isinstance(item, BaseModel)]
-        elif isinstance(value, BaseModel):
-            items = [value]
-        else:
+        if type(value) in _PLAIN_TYPES:
             continue
-        for item in items:
-            yield from (f"{name}.{inner}" for inner in unknown_fields(item))
+        for item in value if isinstance(value, list) else [value]:
+            if type(item) not in _PLAIN_TYPES and isinstance(item, BaseModel):
+                yield from (f"{name}.{inner}" for inner in unknown_fields(item))
 
 
 def _first_fault(error: ValidationError) -> InvalidRequestError:

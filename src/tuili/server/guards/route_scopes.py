@@ -29,7 +29,7 @@ class RouteScopes:
         self._routes = [_known(route) for route in routes]
         self._plain: dict[tuple[str, str], KnownRoute] = {}  # paths without parameters, by method and path
         for known in self._routes:
-            for method in known.route.methods if "{" not in known.route.path else ():
+            for method in () if "{" in known.route.path else known.route.methods or ():
                 if self._first({"type": "http", "method": method, "path": known.route.path}) is known:
                     self._plain[method, known.route.path] = known
 
