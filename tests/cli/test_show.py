@@ -134,6 +134,8 @@ def test_show_names_what_is_left_out() -> None:
     description = {
         "name": "m",
         "source": "s",
+        "modelfile": None,
+        "sampling": {},
         "license": None,
         "size": 1,
         "num_parameters": 1,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tuili.errors import ContextLengthError, EngineUnavailableError, TuiliError
+from tuili.runtime.modelfile_settings import Preamble
 from tuili.types import Done, Event, Failed, Finished, GenerateRequest, PromptTokens, TextDelta, Timings, Usage
 
 
@@ -26,6 +27,7 @@ class FakePipeline:
     max_model_len: int = 99
     chat_template: Any = field(default_factory=lambda: SimpleNamespace(source="{{ messages }}"))
     spec: Any = field(default_factory=lambda: SimpleNamespace(family="llama"))
+    preamble: Preamble = field(default_factory=Preamble)
     requests: list[GenerateRequest] = field(default_factory=list)
     num_aborted: int = 0
     is_closed: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from tuili.runtime.modelfile_settings import Preamble
 from tuili.types import Event, GenerateRequest
 
 
@@ -25,6 +26,9 @@ class ChatModel(Protocol):
 
     @property
     def default_sampling(self) -> Mapping[str, Any]: ...
+
+    @property
+    def preamble(self) -> Preamble: ...
 
     @property
     def chat_template(self) -> Any: ...

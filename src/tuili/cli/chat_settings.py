@@ -43,7 +43,8 @@ def set_system(chat: Chat, text: str) -> None:
     if len(text) > 1 and text.startswith('"') and text.endswith('"') and '"' not in text[1:-1]:
         text = text[1:-1]
     chat.conversation.system = text or None
-    chat.out.write("system text set\n" if text else "system text removed\n")
+    removed = "removed" if chat.pipeline.preamble.system is None else "is the Modelfile's again"
+    chat.out.write("system text set\n" if text else f"system text {removed}\n")
 
 
 def _set_template(chat: Chat, text: str) -> None:

@@ -12,6 +12,8 @@ from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
 from tuili.store.store import Store
 
+_MODELFILE = "from the Modelfile"
+
 
 def show(chat: Chat, what: str) -> None:
     """Prints one of VIEWS without control characters; "" is the overview. Raises InvalidRequestError for another."""
@@ -28,7 +30,7 @@ def _info(chat: Chat) -> str:
     return (
         f"model     {pipeline.name}{place} ({pipeline.spec.family}, context {pipeline.max_model_len} tokens)\n"
         f"sampling  {settings}\n"
-        f"system    {conversation.system or '-'}\n"
+        f"system    {conversation.system or _own(pipeline.preamble.system) or '-'}\n"
         f"history   {len(conversation.messages)} messages"
     )
 
@@ -62,11 +64,17 @@ def _messages(chat: Chat) -> str:
     lines = (
         f"{PROMPT if message['role'] == 'user' else ''}{message['content']}" for message in chat.conversation.messages
     )
-    return "\n".join(lines) or "no messages"
+    before = (f"({_MODELFILE}, {message['role']}) {message['content']}" for message in chat.pipeline.preamble.messages)
+    return "\n".join((*before, *lines)) or "no messages"
 
 
 def _system(chat: Chat) -> str:
-    return chat.conversation.system or "no system text"
+    return chat.conversation.system or _own(chat.pipeline.preamble.system) or "no system text"
+
+
+def _own(text: str | None) -> str | None:
+    """What the model begins with, and where that is from."""
+    return None if text is None else f"{text} ({_MODELFILE})"
 
 
 def _template(chat: Chat) -> str:
@@ -84,7 +92,8 @@ def _license(chat: Chat) -> str:
     except ModelNotFoundError:
         return "not stated"
     checkpoint = open_checkpoint(files.path)
-    return checkpoint.license_text or files.license or checkpoint.license or "not stated"
+    own = None if files.modelfile is None else files.modelfile.license
+    return own or checkpoint.license_text or files.license or checkpoint.license or "not stated"
 
 
 VIEWS: dict[str, Callable[[Chat], str]] = {

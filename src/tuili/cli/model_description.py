@@ -11,10 +11,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tuili.cli.terminal import format_bytes, format_count
+from tuili.cli.terminal import format_bytes, format_count, one_line
+from tuili.config import store_dir
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec
+from tuili.store.store import Store
 
 if TYPE_CHECKING:
+    from tuili.runtime.sampling_defaults import SamplingDefaults
+    from tuili.store.modelfile import Modelfile
     from tuili.store.records import ModelFiles
     from tuili.weights.checkpoint import Checkpoint
 
@@ -25,12 +29,11 @@ def describe(files: ModelFiles, checkpoint: Checkpoint, quantization: str | None
     quantization is the recipe that `formats` are shown after; None shows them as the files hold them.
     """
     formats = _formats(checkpoint, quantization)
-    from tuili.runtime.text_parts import chat_template_source
-
-    template = chat_template_source(checkpoint)
+    template, sampling = template_of(files, checkpoint), sampling_of(files, checkpoint)
     return {
         "name": files.name,
         "source": files.source,
+        "modelfile": None if files.modelfile is None else _settings(files.modelfile, checkpoint.spec.max_position),
         "license": files.license or checkpoint.license,
         "size": files.num_bytes,
         "num_parameters": sum(entry["num_parameters"] for entry in formats.values()),
@@ -38,18 +41,72 @@ def describe(files: ModelFiles, checkpoint: Checkpoint, quantization: str | None
         "memory": _memory(checkpoint, quantization),
         "spec": _describe_spec(checkpoint.spec),
         "generation_config": dict(checkpoint.generation_config),
+        "sampling": {name: {"value": _plain(sampling[name]), "source": sampling.layer_of(name)} for name in sampling},
         "eos_token_ids": list(checkpoint.eos_token_ids),
         "left_out": list(checkpoint.left_out),
         "chat_template": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
     }
 
 
+def template_of(files: ModelFiles, checkpoint: Checkpoint) -> str | None:
+    """The source of a Modelfile's own template, else of the model's."""
+    from tuili.runtime.text_parts import chat_template_source
+
+    own = None if files.modelfile is None else files.modelfile.template
+    return own or chat_template_source(checkpoint)
+
+
+def sampling_of(files: ModelFiles, checkpoint: Checkpoint) -> SamplingDefaults:
+    """What requests start from, by layer."""
+    from tuili.runtime.modelfile_settings import model_sampling
+
+    return model_sampling(files.name, files.modelfile, checkpoint.generation_config, Store(store_dir()))
+
+
+def _settings(modelfile: Modelfile, limit: int) -> dict[str, Any]:
+    """Checked as far as it can be without the tokenizer: a template of its own is compiled."""
+    from tuili.runtime.modelfile_settings import model_context, model_template
+
+    model_template(modelfile, {})
+    return {
+        "base": modelfile.base,
+        "parameters": [list(parameter) for parameter in modelfile.parameters],
+        "context": model_context(modelfile, limit),
+        "system": modelfile.system,
+        "messages": [list(message) for message in modelfile.messages],
+        "has_template": modelfile.template is not None,
+        "without_effect": [list(entry) for entry in modelfile.without_effect],
+    }
+
+
+def _settings_lines(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if settings is None:
+        return []
+    return [
+        ("made from", f"{settings['base']}, by this Modelfile"),
+        *((f"  {name}", value) for name, value in settings["parameters"]),
+        *(("  system", one_line(settings["system"])) for _ in [0] if settings["system"] is not None),
+        *((f"  {role}", one_line(text)) for role, text in settings["messages"]),
+        *(("  no effect", f"{name}: {why}") for name, why in settings["without_effect"]),
+    ]
+
+
+def _sampling_line(sampling: Mapping[str, Mapping[str, Any]]) -> str:
+    told = (f"{name} {entry['value']} ({entry['source']})" for name, entry in sampling.items())
+    return ", ".join(told) or "no defaults"
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def render_description(description: Mapping[str, Any]) -> str:
     """The same for people: one aligned line per fact."""
-    spec, template = description["spec"], description["chat_template"]
+    spec = description["spec"]
     facts = [
         ("name", description["name"]),
         ("source", description["source"]),
+        *_settings_lines(description["modelfile"]),
         ("license", description["license"] or "not stated"),
         ("size", format_bytes(description["size"])),
         ("parameters", format_count(description["num_parameters"])),
@@ -61,12 +118,19 @@ def render_description(description: Mapping[str, Any]) -> str:
         ("hidden size", str(spec["hidden_size"])),
         *(("layers", f"{layer['count']} x {layer['what']}") for layer in spec["layers"]),
         *(("left out", _left_out(names)) for names in [description["left_out"]] if names),
-        ("sampling", ", ".join(f"{k} {v}" for k, v in description["generation_config"].items()) or "no defaults"),
+        ("sampling", _sampling_line(description["sampling"])),
         ("end tokens", ", ".join(map(str, description["eos_token_ids"])) or "none"),
-        ("template", "none: prompts are completed as they are" if template is None else f"sha256 {template[:16]}"),
+        ("template", _template_line(description)),
     ]
     width = max(len(label) for label, _ in facts)
     return "".join(f"{label.ljust(width)}  {fact}\n" for label, fact in facts)
+
+
+def _template_line(description: Mapping[str, Any]) -> str:
+    template, settings = description["chat_template"], description["modelfile"]
+    if template is None:
+        return "none: prompts are completed as they are"
+    return f"sha256 {template[:16]}" + (" (the Modelfile's)" if settings and settings["has_template"] else "")
 
 
 def _left_out(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuili.cli.server_client import ServerClient
 from tuili.errors import InvalidRequestError
+from tuili.runtime.modelfile_settings import Preamble
 from tuili.runtime.sampling_defaults import SamplingDefaults
 from tuili.types import Done, Event, Finished, GenerateRequest, SamplingParams, TextDelta, Timings, Usage
 
@@ -33,6 +34,7 @@ class RemoteModel:
     chat_template: Any
     spec: Any
     license_text: str
+    preamble: Preamble
 
     @property
     def has_chat_template(self) -> bool:
@@ -101,6 +103,7 @@ def open_remote_model(client: ServerClient, name: str) -> RemoteModel:
         chat_template=SimpleNamespace(source=told["template"]) if told["has_template"] else None,
         spec=SimpleNamespace(family=str(told["details"]["family"])),
         license_text=str(told["license"]),
+        preamble=Preamble(told.get("system") or None, tuple(told.get("messages") or ())),
     )
 
 

@@ -138,7 +138,11 @@ def joined_prompt(given: str | None, piped: str | None) -> str | None:
 
 
 def fetch_if_missing(store: Store, model: str) -> None:
-    """Pulls a model that is neither stored nor a path. Raises what resolve and pull raise."""
+    """Pulls a model that is neither stored nor a path, or that a Modelfile is made from.
+
+    Raises what resolve and pull raise.
+    """
+    model = store.base_name(model)
     try:
         store.resolve(model)
     except ModelNotFoundError:

@@ -11,7 +11,7 @@ from tuili.checks import check_choice, check_count, check_optional_count, check_
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
-from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
+from tuili.runtime.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
 from tuili.runtime.vllm_arguments import split_arguments
 from tuili.types import SamplingParams
 
@@ -25,9 +25,9 @@ class LLMArguments:
     max_slowdown is how many times longer a step may take because it also computes prompts of others; None, for the
     most tokens per second, does not care. AsyncLLM's default keeps running streams steady.
 
-    generation_config "vllm" starts from the library's sampling defaults instead of the model's;
-    override_generation_config changes single ones. vLLM's further arguments are checked, and those without
-    effect on a CPU named in a warning (vllm_arguments.py).
+    generation_config "vllm" starts from the library's sampling defaults instead of the model's, a Modelfile counts
+    all the same; override_generation_config changes single ones. vLLM's further arguments are checked, and those
+    without effect on a CPU named in a warning (vllm_arguments.py).
     """
 
     backend: str | None = None
@@ -79,9 +79,7 @@ class LLMArguments:
 
     def default_sampling(self, of_the_model: Mapping[str, Any]) -> SamplingDefaults:
         """The sampling parameters that requests without their own start from."""
-        layers = of_the_model.layers if isinstance(of_the_model, SamplingDefaults) else (("model", of_the_model),)
-        override = ("override_generation_config", sampling_defaults(self.override_generation_config or {}))
-        return SamplingDefaults((*(() if self.generation_config == "vllm" else layers), override))
+        return configured_sampling(of_the_model, self.generation_config, self.override_generation_config or {})
 
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""

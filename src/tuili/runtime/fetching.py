@@ -25,7 +25,7 @@ def find_model(name: str, store: Store | None = None) -> Path:
     except ModelNotFoundError as missing:
         try:
             with _bars() as progress:
-                files = store.pull(name, progress)
+                files = store.pull(store.base_name(name), progress)
         except (InvalidRequestError, ModelNotFoundError):
             raise missing from None
     sys.stderr.write(f"{files.name} is stored; license: {files.license or 'not stated'}\n")

@@ -15,6 +15,7 @@ from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestEr
 from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.messages import plain_messages
 from tuili.runtime.metrics import RequestMeter
+from tuili.runtime.modelfile_settings import Preamble
 from tuili.runtime.sampling_text import BreakerTables, bad_word_ids
 from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
@@ -47,6 +48,8 @@ class Front:
     default_sampling: Mapping[str, Any]
     meter: RequestMeter = field(default_factory=RequestMeter)
     draw_seed: Callable[[], int] = _random_seed  # for requests without one
+    preamble: Preamble = field(default_factory=Preamble)
+    num_keep: int | None = None  # tokens at its start that a prompt keeps where it is cut, if the model asks for that
     breakers: BreakerTables = field(default_factory=BreakerTables, repr=False)
 
     def pretrained_tokenizer(self) -> PretrainedTokenizer:
@@ -148,7 +151,7 @@ class Front:
         if template is None:
             raise ChatTemplateError(f"model {self.name!r} has no chat template: give a prompt, or your own template")
         return template.render(
-            plain_messages(request.messages or (), template.source),
+            plain_messages(self.preamble.before(request.messages or ()), template.source),
             tools=request.tools,
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
             continue_final_message=request.continue_final_message,

@@ -36,7 +36,13 @@ from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
 from tuili.runtime.memory import size_cache
-from tuili.runtime.sampling_defaults import SamplingDefaults, sampling_defaults
+from tuili.runtime.modelfile_settings import (
+    Preamble,
+    check_modelfile,
+    model_context,
+    model_sampling,
+    model_template,
+)
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 from tuili.weights.mapped_file import file_stamps
@@ -184,6 +190,9 @@ def _start_engine(
 
 def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
     checkpoint = open_checkpoint(path)
+    if options.max_model_len is None:
+        modelfile = Store(store_dir()).modelfile(name)
+        options = replace(options, max_model_len=model_context(modelfile, checkpoint.spec.max_position))
     draft_checkpoint = _draft_checkpoint(options)
     vocabulary = tokenizer_source(checkpoint, options)
     free_bytes = available_memory()
@@ -218,10 +227,11 @@ def tokenizer_source(checkpoint: Checkpoint, options: LoadOptions) -> Checkpoint
 def open_front(name: str, checkpoint: Checkpoint, vocabulary: Checkpoint, chat_template: str | None) -> Front:
     """The text side of a checkpoint, with all the context its model allows and the tokenizer of `vocabulary`.
 
-    Raises InvalidRequestError for a tokenizer or template that does not do, and what reading the checkpoint's raises.
+    `name` may be a Modelfile's, whose settings it then has. Raises InvalidRequestError for a tokenizer, a template or
+    a setting that does not do, and what reading the checkpoint's raises.
     """
     from tuili.runtime.front import Front
-    from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer
+    from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer, special_tokens
 
     spec = checkpoint.spec
     tokenizer = open_tokenizer(vocabulary)
@@ -229,19 +239,21 @@ def open_front(name: str, checkpoint: Checkpoint, vocabulary: Checkpoint, chat_t
         raise InvalidRequestError(
             f"tokenizer has {len(tokenizer)} tokens, the model knows {spec.vocab_size}", param="tokenizer"
         )
+    store = Store(store_dir())
+    modelfile = store.modelfile(name)
+    template = None if chat_template is not None else model_template(modelfile, special_tokens(tokenizer))
+    template = template or open_chat_template(checkpoint, tokenizer, chat_template)
+    check_modelfile(modelfile, limit=spec.max_position, has_template=template is not None)
     return Front(
         name=name,
         vocab_size=spec.vocab_size,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(checkpoint, tokenizer),
-        chat_template=open_chat_template(checkpoint, tokenizer, chat_template),
+        chat_template=template,
         max_model_len=spec.max_position,
-        default_sampling=SamplingDefaults(
-            (
-                ("catalogue", Store(store_dir()).recommended_sampling(name)),
-                ("generation_config", sampling_defaults(checkpoint.generation_config)),
-            )
-        ),
+        default_sampling=model_sampling(name, modelfile, checkpoint.generation_config, store),
+        preamble=Preamble.of(modelfile),
+        num_keep=None if modelfile is None else modelfile.options.num_keep,
     )
 
 

@@ -20,7 +20,7 @@ from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.model_memory import Footprint, MemoryPlan, read_footprint
 from tuili.runtime.model_pool_settings import PoolSettings
-from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.sampling_defaults import configured_sampling
 from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel
 from tuili.store.records import ModelFiles
@@ -86,11 +86,11 @@ class LocalHost:
     def _set_up(self, front: Front, model: KnownModel) -> Front:
         """Under its served name, with the sampling defaults and the seeds that the settings ask for."""
         front = replace(front, name=model.name)
-        override = sampling_defaults(self._settings.override_generation_config)
-        if self._settings.generation_config == "vllm":
-            front = replace(front, default_sampling=override)
-        elif override:
-            front = replace(front, default_sampling={**front.default_sampling, **override})
+        settings = self._settings
+        sampling = configured_sampling(
+            front.default_sampling, settings.generation_config, settings.override_generation_config
+        )
+        front = replace(front, default_sampling=sampling)
         return front if self._seeds is None else replace(front, draw_seed=partial(self._seeds.getrandbits, 64))
 
     def files(self, model: KnownModel) -> ModelFiles:

@@ -14,6 +14,7 @@ from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, LoadOptions
 from tuili.runtime.memory import CACHE_SHARE
+from tuili.runtime.modelfile_settings import model_context
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 
@@ -112,7 +113,8 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
     dtype = KV_CACHE_DTYPES[options.kv_cache_dtype]
     with open_outline(source, store, recipe) as outline:
         spec, stored = outline.spec, [outline.stored]
-    limit, wanted = spec.max_position, options.max_model_len
+    limit = spec.max_position
+    wanted = options.max_model_len or model_context(store.modelfile(source), limit)
     if wanted is not None and wanted > limit and not may_cap:
         raise InvalidRequestError(
             f"max_model_len must be in [1, {limit}] for {source!r:.200}, got {wanted}", param="max_model_len"

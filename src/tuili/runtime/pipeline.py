@@ -18,6 +18,7 @@ from tuili.models.spec import ModelSpec
 from tuili.runtime.front import Front
 from tuili.runtime.in_flight import InFlight
 from tuili.runtime.metrics import Metric, RequestMeter
+from tuili.runtime.modelfile_settings import Preamble
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
@@ -85,6 +86,10 @@ class Pipeline:
     @property
     def default_sampling(self) -> Mapping[str, Any]:
         return self.front.default_sampling
+
+    @property
+    def preamble(self) -> Preamble:
+        return self.front.preamble
 
     @property
     def meter(self) -> RequestMeter:

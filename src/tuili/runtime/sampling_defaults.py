@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tuili.sampling_params import SamplingParams
 
-LIBRARY, REQUEST = "library", "request"
+LIBRARY, REQUEST, MODELFILE = "library", "request", "modelfile"
 _SHARED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
 
 
@@ -40,9 +40,22 @@ class SamplingDefaults(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def only(self, *names: str) -> SamplingDefaults:
+        """The same with those layers alone."""
+        return SamplingDefaults(tuple(layer for layer in self.layers if layer[0] in names))
+
     def layer_of(self, name: str) -> str:
         """The layer that decides a parameter which the request leaves open."""
         return next((layer for layer, values in reversed(self.layers) if name in values), LIBRARY)
+
+
+def configured_sampling(
+    of_the_model: Mapping[str, Any], generation_config: str, override: Mapping[str, Any]
+) -> SamplingDefaults:
+    """The model's defaults as vLLM's settings of the same names have them: "vllm" leaves only what a Modelfile says."""
+    found = of_the_model if isinstance(of_the_model, SamplingDefaults) else SamplingDefaults((("model", of_the_model),))
+    kept = found.only(MODELFILE) if generation_config == "vllm" else found
+    return SamplingDefaults((*kept.layers, ("override_generation_config", sampling_defaults(override))))
 
 
 class EffectiveValue(NamedTuple):

@@ -114,4 +114,5 @@ def _full_name(text: str, store: Store) -> str:
 def _last_part(path: str) -> str:
     """Of a path as it is written: what links point to is named for machines."""
     name = Path(path).expanduser().name
-    return (name if name not in ("", "..") else Path(path).resolve().name).removesuffix(".gguf")
+    name = name if name not in ("", "..") else Path(path).resolve().name
+    return name.removesuffix(".gguf").removesuffix(".modelfile")

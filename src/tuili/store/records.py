@@ -16,6 +16,7 @@ from pathlib import Path
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest
+from tuili.store.modelfile import Modelfile
 from tuili.store.names import ModelName, name_path, parse_model_name
 
 
@@ -24,7 +25,7 @@ class ModelFiles:
     """A model on this machine: `path` is a .gguf file or a Hugging Face directory.
 
     source is "local" for a path used in place; created is seconds since the epoch; digest tells a stored model from
-    every other, as far as its source said what the files hold.
+    every other, as far as its source said what the files hold. Of a Modelfile, path, sizes and license are its base's.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelFiles:
     quantization: str | None = None
     digest: str | None = None
     copied_from: str | None = None
+    modelfile: Modelfile | None = None
 
 
 class Records:

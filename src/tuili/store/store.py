@@ -12,14 +12,18 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuili.checks import shown
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.registry import discover
 from tuili.store.catalogue import CATALOGUE, CatalogueEntry, find_entry
 from tuili.store.durable import make_folder, storage_errors
 from tuili.store.manifest import Manifest
+from tuili.store.modelfile import Modelfile, is_modelfile, read_modelfile
 from tuili.store.names import ModelName, is_path_like, name_path, parse_model_name
 from tuili.store.offered import OfferedFile, Traffic
 from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
@@ -28,6 +32,8 @@ from tuili.store.source import Fetched, Source
 
 if TYPE_CHECKING:  # slow to import, and only writing needs it
     from filelock import FileLock
+
+_BASES = "a model's name, a .gguf file or a model's folder"
 
 
 def discovered_sources() -> dict[str, Source]:
@@ -84,6 +90,7 @@ class Store:
     def recommended_sampling(self, name: str) -> dict[str, float]:
         """What the catalogue recommends for a model of that name or a copy of it; empty for others and for paths."""
         try:
+            name = self.base_name(name)
             model = self._canonical(name)
             known = self._records.load(model).copied_from if self._records.has(model) else None
             entry = find_entry(parse_model_name(known or name), self._catalogue)
@@ -96,14 +103,61 @@ class Store:
 
         Raises ModelNotFoundError with a suggestion, InvalidRequestError for what is no name at all,
         ModelFileError when stored files are gone or changed, and for a path that is neither file nor folder.
+        A Modelfile is its base with settings, raises InvalidRequestError for what is wrong in it, and
+        ModelNotFoundError while its base is not stored.
         """
         if self.has(name):
             return self._records.load(self._canonical(name))
+        if (modelfile := self.modelfile(name)) is not None:
+            return self._with_settings(name, modelfile)
         if not self.knows(name) and (path := existing_path(name)) is not None:
             return _local_files(name, path)
         if is_path_like(name):
             raise ModelNotFoundError(f"no file or folder {name!a}")
         raise ModelNotFoundError(self._not_stored_message(self._canonical(name)))
+
+    def modelfile(self, name: str) -> Modelfile | None:
+        """What the Modelfile of that path says; None for a name, and for the path of anything else.
+
+        Raises InvalidRequestError naming what is wrong in it, ModelFileError when it cannot be read.
+        """
+        if self.has(name) or self.knows(name):
+            return None
+        path = existing_path(name)
+        try:
+            return read_modelfile(path) if path is not None and path.is_file() and is_modelfile(path) else None
+        except OSError as error:
+            raise ModelFileError(f"{Path(name).name}: cannot be read: {error.strerror}") from None
+
+    def base_name(self, name: str) -> str:
+        """The name or path whose weights `name` means: what a Modelfile is made from, else the same."""
+        modelfile = self.modelfile(name)
+        return name if modelfile is None else self._base(name, modelfile)
+
+    def _base(self, name: str, modelfile: Modelfile) -> str:
+        """A stored or known name, a path that exists, else a name that may be fetched.
+
+        Paths are relative to the Modelfile. Raises InvalidRequestError for anything else.
+        """
+        base, place = modelfile.base, modelfile.base_place
+        if self.has(base) or self.knows(base):
+            return base
+        path = existing_path(str(Path(name).expanduser().parent / base)) if not base.startswith("~") else None
+        path = path or existing_path(base if base.startswith("~") else "")
+        try:
+            if path is None and not is_path_like(base):
+                return str(parse_model_name(base))
+            if path is not None and not _can_be_modelfile(path):
+                return str(path)
+        except InvalidRequestError as error:
+            raise place.refusal(f"FROM {shown(base)}", f"{_BASES}; {error}") from None
+        what = "which is no file or folder" if path is None else "which is a Modelfile itself"
+        raise place.refusal(f"FROM {shown(base)}, {what}", _BASES)
+
+    def _with_settings(self, name: str, modelfile: Modelfile) -> ModelFiles:
+        base = self.resolve(self._base(name, modelfile))
+        digest = None if base.digest is None else sha256(f"{base.digest} {modelfile.digest}".encode()).hexdigest()
+        return replace(base, name=name, digest=digest, modelfile=modelfile)
 
     def path(self, name: str) -> Path:
         """The weights file or model directory of `resolve(name)`."""
@@ -261,6 +315,14 @@ def _remove_folder(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def _can_be_modelfile(path: Path) -> bool:
+    """Of what cannot be read, opening it as a model will tell."""
+    try:
+        return path.is_file() and is_modelfile(path)
+    except OSError:
+        return False
 
 
 def _local_files(name: str, path: Path) -> ModelFiles:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuili.cli.model_argument import complete_stored_model
+from tuili.cli.model_description import describe, render_description, sampling_of, template_of
 from tuili.cli.quantize_option import QuantizeOption, check_recipe
 from tuili.cli.terminal import printable
 from tuili.config import store_dir
@@ -16,6 +18,7 @@ from tuili.errors import InvalidRequestError
 from tuili.store.store import Store
 
 if TYPE_CHECKING:
+    from tuili.store.records import ModelFiles
     from tuili.weights.checkpoint import Checkpoint
 
 _SAMPLE = (
@@ -32,15 +35,19 @@ def command(
     path: Annotated[bool, typer.Option("--path", help="Show where the weights are.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Show the chat template.")] = False,
     license_text: Annotated[bool, typer.Option("--license", help="Show the license's text.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Show a Modelfile's system text.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Show its parameters, by Ollama's names.")] = False,
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Show what would make it, as a Modelfile.")] = False,
     quantize: QuantizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a stored model, a .gguf file or a model directory."""
-    from tuili.cli.model_description import describe, render_description
+    """Show a stored model, a .gguf file, a model directory or a Modelfile."""
     from tuili.weights.checkpoint import open_checkpoint
 
-    if sum((rendered, tokens is not None, path, template, license_text)) > 1:
-        raise InvalidRequestError("only one of --rendered, --tokens, --path, --template and --license can be shown")
+    views = {"rendered": rendered, "template": template, "license": license_text, "system": system}
+    views |= {"parameters": parameters, "modelfile": modelfile}
+    if sum((*views.values(), tokens is not None, path)) > 1:
+        raise InvalidRequestError(f"only one of --tokens, --path, --{', --'.join(views)} can be shown")
     check_recipe(quantize)
     files = Store(store_dir()).resolve(name)
     if path:
@@ -49,17 +56,10 @@ def command(
     checkpoint = open_checkpoint(files.path)
     if tokens is not None:
         _show_tokens(checkpoint, tokens, as_json)
-    elif rendered:
-        text = _rendered(checkpoint, files.name)
-        _show(text, {"messages": _SAMPLE, "prompt": text}, as_json)
-    elif template:
-        from tuili.runtime.text_parts import chat_template_source
-
-        source = _wanted(chat_template_source(checkpoint), files.name, "chat template")
-        _show(source, {"chat_template": source}, as_json)
-    elif license_text:
-        text = _wanted(checkpoint.license_text or files.license or checkpoint.license, files.name, "license")
-        _show(text, {"license": text}, as_json)
+    elif (wanted := next((name for name, is_wanted in views.items() if is_wanted), None)) is not None:
+        key, text = _VIEWS[wanted](files, checkpoint)
+        value = {"messages": _SAMPLE, key: text} if wanted == "rendered" else {key: text}
+        _show(text.removesuffix("\n") if wanted == "modelfile" else text, value, as_json)
     else:
         description = describe(files, checkpoint, quantize)
         _show(render_description(description).removesuffix("\n"), description, as_json)
@@ -77,13 +77,46 @@ def _wanted(text: str | None, name: str, what: str) -> str:
     return text
 
 
-def _rendered(checkpoint: Checkpoint, name: str) -> str:
-    from tuili.runtime.text_parts import open_chat_template, open_tokenizer
+def _rendered(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
+    from tuili.runtime.modelfile_settings import Preamble, model_template
+    from tuili.runtime.text_parts import open_chat_template, open_tokenizer, special_tokens
 
-    chat_template = open_chat_template(checkpoint, open_tokenizer(checkpoint), None)
+    tokenizer = open_tokenizer(checkpoint)
+    own = model_template(files.modelfile, special_tokens(tokenizer))
+    chat_template = own or open_chat_template(checkpoint, tokenizer, None)
     if chat_template is None:
-        raise InvalidRequestError(f"{name} has no chat template")
-    return str(chat_template.render(_SAMPLE).plain())
+        raise InvalidRequestError(f"{files.name} has no chat template")
+    messages = Preamble.of(files.modelfile).before(_SAMPLE)
+    return "prompt", str(chat_template.render(messages).plain())
+
+
+def _template(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
+    return "chat_template", _wanted(template_of(files, checkpoint), files.name, "chat template")
+
+
+def _license(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
+    own = None if files.modelfile is None else files.modelfile.license
+    text = own or checkpoint.license_text or files.license or checkpoint.license
+    return "license", _wanted(text, files.name, "license")
+
+
+def _system(files: ModelFiles, _: Checkpoint) -> tuple[str, str]:
+    text = None if files.modelfile is None else files.modelfile.system
+    return "system", _wanted(text, files.name, "system text")
+
+
+def _parameters(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
+    from tuili.runtime.modelfile_view import parameters_text
+
+    return "parameters", parameters_text(sampling_of(files, checkpoint), files.modelfile)
+
+
+def _modelfile(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
+    from tuili.runtime.modelfile_view import modelfile_text
+
+    base = files.name if files.modelfile is None else files.modelfile.base
+    sampling = sampling_of(files, checkpoint)
+    return "modelfile", modelfile_text(base, template_of(files, checkpoint), sampling, files.modelfile)
 
 
 def _show_tokens(checkpoint: Checkpoint, text: str, as_json: bool) -> None:
@@ -103,3 +136,13 @@ def _piece(token: bytes) -> str | bytes:
         return token.decode()
     except UnicodeDecodeError:
         return token
+
+
+_VIEWS: Mapping[str, Callable[[ModelFiles, Checkpoint], tuple[str, str]]] = {  # (key in JSON, text)
+    "rendered": _rendered,
+    "template": _template,
+    "license": _license,
+    "system": _system,
+    "parameters": _parameters,
+    "modelfile": _modelfile,
+}

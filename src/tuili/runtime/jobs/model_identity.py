@@ -23,9 +23,11 @@ def model_digest(files: ModelFiles) -> str:
     if files.digest is not None:
         return files.digest
     try:
-        seen = [_seen(path) for path in _paths(files.path)]
+        seen: list[object] = [_seen(path) for path in _paths(files.path)]
     except OSError as error:
         raise ModelFileError(f"{files.path.name}: cannot be read: {error.strerror}") from error
+    if files.modelfile is not None:
+        seen.append(files.modelfile.digest)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

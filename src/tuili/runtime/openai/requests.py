@@ -22,6 +22,7 @@ from tuili.runtime.openai.fields import (
     SAMPLING,
     WITHOUT_EFFECT,
 )
+from tuili.runtime.sampling_defaults import MODELFILE, SamplingDefaults
 
 _NUM_SEEDS = 2**64
 
@@ -70,8 +71,9 @@ def sampling_values(body: Mapping[str, Any], url: str, defaults: Mapping[str, An
 
 
 def completion_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's sampling defaults, under OpenAI's limit for completions that name none."""
-    return {**defaults, "max_tokens": DEFAULT_COMPLETION_TOKENS}
+    """A model's sampling defaults, under OpenAI's limit for completions that name none, and a Modelfile neither."""
+    own = defaults.only(MODELFILE) if isinstance(defaults, SamplingDefaults) else {}
+    return {**defaults, "max_tokens": own.get("max_tokens", DEFAULT_COMPLETION_TOKENS)}
 
 
 def conversation(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def open_outline(name: str, store: Store, recipe: Recipe | None = None) -> Itera
     try:
         path = None if is_url(name) else store.path(name)
     except ModelNotFoundError:
-        if not _is_offered(name, store):
+        if not _is_offered(store.base_name(name), store):
             raise
         path = None
     if path is not None:
@@ -67,7 +67,7 @@ def open_outline(name: str, store: Store, recipe: Recipe | None = None) -> Itera
         return
     traffic = Traffic()
     with tempfile.TemporaryDirectory() as folder:
-        with files_at(name, traffic) if is_url(name) else store.offered_files(name, traffic) as files:
+        with files_at(name, traffic) if is_url(name) else store.offered_files(store.base_name(name), traffic) as files:
             path = write_headers(files, Path(folder))
         yield outline_of(name, open_checkpoint(path), recipe, traffic.num_bytes)
 

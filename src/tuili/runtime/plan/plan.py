@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuili.backends.cpu import _native
@@ -12,6 +12,7 @@ from tuili.config import KV_CACHE_DTYPES, KvCacheDtype, store_dir
 from tuili.errors import InvalidRequestError
 from tuili.machine import ThreadLimits, available_memory, thread_limits
 from tuili.runtime.memory import CACHE_SHARE
+from tuili.runtime.modelfile_settings import model_context
 from tuili.runtime.plan.memory import MemoryModel, MemoryNeed
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.python_side import measure_python_side
@@ -24,7 +25,7 @@ NARROW = "q4_k_m"  # the recipe of most files that people choose for being small
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions:
-    """What is to run. ctx None is the model's whole context, or as much of it as fits."""
+    """What is to run. ctx None is a Modelfile's, else the model's whole context, or as much of it as fits."""
 
     ctx: int | None = None
     parallel: int = 1
@@ -105,9 +106,12 @@ def make_plan(name: str, options: PlanOptions, report: Callable[[str], None], st
     check_count("num_threads", options.num_threads, 0, _native.MAX_THREADS)
     recipe = None if options.quantization is None else find_recipe(options.quantization)
     report(f"reading the header of {name}")
-    with open_outline(name, store or Store(store_dir()), recipe) as outline:
+    store = store or Store(store_dir())
+    with open_outline(name, store, recipe) as outline:
         limit = outline.spec.max_position
-        if options.ctx is not None and not 1 <= options.ctx <= limit:
+        if options.ctx is None:
+            options = replace(options, ctx=model_context(store.modelfile(name), limit))
+        elif not 1 <= options.ctx <= limit:
             raise InvalidRequestError(f"ctx must be in [1, {limit}] for this model, got {options.ctx}", param="ctx")
         free_bytes = available_memory() if options.free_bytes is None else options.free_bytes
         threads = thread_limits(options.num_threads)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from support import huggingface_folder
+from tuili.runtime.modelfile_view import modelfile_text, parameters_text
 from tuili.server.dialects.ollama.descriptions import (
     full_metadata,
     human_count,
-    modelfile_text,
-    parameters_text,
     read_facts,
 )
 
@@ -52,7 +51,7 @@ def test_what_would_make_the_model(smollm2_gguf: Path) -> None:
         ["repeat_penalty", "1.1"],
         ["num_predict", "9"],
     ]
-    text = modelfile_text("m", read_facts(smollm2_gguf, None), sampling)
+    text = modelfile_text("m", read_facts(smollm2_gguf, None).template, sampling)
     assert text.startswith('FROM m\nTEMPLATE """{% for message')
     assert text.endswith("PARAMETER temperature 0.2\nPARAMETER repeat_penalty 1.1\nPARAMETER num_predict 9\n")
 

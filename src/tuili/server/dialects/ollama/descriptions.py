@@ -88,25 +88,10 @@ def full_metadata(path: Path) -> Mapping[str, Any]:
     return _metadata(open_checkpoint(path))
 
 
-def parameters_text(sampling: Mapping[str, Any]) -> str:
-    """Sampling defaults as a Modelfile's PARAMETER lines without the word."""
-    names = {"repetition_penalty": "repeat_penalty", "max_tokens": "num_predict"}
-    return "\n".join(f"{names.get(name, name):<30} {value}" for name, value in sampling.items())
-
-
 def sampling_layers(sampling: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Sampling defaults under our names by where they come from, later ones winning."""
     layers = sampling.layers if isinstance(sampling, SamplingDefaults) else (("model", sampling),)
     return [(layer, dict(values)) for layer, values in layers]
-
-
-def modelfile_text(name: str, facts: Facts, sampling: Mapping[str, Any]) -> str:
-    """What would make this model in Ollama's notation; the template is Jinja, as its authors wrote it."""
-    parts = [f"FROM {name}"]
-    if facts.template is not None:
-        parts.append(f'TEMPLATE """{facts.template}"""')
-    parts += [f"PARAMETER {' '.join(entry.split())}" for entry in parameters_text(sampling).splitlines()]
-    return "\n".join(parts) + "\n"
 
 
 def _main_format(checkpoint: Checkpoint) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,17 +15,15 @@ import tuili
 from tuili.checks import shown
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, TuiliError
-from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.modelfile_settings import Preamble, model_context, model_sampling
+from tuili.runtime.modelfile_view import modelfile_text, parameters_text
 from tuili.runtime.served_model import ModelCard
 from tuili.server.body import read_body
 from tuili.server.dialect import scoped
 from tuili.server.dialects.ollama.answer_routes import NDJSON, served_name
 from tuili.server.dialects.ollama.bodies import CopyBody, NamedBody, PullBody, ShowBody
 from tuili.server.dialects.ollama.descriptions import (
-    Facts,
     full_metadata,
-    modelfile_text,
-    parameters_text,
     read_facts,
     sampling_layers,
 )
@@ -182,22 +180,26 @@ def _shown(serving: Serving, name: str, models: Sequence[ServedModel], verbose: 
     files = card.files
     facts = read_facts(files.path, files.quantization)
     loaded = next((model for model in models if model.name == card.name), None)
-    sampling = _unloaded_sampling(card.name, facts) if loaded is None else loaded.front.default_sampling
+    modelfile, preamble = files.modelfile, Preamble.of(files.modelfile)
+    sampling: Mapping[str, Any] = (
+        model_sampling(files.name, modelfile, facts.generation_config, Store(store_dir()))
+        if loaded is None
+        else loaded.front.default_sampling
+    )
+    template = facts.template if modelfile is None else modelfile.template or facts.template
+    context = card.max_model_len or model_context(modelfile, facts.context_length)
     return {
-        "license": facts.license or files.license or "",
-        "modelfile": modelfile_text(card.name, facts, sampling),
-        "parameters": parameters_text(sampling),
-        "template": facts.template or "{{ messages[-1].content }}",
+        "license": (modelfile and modelfile.license) or facts.license or files.license or "",
+        "modelfile": modelfile_text(card.name, template, sampling, modelfile),
+        "parameters": parameters_text(sampling, modelfile),
+        "template": template or "{{ messages[-1].content }}",
+        "system": preamble.system or "",
+        "messages": list(preamble.messages),
         "details": facts.details,
         "model_info": full_metadata(files.path) if verbose else facts.metadata,
         "capabilities": facts.capabilities,
         "modified_at": timestamp(files.created),
-        "context_length": card.max_model_len or facts.context_length,
-        "has_template": facts.template is not None,
+        "context_length": context or facts.context_length,
+        "has_template": template is not None,
         "sampling_layers": sampling_layers(sampling),
     }
-
-
-def _unloaded_sampling(name: str, facts: Facts) -> dict[str, Any]:
-    """What the model will start from once it is loaded: the catalogue's recommendation, then its files'."""
-    return {**Store(store_dir()).recommended_sampling(name), **sampling_defaults(facts.generation_config)}

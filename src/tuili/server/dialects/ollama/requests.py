@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tuili.errors import ChatTemplateError, InvalidRequestError
+from tuili.ollama_terms import is_go_template
 from tuili.runtime.front import Front
 from tuili.server.dialects.ollama.bodies import AnswerBody, ChatBody, GenerateBody
 from tuili.server.dialects.ollama.continuing import continued
@@ -16,7 +16,6 @@ from tuili.server.dialects.ollama.options import Settings, read_settings
 from tuili.types import GenerateRequest, Message
 
 _LEVELS = ("low", "medium", "high", "max")
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:[a-z]+\s+)*[.$]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +44,7 @@ def check(body: GenerateBody | ChatBody) -> None:
         raise _missing("suffix", "the text after a prompt is not looked at")
     if body.images:
         raise _missing("images", "models read text only")
-    if body.template and _GO_TEMPLATE.search(body.template):
+    if body.template and is_go_template(body.template):
         raise InvalidRequestError(
             "template is a Go template, which is not implemented: give it in Jinja, as models' files have theirs",
             param="template",
@@ -56,7 +55,7 @@ def check(body: GenerateBody | ChatBody) -> None:
 
 def generate_request(body: GenerateBody, front: Front) -> Asked:
     """POST /api/generate. Raises InvalidRequestError, ContextLengthError, ChatTemplateError."""
-    settings = read_settings(body, front.default_sampling)
+    settings = read_settings(body, front.default_sampling, front.num_keep)
     request = _plain_request(body, settings)
     ignored = _ignored(body, settings, front)
     if body.raw:
@@ -71,7 +70,7 @@ def generate_request(body: GenerateBody, front: Front) -> Asked:
 
 def chat_request(body: ChatBody, front: Front) -> Asked:
     """POST /api/chat. Raises as generate_request does."""
-    settings = read_settings(body, front.default_sampling)
+    settings = read_settings(body, front.default_sampling, front.num_keep)
     template = "" if front.chat_template is None else front.chat_template.source
     request = replace(
         _plain_request(body, settings),
