@@ -96,7 +96,7 @@ def test_clients_run_as_shown(server: Listening, number: int) -> None:
     command = [sys.executable, "-c", source.replace(URL, server.url)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip()) > 8
+    assert done.stdout.strip()
 
 
 def test_llm_runs_as_shown(server: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +107,4 @@ def test_llm_runs_as_shown(server: Listening, tmp_path: Path, monkeypatch: pytes
     words = [*shlex.split(shown)[1:], "--key", "none"]
     done = subprocess.run([sys.executable, "-m", "llm", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip()) > 8
+    assert done.stdout.strip()

@@ -24,6 +24,7 @@ COMING_FROM, THEORY = DOCS / "coming_from.md", DOCS / "theory.md"
 # What keeps commands short here that would go on for minutes where people type them.
 SHORTER = {
     "generate": ("--max-tokens", "2"),
+    "generate --count": ("--max-tokens", "2", "--count", "4"),
     "run": ("--max-tokens", "2"),
     "bench": ("--prompt-len", "4", "--output-len", "2", "--prefill-len", "8", "--rounds", "1"),
 }
@@ -119,7 +120,8 @@ def test_the_commands_of_a_page_run(page: Path, smollm2_gguf: Path, tmp_path: Pa
     _write_inputs(tmp_path)
     environment = {**os.environ, "TUILI_HOME": str(assets.store_dir())}
     for words in _commands(page):
-        shorter = () if "batch.jsonl" in words else SHORTER.get(words[0], ())  # its lines have lengths
+        kind = "generate --count" if "--count" in words else words[0]
+        shorter = () if "batch.jsonl" in words else SHORTER.get(kind, ())  # its lines have lengths
         command = [sys.executable, "-m", "tuili.cli.main", *words, *shorter]
         done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
         assert done.returncode == 0, f"{words}: {done.stderr.decode()}"

@@ -120,7 +120,7 @@ def test_the_serve_commands_run(smollm2_gguf: Path, tmp_path: Path) -> None:
     with serve_process(*serve[2:], home=assets.store_dir()) as server:
         url = curl[1].replace("http://127.0.0.1:8000", server.url)
         name, value = curl[curl.index("-H") + 1].split(": ")
-        told = httpx.post(url, headers={name: value}, content=curl[curl.index("-d") + 1], timeout=60)
+        told = httpx.post(url, headers={name: value}, content=curl[curl.index("-d") + 1], timeout=240)
         assert told.json()["choices"][0]["message"]["content"].strip()
         environment = {**os.environ, "TUILI_HOME": str(tmp_path), "TUILI_HOST": server.url}
         command = [sys.executable, "-m", "tuili.cli.main", *run[1:], "--max-tokens", "2", "--verbose"]

@@ -107,7 +107,7 @@ def test_a_reader_that_leaves_is_no_error(home: Path) -> None:
 
 def _closed(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = f"exec {sys.executable} -m tuili.cli.main {' '.join(arguments)} {redirection}"
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])

@@ -132,12 +132,12 @@ def test_the_chat_shows_where_things_are_from(cli: Cli, pipeline: FakePipeline) 
 def test_serve(modelfile: Path, tmp_path: Path) -> None:
     arguments = (str(modelfile), "--served-model-name", "mario", "--num-threads", "1")
     with serve_process(*arguments, home=tmp_path / "home") as server:
-        shown = httpx.post(f"{server.url}/api/show", json={"model": "mario"}, timeout=60).json()
+        shown = httpx.post(f"{server.url}/api/show", json={"model": "mario"}, timeout=240).json()
         body = {"model": "mario", "messages": [{"role": "user", "content": "2+2?"}]}
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=240).json()
         other = [{"role": "system", "content": "x"}, *body["messages"]]
-        replaced = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": other}, timeout=60).json()
-        longer = httpx.post(f"{server.url}/api/chat", json={**body, "stream": False}, timeout=60).json()
+        replaced = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": other}, timeout=240).json()
+        longer = httpx.post(f"{server.url}/api/chat", json={**body, "stream": False}, timeout=240).json()
     assert (shown["system"], shown["context_length"]) == ("Answer in one word.", 256)
     assert shown["messages"] == [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "Two."}]
     assert ["modelfile", {"temperature": 0.0, "max_tokens": 4}] in shown["sampling_layers"]

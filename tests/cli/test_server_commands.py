@@ -35,7 +35,7 @@ def test_top_shows_what_waits(cli: Cli, server: Listening, monkeypatch: pytest.M
     assert "queue 0  prefill 0  decode 0  waiting tokens 0  0.0 tokens/s" in cli("top", "--once").out
     monkeypatch.setattr(Seats, "_room", lambda _: 0)  # no request gets a place
     body = {"model": "small", "prompt": "abc"}
-    with httpx.Client(base_url=server.url) as client, client.stream("POST", "/api/generate", json=body):
+    with httpx.Client(base_url=server.url, timeout=60) as client, client.stream("POST", "/api/generate", json=body):
         (row,) = json.loads(cli("top", "--once", "--json").out)["requests"]
         text = cli("top").out
     waiting = {"model": "small", "key": "anonymous", "phase": "queue", "prompt_tokens": 9, "output_tokens": 0}

@@ -25,6 +25,8 @@ from tuili.errors import InvalidRequestError
 from tuili.models.families import for_hf
 from tuili.types import BeamSearchParams, SamplingParams, TokenRequest
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 PAD = 96
 SETTINGS: list[dict[str, Any]] = [
     {"beam_width": 1},

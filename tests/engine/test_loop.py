@@ -40,7 +40,7 @@ class Waiting:
             self.done.set()
 
     def wait(self) -> Answers:
-        assert self.done.wait(30)
+        assert self.done.wait(240)
         return self.answers
 
 
@@ -118,8 +118,8 @@ def test_an_idle_loop_sleeps(loop: EngineLoop) -> None:
     checks = []
     loop._engine.check = lambda: checks.append(1)  # type: ignore[method-assign]
     used = time.process_time()
-    assert not threading.Event().wait(0.2)
-    assert time.process_time() - used < 0.1
+    assert not threading.Event().wait(0.5)
+    assert time.process_time() - used < 0.25  # a loop that spins takes all of it
     assert len(checks) <= 1
     assert loop.stats().num_output_tokens == 16
 

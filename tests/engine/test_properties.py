@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,6 +15,8 @@ from support.fake_backend import VOCAB, FakeBackend, solo
 from support.misguided import Misguided
 from support.oracle_drafter import OracleDrafter
 from tuili.types import TokenRequest
+
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
 
 CONTEXT = 112
 GROUPS = st.sampled_from([(None,), (None, 20), (33, None), (16,), (24, 2), (None, 40, 17)])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
+import httpx
 import pytest
 
 from support.fake_backend import solo
@@ -47,7 +48,7 @@ def backend(server: Listening) -> Iterator[GatedBackend]:
     pipeline.close()
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> float:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 240) -> float:
     """Waits for it; the seconds it took."""
     begun_s = time.monotonic()
     while not condition():
@@ -112,14 +113,14 @@ class Background:
 
     def _ask(self, host: str, port: int) -> None:
         body = json.dumps({"prompts": [OTHER], "max_tokens": 16})
-        connection = HTTPConnection(host, port, timeout=120)
+        connection = HTTPConnection(host, port, timeout=240)
         connection.request("POST", "/plain/generate", body, {"content-type": "application/json"})
         self.answers.append(json.loads(connection.getresponse().read())["0.0"])
         connection.close()
 
     def assert_exact(self) -> None:
         for thread in self._threads:
-            thread.join(120)
+            thread.join(240)
         assert self.answers == [expected(OTHER, 16)] * len(self._threads)
 
 
@@ -180,15 +181,18 @@ def test_what_it_held_is_free_within_a_step(
 
 
 def test_leaving_is_noticed_at_once(server: Listening, backend: GatedBackend) -> None:
-    """While a step is computed. The median: a busy machine may let anybody wait."""
-    noticed_s = []
+    """While a step is computed. The median, beside what the least of answers takes: a busy machine lets all wait."""
+    noticed_s, answered_s = [], []
     for number in range(15):
         connection = ask(server, prompts=[PROMPT], stream=number % 2 == 0)
         until(lambda: victim_phase(server) == "prefill", "it should be taken")
         (fin, rst, half_close)[number % 3](connection)
         noticed_s.append(until(lambda: len(server.app.state.serving.running()) == 0, "it should be noticed"))
         connection.close()
-    assert statistics.median(noticed_s) < MAX_NOTICE_S
+        begun_s = time.monotonic()
+        assert httpx.get(f"{server.url}/health", timeout=240).status_code == 200
+        answered_s.append(time.monotonic() - begun_s)
+    assert statistics.median(noticed_s) < max(MAX_NOTICE_S, 5 * statistics.median(answered_s))
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])

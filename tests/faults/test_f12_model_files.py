@@ -70,7 +70,7 @@ def _cut(model: Path) -> None:
 def _asked(server: ServerProcess, prompt: str) -> list[str]:
     """The lines of an answer, without what differs between two."""
     body = {"model": "tiny", "prompt": prompt, **GREEDY}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=240)
     assert answer.status_code == 200, answer.text
     assert answer.text.endswith("data: [DONE]\n\n")
     assert '"error"' not in answer.text
@@ -83,7 +83,7 @@ def _ids(lines: list[str]) -> list[int]:
 
 
 def _running(server: ServerProcess) -> int:
-    return len(httpx.get(f"{server.url}/v1/requests").json()["data"])
+    return len(httpx.get(f"{server.url}/v1/requests", timeout=60).json()["data"])
 
 
 @pytest.mark.parametrize("change", [_removed, _replaced, _overwritten, _emptied, _cut])
@@ -107,20 +107,21 @@ def test_what_becomes_of_a_served_file(
     assert _ids(_asked(server, prompts[0])) == wanted[0]  # and so does what comes later
     assert server.children() == [engine]
     _unload(server)
-    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a"}, timeout=60)
+    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a"}, timeout=240)
     assert refused.status_code in (400, 404), refused.text
     message: str = refused.json()["error"]["message"]
     assert "tiny" in message
     assert str(model.parent) not in message
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    assert httpx.post(f"{server.url}/api/show", json={"model": "tiny"}).status_code == refused.status_code
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
+    shown = httpx.post(f"{server.url}/api/show", json={"model": "tiny"}, timeout=60)
+    assert shown.status_code == refused.status_code
     assert server.process.poll() is None
     model.write_bytes(original)  # put back, it is served again
     assert _ids(_asked(server, prompts[0])) == wanted[0]
 
 
 def _unload(server: ServerProcess) -> None:
-    answer = httpx.post(f"{server.url}/v1/models/unload", json={"model": "tiny"}, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/models/unload", json={"model": "tiny"}, timeout=240)
     assert answer.status_code == 200, answer.text
 
 
@@ -134,10 +135,10 @@ def test_a_context_that_changes_loads_nothing_again(server: ServerProcess) -> No
             ("/v1/completions", {"prompt": "hello", "max_tokens": 2}),
         )
     ]
-    httpx.post(f"{server.url}/v1/models/load", json={"model": "tiny"}, timeout=60)
+    httpx.post(f"{server.url}/v1/models/load", json={"model": "tiny"}, timeout=240)
     (before,) = server.children()
     for path, body in bodies:
-        answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=240)
         assert answer.status_code == 200, answer.text
     assert server.children() == [before]
-    assert 'tuili:engine_restarts_total{model_name="tiny"} 0.0' in httpx.get(f"{server.url}/metrics").text
+    assert 'tuili:engine_restarts_total{model_name="tiny"} 0.0' in httpx.get(f"{server.url}/metrics", timeout=60).text

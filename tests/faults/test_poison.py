@@ -71,7 +71,7 @@ async def test_of_two_poisonous_requests_each_fails(tmp_path: Path) -> None:
 
 
 async def test_a_request_that_hangs_the_engine_is_found_too(tmp_path: Path) -> None:
-    engine = await start_fake(tmp_path, RestartPolicy(hang_timeout_s=2.0, look_every_s=0.05), hangs_on=DEADLY)
+    engine = await start_fake(tmp_path, RestartPolicy(hang_timeout_s=1.0, look_every_s=0.05), hangs_on=DEADLY)
     poison = ask("poison", [5, DEADLY], max_tokens=20)
     (answers,) = await answers_beside(engine, [poison])
     assert_failed(poison, answers)

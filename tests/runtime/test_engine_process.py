@@ -75,7 +75,7 @@ def bare() -> tuple[socket.socket, subprocess.Popen[bytes]]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     return process.returncode, errors.decode()
 
 

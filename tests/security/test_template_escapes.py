@@ -17,6 +17,8 @@ from support.template_escapes import ESCAPES, canary_escapes
 from tuili.errors import ChatTemplateError
 from tuili.text.chat_template import ChatTemplate
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 VARIABLE, SECRET = "TUILI_TEST_CANARY", "sesame0pen"
 MESSAGES = [{"role": "user", "content": "hello there"}]
 GOOD = {"messages": MESSAGES, "max_tokens": 4, "temperature": 0}

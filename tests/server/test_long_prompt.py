@@ -69,7 +69,7 @@ def test_who_waits_for_a_long_prompt_hears_of_it() -> None:
     with listening(pool=pool, keep_alive_interval_s=0.02) as server:
         for path, body in bodies.items():
             asked = {"model": "small", "stream": True, **body}
-            with httpx.stream("POST", f"{server.url}{path}", json=asked, timeout=20) as answer:
+            with httpx.stream("POST", f"{server.url}{path}", json=asked, timeout=240) as answer:
                 assert answer.status_code == 200
                 lines = (line for line in answer.iter_lines() if line)
                 heard = [next(line for line in lines if _is_keep_alive(line)) for _ in range(3)]

@@ -28,7 +28,7 @@ def offline(smollm2_gguf: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def client(smollm2_server: Listening) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=smollm2_server.url, timeout=60) as client:
+    with httpx.Client(base_url=smollm2_server.url, timeout=240) as client:
         yield client
 
 

@@ -58,7 +58,7 @@ def test_a_fuzzer_finds_no_answer_that_is_not_documented(
         limits = ["--phases", phases, "--max-examples", str(NUM_EXAMPLES), "--seed", str(SEED)]
         quiet = ["--generation-database", "none", "--no-color"]
         result = subprocess.run(
-            [*command, *checks, *limits, *quiet], capture_output=True, text=True, timeout=280, cwd=tmp_path
+            [*command, *checks, *limits, *quiet], capture_output=True, text=True, timeout=550, cwd=tmp_path
         )
         assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
         counts = server.app.state.request_log.counts

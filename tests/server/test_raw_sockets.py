@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,15 +14,27 @@ import pytest
 
 from support.plain_dialect import plain_dialect
 from support.served import Listening, listening
+from tuili.server.guards import http_protocol
 
 BODY = json.dumps({"prompts": ["abc"], "max_tokens": 2}).encode()
 HEAD = b"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 GOOD = HEAD + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(BODY) + BODY
 NUM_RANDOM = 150
+IN_TIME_S = 60  # of a busy machine; far less than any limit of the server that waits
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Listening]:
+    """One that waits: what it refuses, it refuses for what it read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_protocol, "_LINGER_S", 240.0)  # until the client has read the refusal
+        with listening(spoken=(plain_dialect(),), header_timeout_s=240.0, body_timeout_s=240.0) as server:
+            yield server
+
+
+@pytest.fixture(scope="module")
+def hasty_server() -> Iterator[Listening]:
+    """One that soon gives up waiting."""
     with listening(spoken=(plain_dialect(),), header_timeout_s=0.3, body_timeout_s=0.3) as server:
         yield server
 
@@ -46,8 +58,13 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
-def assert_alive(server: Listening) -> None:
-    answer = exchange(server, GOOD)
+def assert_alive(server: Listening, num_tries: int = 1) -> None:
+    """A busy machine may hold us back for longer than a hasty server waits."""
+    answer = b""
+    for _ in range(num_tries):
+        answer = exchange(server, GOOD)
+        if status(answer) not in (0, 408):
+            break
     assert status(answer) == 200
     assert len(json.loads(answer.split(b"\r\n\r\n", 1)[1])["0.0"]) == 2
 
@@ -105,6 +122,8 @@ ABUSES = {
         b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
         200,
     ),
+}
+SLOW = {
     "slow headers": (b"GET /health HTTP/1.1\r\nhost: loc", 408),
     "slow body": (HEAD + b"content-length: 100\r\n\r\n{", 408),
     "slow chunks": (HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n", 408),
@@ -113,27 +132,36 @@ ABUSES = {
 }
 
 
-@pytest.mark.parametrize("name", ABUSES)
-def test_abuse_is_answered_in_time_and_harms_nobody(server: Listening, name: str) -> None:
-    sent, expected = ABUSES[name]
+def assert_answered_in_time(server: Listening, sent: bytes, expected: int) -> None:
     begun_s = time.monotonic()
     answer = exchange(server, sent)
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < IN_TIME_S
     assert status(answer) == expected, answer[:300]
     if expected >= 400:
         body = answer.split(b"\r\n\r\n", 1)[1]
         assert isinstance(json.loads(body), dict)
         assert b"Traceback" not in body
+
+
+@pytest.mark.parametrize("name", ABUSES)
+def test_abuse_is_answered_in_time_and_harms_nobody(server: Listening, name: str) -> None:
+    assert_answered_in_time(server, *ABUSES[name])
     assert_alive(server)
 
 
-def test_three_megabytes_in_chunks_of_one_byte(server: Listening) -> None:
+@pytest.mark.parametrize("name", SLOW)
+def test_what_never_comes_is_not_waited_for(hasty_server: Listening, name: str) -> None:
+    assert_answered_in_time(hasty_server, *SLOW[name])
+    assert_alive(hasty_server, num_tries=20)
+
+
+def test_three_megabytes_in_chunks_of_one_byte(hasty_server: Listening) -> None:
     sent = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
     begun_s = time.monotonic()
-    answer = exchange(server, sent + chunked(b" " for _ in range(300_000)))
-    assert status(answer) in (400, 408)
-    assert time.monotonic() - begun_s < 10
-    assert_alive(server)
+    answer = exchange(hasty_server, sent + chunked(b" " for _ in range(300_000)))
+    assert status(answer) in (0, 400, 408)  # 0: given up, and closed before we had sent all
+    assert time.monotonic() - begun_s < IN_TIME_S
+    assert_alive(hasty_server, num_tries=20)
 
 
 def test_a_body_may_come_in_any_pieces(server: Listening) -> None:
@@ -159,31 +187,41 @@ def test_garbage_behind_a_request_ends_the_connection_without_a_word_inside_the_
     assert_alive(server)
 
 
-def test_five_hundred_slow_clients_keep_nobody_waiting(server: Listening) -> None:
-    idle = [socket.create_connection((server.host, server.port)) for _ in range(250)]
+def test_hundreds_of_slow_clients_keep_nobody_waiting(server: Listening) -> None:
+    """Others are answered before any of them is given up."""
+    idle = [server.connect() for _ in range(250)]
     for number, connection in enumerate(idle):
         connection.sendall(b"GET /health HTTP/1.1\r\nx-slow: "[: number % 30])
     begun_s = time.monotonic()
     for _ in range(5):
         assert_alive(server)
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < IN_TIME_S
     for connection in idle:
-        connection.settimeout(10)
-        answer = b""
-        while data := connection.recv(4096):
-            answer += data
-        assert status(answer) in (0, 408)
         connection.close()
 
 
-def test_random_mutants_of_requests_are_refused_or_answered(server: Listening) -> None:
+def test_hundreds_of_slow_clients_are_all_given_up(hasty_server: Listening) -> None:
+    idle = [hasty_server.connect() for _ in range(250)]
+    for number, connection in enumerate(idle):
+        with contextlib.suppress(ConnectionError):  # given up already, on a busy machine
+            connection.sendall(b"GET /health HTTP/1.1\r\nx-slow: "[: number % 30])
+    for connection in idle:
+        answer = b""
+        with connection, contextlib.suppress(ConnectionError):
+            while data := connection.recv(4096):
+                answer += data
+        assert status(answer) in (0, 408)
+    assert_alive(hasty_server, num_tries=20)
+
+
+def test_random_mutants_of_requests_are_refused_or_answered(hasty_server: Listening) -> None:
     """Never a 5xx, never a hang."""
     chance = random.Random(20261121)
     streamed = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(iter([BODY[:5], BODY[5:]]))
     answers: list[int] = []
 
     def send(mutant: bytes) -> None:
-        answers.append(status(exchange(server, mutant)))
+        answers.append(status(exchange(hasty_server, mutant)))
 
     threads = []
     for number in range(NUM_RANDOM):
@@ -206,8 +244,8 @@ def test_random_mutants_of_requests_are_refused_or_answered(server: Listening) -
         for thread in threads[begin : begin + 15]:
             thread.start()
         for thread in threads[begin : begin + 15]:
-            thread.join(20)
+            thread.join(IN_TIME_S)
             assert not thread.is_alive()
     assert len(answers) == NUM_RANDOM
     assert {answer for answer in answers if answer >= 500 or answer == 101} == set()
-    assert_alive(server)
+    assert_alive(hasty_server, num_tries=20)

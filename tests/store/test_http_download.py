@@ -42,7 +42,7 @@ class Fetcher:
 
 @pytest.fixture
 def fetcher(index: IndexServer, tmp_path: Path) -> Iterator[Fetcher]:
-    with httpx.Client(follow_redirects=True, max_redirects=3) as client:
+    with httpx.Client(follow_redirects=True, max_redirects=3, timeout=60) as client:
         yield Fetcher(index, tmp_path, client)
 
 

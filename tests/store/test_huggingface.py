@@ -121,7 +121,7 @@ class Machine:
         """What the command wrote: to stdout when it must succeed, else to stderr."""
         command = [sys.executable, "-m", "tuili.cli.main", *arguments]
         done = subprocess.run(
-            command, env=self._environment | environment, capture_output=True, text=True, check=False, timeout=120
+            command, env=self._environment | environment, capture_output=True, text=True, check=False, timeout=240
         )
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout

@@ -24,7 +24,7 @@ DIGEST = "ab" * 32
 
 @pytest.fixture
 def downloader() -> Iterator[Downloader]:
-    with httpx.Client(follow_redirects=True) as client:
+    with httpx.Client(follow_redirects=True, timeout=60) as client:
         yield Downloader(client, RetryPolicy(sleep=lambda _: None), ignore_progress)
 
 

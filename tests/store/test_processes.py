@@ -60,7 +60,7 @@ def test_eight_pulls_of_one_model_fetch_each_byte_once(shop: Shop) -> None:
 def test_processes_wait_for_each_other(shop: Shop) -> None:
     one, two = shop.add(tiny_model(PART_A, name="one:1")), shop.add(tiny_model(PART_B, name="two:1"))
     pulls = [start_pull(shop, entry) for entry in (one, two, one)]
-    outputs = [pull.communicate(timeout=60)[0] for pull in pulls]
+    outputs = [pull.communicate(timeout=240)[0] for pull in pulls]
     assert [pull.returncode for pull in pulls] == [0, 0, 0]
     assert all("stored" in output for output in outputs)
     assert shop.index.bytes_sent == sizes(shop)
@@ -81,7 +81,7 @@ def test_a_killed_pull_continues_where_it_was(shop: Shop, seed: int) -> None:
         if line.split()[-1] == str(num_bytes):
             break
     pull.kill()
-    pull.communicate(timeout=60)
+    pull.communicate(timeout=240)
     release.set()
     assert pull.returncode == -signal.SIGKILL
     assert (shop.store.list(), shop.store.check()) == ((), ())
@@ -104,7 +104,7 @@ def _stall_after(num_bytes: int, release: threading.Event) -> Fault:
         handler.send_header("Content-Length", str(len(exchange.body)))
         handler.end_headers()
         handler.wfile.write(exchange.body[:num_bytes])
-        release.wait(60)
+        release.wait(240)
         handler.close_connection = True
         return True
 

@@ -62,6 +62,6 @@ def events_of(text: str) -> list[Any]:
 
 def said(url: str, form: Format, body: Mapping[str, Any], *, streams: bool) -> str:
     """What a server answers to a body that is complete but for `stream`."""
-    response = httpx.post(f"{url}{form.path}", json={**body, "stream": streams}, timeout=60)
+    response = httpx.post(f"{url}{form.path}", json={**body, "stream": streams}, timeout=240)
     assert response.status_code == 200, response.text
     return "".join(map(form.piece, events_of(response.text))) if streams else form.text(response.json())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _READY = re.compile(r"tuili serves (.*) on (.*)")
-START_S = 60.0
+START_S = 240.0
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ServerProcess:
     def url(self) -> str:
         return self.urls[0]
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 240.0) -> int:
         """The exit code."""
         return self.process.wait(timeout_s)
 

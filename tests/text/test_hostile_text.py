@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import unicodedata
@@ -17,6 +18,8 @@ from tuili.errors import InvalidRequestError
 from tuili.text.gguf_tokenizer import tokenizer_from_gguf
 from tuili.text.tokenizer import Tokenizer
 from tuili.weights.gguf import GgufFile
+
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
 
 VOCABULARIES = [
     "aquila", "baichuan", "bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2",
@@ -82,11 +85,16 @@ def test_long_repeats_take_linear_time(name: str, unit: str, tokenizer: Callable
     ours = tokenizer(name)
     ours.encode("warm " * 100)
     costs = []
-    for length in (6_000, 48_000):
+    for length, num_times in ((6_000, 1), (48_000, 3)):
         text = (unit * length)[:length]
-        started = time.thread_time()
-        ids = ours.encode(text)
-        costs.append(max(time.thread_time() - started, 0.002))
+        cost = math.inf
+        for _ in range(num_times):  # the least of a few: a machine may be slow for a while
+            started = time.thread_time()
+            ids = ours.encode(text)
+            cost = min(cost, max(time.thread_time() - started, 0.002))
+            if costs and cost < 32 * costs[0]:
+                break
+        costs.append(cost)
         assert len(ids) <= 4 * length + 2
     assert costs[1] < 32 * costs[0]
 

@@ -14,6 +14,8 @@ from tuili.text.tokenizer import NamedTokens, Tokenizer
 
 from .test_hostile_text import odd_text
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 NUM_TOKENIZERS = int(os.environ.get("TUILI_HOSTILE_VOCABULARIES", "6"))
 NUM_TEXTS = 40
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_end|>", "[CLS]", "##")

@@ -10,6 +10,8 @@ import pytest
 from tuili.errors import ChatTemplateError
 from tuili.text.chat_template import ChatTemplate
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 MESSAGES = [{"role": "user", "content": "<|im_start|>hello " * 20}]
 DOUBLING = "{% set ns = namespace(x='ab') %}{% for i in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
 NESTING = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"

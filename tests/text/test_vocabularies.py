@@ -102,6 +102,7 @@ def test_turn_ends_are_found(vocabulary: Callable[[str], Tokenizer], smollm2: To
     assert vocabulary("phi-3").convert_ids_to_tokens(vocabulary("phi-3").eos_token_ids) == ["<|endoftext|>", "<|end|>"]
 
 
+@pytest.mark.no_cover
 def test_gemma3_merges_by_score_as_gemma4_merges_by_list(
     vocabulary: Callable[[str], Tokenizer], gemma3_gguf: Path, llama_cpp_models: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_names() -> None:
     assert first_part(Path("q.gguf")) == Path("q.gguf")
 
 
+@pytest.mark.no_cover
 def test_a_split_model_is_the_whole_one(smollm2_gguf: Path, tmp_path: Path) -> None:
     """SmolLM2, split by the gguf package: same weights, same tokens, from a part's path or from the folder."""
     whole = GgufFile(smollm2_gguf)

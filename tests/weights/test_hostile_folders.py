@@ -24,6 +24,8 @@ from support.json_mutants import mutated_text
 from tuili.errors import ModelFileError
 from tuili.weights.safetensors import SafetensorsFile
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 NUM_HEADERS = 4000
 SEED, NUM_FOLDERS = int(os.environ.get("TUILI_HOSTILE_SEED", "2")), int(os.environ.get("TUILI_HOSTILE_FOLDERS", "1000"))
 

@@ -28,7 +28,7 @@ from tuili.runtime.loading import LoadOptions, open_model
 from tuili.types import Done, Failed, GenerateRequest, SamplingParams
 
 NUM_LOADED = int(os.environ.get("TUILI_HOSTILE_FILES", "40"))
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.no_cover]
 
 
 def readable(path: Path, seed: int) -> Iterator[str]:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from support.batches import sampling_arrays
 from tuili.backends.reference.sampling import choose, largest, philox4x32, score, uniform
 
+pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
+
 FULL = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 

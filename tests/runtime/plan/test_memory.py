@@ -80,7 +80,12 @@ def test_the_predicted_peak_is_within_five_percent(
 ) -> None:
     path: Path = request.getfixturevalue(model)
     need = plan(path, ctx=ctx, parallel=parallel).need
-    own, mapped = peak_memory([sys.executable, "-c", WORK, str(path), str(ctx), str(parallel)])
+    own = mapped = 0
+    for _ in range(3):  # a busy machine may hold back who looks, and the peak is missed
+        found = peak_memory([sys.executable, "-c", WORK, str(path), str(ctx), str(parallel)])
+        own, mapped = max(own, found[0]), max(mapped, found[1])
+        if own > 0.95 * need.peak_own_bytes and mapped > 0.95 * need.peak_mapped_bytes:
+            break
     assert need.peak_own_bytes == pytest.approx(own, rel=0.05)
     assert need.peak_mapped_bytes == pytest.approx(mapped, rel=0.05)
 

@@ -17,7 +17,8 @@ const generated = await ollama.generate({ model, prompt: messages[0].content, op
 
 let left = 0
 try {
-  for await (const part of await ollama.generate({ model, prompt: 'Count to a thousand.', stream: true })) {
+  const counting = { prompt: '1 2 3 4 5 6 7 8', raw: true, options: { temperature: 0, num_predict: 400 } }
+  for await (const part of await ollama.generate({ model, ...counting, stream: true })) {
     left += 1
     if (left === 2) ollama.abort()
   }

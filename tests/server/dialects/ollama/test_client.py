@@ -110,7 +110,7 @@ def test_an_overlong_prompt_is_refused_with_numbers_or_cut_on_request(
     with pytest.raises(ollama.ResponseError, match="limited to 20 by the request"):
         client.chat(name, ASKED, options={"num_ctx": 20})
     body = {"model": name, "prompt": words, "truncate": True, "stream": False, "options": GREEDY}
-    cut = httpx.post(f"{smollm2_server.url}/api/generate", json=body).json()
+    cut = httpx.post(f"{smollm2_server.url}/api/generate", json=body, timeout=240).json()
     assert cut["prompt_eval_count"] + 16 <= 512
     assert cut["truncated_tokens"] > 300
 

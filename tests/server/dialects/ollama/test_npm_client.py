@@ -15,7 +15,7 @@ def test_a_conversation(smollm2_server: Listening, name: str, node_clients: Path
     script = node_clients / "ollama_client.mjs"  # beside the packages it imports
     shutil.copy(Path(__file__).with_name("client.mjs"), script)
     environment = {**os.environ, "URL": smollm2_server.url, "MODEL": name}
-    result = subprocess.run(["node", script], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(["node", script], env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     assert "4" in told["whole"]
