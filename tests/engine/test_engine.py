@@ -68,6 +68,19 @@ def test_n_computes_the_prompt_once_and_copies_the_last_block_on_write() -> None
     assert all(len(batch.block_copies) == 0 for batch in backend.batches[2:])
 
 
+def test_only_long_prefills_tell_how_far_they_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(max_num_seqs=4, max_num_batched_tokens=10)
+    for request in (ask("a", LONG[:4], max_tokens=9), ask("b", LONG, n=2, temperature=1.0, max_tokens=3)):
+        engine.add(request, Answers())
+    engine.step()
+    assert engine.stats().prefill == {}
+    monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)
+    assert engine.stats().prefill == {"b": 6}
+    while engine.step():
+        assert set(engine.stats().prefill) <= {"b"}
+    assert engine.stats().prefill == {}
+
+
 def test_endings() -> None:
     plain = solo(ask("r", LONG[:9], max_tokens=12), 0, 128)[0]
     engine = make_engine()

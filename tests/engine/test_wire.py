@@ -52,6 +52,7 @@ STATS = EngineStats(
     num_output_tokens=12,
     num_draft_tokens=13,
     num_accepted_tokens=14,
+    prefill={"r": 15},
 )
 FACTS = EngineFacts(
     process_id=1,

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import httpx
 import numpy as np
+import pytest
 
 from support.gated_backend import GatedBackend
 from support.served import SmallPool, listening, small_app
@@ -80,6 +81,25 @@ def test_who_waits_for_a_long_prompt_hears_of_it() -> None:
             assert "error" not in rest[-1], path
             while backend.gate.acquire(blocking=False):  # what was let through and not needed
                 pass
+
+
+def test_how_far_a_prompt_has_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table of requests, in what keeps streams alive, and in the chunks that return_progress asks for."""
+    monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)  # every prefill is a long one
+    backend = GatedBackend()
+    body = {"model": "small", "prompt": LONG, "stream": True, "max_tokens": 8, "return_progress": True}
+    pool = SmallPool(small_model(backend, max_model_len=2048))
+    with (
+        listening(pool=pool, keep_alive_interval_s=0.02) as server,
+        httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer,
+    ):
+        lines = (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line)
+        backend.let(3)
+        wanted = {"total": len(LONG), "processed": 3 * CHUNK}
+        assert any(chunk.get("prompt_progress") == wanted for chunk in lines)
+        (row,) = httpx.get(f"{server.url}/v1/requests").json()["data"]
+        assert (row["phase"], row["computed_tokens"], row["prompt_tokens"]) == ("prefill", 3 * CHUNK, len(LONG))
+        backend.let()
 
 
 def _is_keep_alive(line: str) -> bool:

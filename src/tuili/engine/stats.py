@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,7 @@ class EngineStats:
     num_output_tokens: int
     num_draft_tokens: int  # computed on trial, in the hope that they would be chosen
     num_accepted_tokens: int  # of those: chosen
+    prefill: Mapping[str, int] = field(default_factory=dict)  # by id of long prefills, prompt tokens computed or found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
 from tuili.runtime.flight import Flight
 from tuili.types import TokenDelta, TokenRequest
 
-_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks")
+_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "prefill")
 _COUNTERS = [field.name for field in fields(EngineStats) if field.name not in _GAUGES]
 _FIRST_PAUSE_S = 0.25  # between tries to load, doubled each time
 _STANDSTILL_S = 1.0  # by which a look may be late before we take it that the child stood still as we did
@@ -134,7 +134,7 @@ class SupervisedEngine:
             counters: dict[str, Any] = {name: getattr(stats, name) + self._before[name] for name in _COUNTERS}
             return replace(stats, **counters)
         waiting: dict[str, Any] = {"num_waiting": sum(len(flight.unfinished) for flight in self._flights)}
-        return replace(stats, num_running=0, **waiting, **self._before)
+        return replace(stats, num_running=0, prefill={}, **waiting, **self._before)
 
     @property
     def health(self) -> EngineHealth:

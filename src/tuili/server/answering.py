@@ -90,8 +90,13 @@ class Answering:
     def progress(self) -> Progress:
         """How much of the prompts has been computed, as far as it is known."""
         total = sum(len(part.prompt.token_ids) for part in self.parts)
-        computed = sum(len(part.prompt.token_ids) for part in self.parts if part.phase in ("decode", "done"))
-        return Progress(computed, total)
+        return Progress(sum(self.num_computed(part) for part in self.parts), total)
+
+    def num_computed(self, part: Part) -> int:
+        """Tokens of a part's prompt that are computed, or were found in the cache."""
+        if part.phase == "prefill":
+            return self.model.client.stats().prefill.get(part.token_request.request_id, 0)
+        return 0 if part.phase == "queue" else len(part.prompt.token_ids)
 
     def cut(self, error: TuiliError) -> None:
         """Ends whoever reads, with that error. No-op when nobody does, or it was cut before."""

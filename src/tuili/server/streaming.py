@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,9 +43,13 @@ async def collect(request: Request, answering: Answering) -> Events:
     return events
 
 
-async def stream(request: Request, answering: Answering, renderer: StreamRenderer) -> Response:
-    """A response that writes events as they come."""
-    return AnswerStream(answering, renderer, request.app.state.serving.settings)
+async def stream(
+    request: Request, answering: Answering, renderer: StreamRenderer, *, interval_s: float = math.inf
+) -> Response:
+    """A response that writes events as they come; silence is broken after interval_s, or sooner by the settings."""
+    settings: HttpSettings = request.app.state.serving.settings
+    interval_s = min(interval_s, settings.keep_alive_interval_s)
+    return AnswerStream(answering, renderer, replace(settings, keep_alive_interval_s=interval_s))
 
 
 class AnswerStream(Response):

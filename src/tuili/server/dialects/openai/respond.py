@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from tuili.server.answering import Answering
 from tuili.server.dialects.openai.facts import fingerprint
 from tuili.server.dialects.openai.render import Asked, Form, Renderer, whole
 from tuili.server.streaming import collect, stream
+
+_PROGRESS_INTERVAL_S = 1.0  # what engines tell anew
 
 
 async def respond(
@@ -27,5 +30,6 @@ async def respond(
         **flags,
     )
     if body.get("stream"):
-        return await stream(request, answering, Renderer(asked, form))
+        interval_s = _PROGRESS_INTERVAL_S if asked.has_progress else math.inf
+        return await stream(request, answering, Renderer(asked, form), interval_s=interval_s)
     return Response(whole(asked, form, await collect(request, answering)), media_type="application/json")
