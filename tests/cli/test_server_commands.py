@@ -32,7 +32,7 @@ def test_ps_lists_what_is_loaded(cli: Cli, server: Listening) -> None:
 
 
 def test_top_shows_what_waits(cli: Cli, server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "queue 0  prefill 0  decode 0  waiting tokens 0  0.0 tokens/s" in cli("top", "--once").out
+    assert "queue 0  prefill 0  decode 0  waiting tokens 0  cached 0%  0.0 tokens/s" in cli("top", "--once").out
     monkeypatch.setattr(Seats, "_room", lambda _: 0)  # no request gets a place
     body = {"model": "small", "prompt": "abc"}
     with httpx.Client(base_url=server.url, timeout=60) as client, client.stream("POST", "/api/generate", json=body):

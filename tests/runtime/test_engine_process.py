@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -89,6 +90,19 @@ def test_nonsense_on_the_socket_ends_the_process_in_one_line(
     assert code == 70
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
+
+
+def test_it_logs_in_the_form_of_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUILI_LOG_FORMAT", "json")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        arguments = [*COMMAND, str(theirs.fileno()), str(os.getpid())]
+        process = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE)
+        ours.sendall(b"\xff" * 8)
+        _, errors = finish(process)
+    told = json.loads(errors)
+    assert told["message"].startswith("the engine process ends: a frame of ")
+    assert (told["level"], told["process"]) == ("error", process.pid)
 
 
 def test_the_terminal_s_signals_are_left_to_the_parent(bare: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:

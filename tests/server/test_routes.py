@@ -15,11 +15,19 @@ from tuili.server.dialect import scope_of
 from tuili.server.http_settings import HttpSettings
 
 KEYS = read_api_keys(["user-key-1 infer", "admin-key-1 manage"])
-PUBLIC = {("GET", "/health"), ("GET", "/ready"), ("GET", "/"), ("HEAD", "/")}
+HEALTH = {("GET", "/health"), ("GET", "/v1/health"), ("GET", "/ping"), ("POST", "/ping")}
+PUBLIC = HEALTH | {("GET", "/ready"), ("GET", "/"), ("HEAD", "/")}
 MANAGE = {
     ("GET", "/v1/requests"),
     ("POST", "/v1/models/load"),
     ("POST", "/v1/models/unload"),
+    ("GET", "/slots"),
+    ("POST", "/slots/{slot}"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("POST", "/lora-adapters"),
+    ("POST", "/models/load"),
+    ("POST", "/models/unload"),
     ("POST", "/api/pull"),
     ("POST", "/api/copy"),
     ("DELETE", "/api/delete"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import threading
 from dataclasses import replace
 from typing import Any
@@ -13,6 +15,7 @@ from support.served import SmallPool, small_app
 from support.small_model import small_model
 from tuili.errors import TuiliError
 from tuili.runtime.front import Front
+from tuili.server.admission import Seats
 from tuili.server.caller import Caller
 from tuili.types import GenerateRequest, SamplingParams
 
@@ -44,3 +47,20 @@ async def test_long_work_is_done_beside_the_event_loop(
         with pytest.raises(TuiliError, match="seen"):
             await app.state.serving.answer(Caller(request_id="1"), "small", lambda _: [request_made])
     assert (threads != [threading.get_ident()]) is is_beside
+
+
+async def test_waiting_for_a_place_is_waiting_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an answer and the metrics tell of the queue begins with the request's arrival."""
+    wait_s, take = 0.05, Seats.take
+
+    async def slow_take(self: Seats, *arguments: Any) -> None:
+        await asyncio.sleep(wait_s)
+        await take(self, *arguments)
+
+    monkeypatch.setattr(Seats, "take", slow_take)
+    async with small_app() as (_, client):
+        told = (await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})).json()
+        metrics = (await client.get("/metrics")).text
+    assert told["timings"]["queue_ms"] >= wait_s * 1e3
+    (queued_s,) = re.findall(r"vllm:request_queue_time_seconds_sum\{.*\} (.*)", metrics)
+    assert float(queued_s) == pytest.approx(told["timings"]["queue_ms"] / 1e3)

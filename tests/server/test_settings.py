@@ -87,6 +87,10 @@ def test_names_outside_are_unique() -> None:
         ("speculative_config", "none", "speculative_config", None),
         ("quantization", "Q4_K_M", "quantization", "Q4_K_M"),
         ("strict", True, "strict", True),
+        ("default_chat_template_kwargs", '{"enable_thinking": false}', "default_chat_template_kwargs",
+         {"enable_thinking": False}),
+        ("log_format", "json", "log_format", "json"),
+        ("otlp_traces_endpoint", "http://[::1]:4318/v1/traces", "otlp_traces_endpoint", "http://[::1]:4318/v1/traces"),
     ],
 )  # fmt: skip
 def test_values_are_read_as_people_write_them(name: str, text: Any, field: str, value: object) -> None:
@@ -120,6 +124,10 @@ BAD_FLAGS: list[tuple[str, Any, str]] = [
     ("kv_cache_memory_bytes", "0", "--kv-cache-memory-bytes must be an integer >= 1"),
     ("kv_cache_memory_bytes", "-4G", "--kv-cache-memory-bytes must be bytes >= 1"),
     ("block_size", "48", "--block-size must be one of 16, 32, 64, 128, 256, got 48"),
+    ("default_chat_template_kwargs", "[1]", "--default-chat-template-kwargs must be a JSON object, got [1]"),
+    ("log_format", "xml", "--log-format must be one of text, json, got 'xml'"),
+    ("otlp_traces_endpoint", "localhost:4317", "--otlp-traces-endpoint must be an http or https URL such as"),
+    ("otlp_traces_endpoint", "grpc://a:4317", "--otlp-traces-endpoint must be an http or https URL such as"),
     ("backend", "gpu", "--backend must be one of cpu, reference, got 'gpu'"),
     ("max_slowdown", "1", "--max-slowdown must be a number > 1"),
     ("quantization", "awq", "--quantization must be one of q4_0"),

@@ -27,6 +27,7 @@ from tuili.server.app import create_app
 from tuili.server.dialect import Dialect
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.http_settings import HttpSettings
+from tuili.server.tracing import Tracer
 from tuili.store.records import ModelFiles
 
 
@@ -149,13 +150,17 @@ class Listening:
 
 @contextmanager
 def listening(
-    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, **settings: Any
+    *,
+    spoken: Sequence[Dialect] | None = None,
+    pool: SmallPool | None = None,
+    tracer: Tracer | None = None,
+    **settings: Any,
 ) -> Iterator[Listening]:
     """The application under uvicorn, in a thread of this process."""
     settings.setdefault("log_path", Path("/dev/null"))
     made = HttpSettings(**settings)
     pool = pool or SmallPool(small_model(FakeBackend()))
-    app = create_app(made, pool, spoken=spoken)
+    app = create_app(made, pool, spoken=spoken, tracer=tracer)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="error", http=guarded_protocol(made), ws="none", access_log=False
     )

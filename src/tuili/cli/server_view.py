@@ -30,6 +30,7 @@ class ServerView:
     queued_tokens: int
     tokens_per_s: float
     resident_bytes: float
+    cached: float  # share of prompt tokens that were found in prefix caches
     cache_used: dict[str, float]  # by model, the share of KV blocks that sequences hold
 
 
@@ -47,6 +48,7 @@ def view(client: ServerClient) -> ServerView:
         resident_bytes=next(
             (value for name, _, value in _samples(metrics) if name == "process_resident_memory_bytes"), 0
         ),
+        cached=_cached(metrics),
         cache_used=_cache_used(metrics),
     )
 
@@ -62,9 +64,10 @@ def render_view(shown: ServerView) -> str:
     """The whole of it: totals, models, requests."""
     phases = Counter(row["phase"] for row in shown.requests)
     totals = [
-        f"{shown.url}  HTTP process {format_bytes(shown.resident_bytes)}",
+        f"{shown.url}  memory {format_bytes(shown.resident_bytes + sum(model['size'] for model in shown.models))}, "
+        f"of that HTTP process {format_bytes(shown.resident_bytes)}",
         "  ".join(f"{name} {phases[name]}" for name in _PHASES)
-        + f"  waiting tokens {shown.queued_tokens}  {shown.tokens_per_s:.1f} tokens/s",
+        + f"  waiting tokens {shown.queued_tokens}  cached {shown.cached:.0%}  {shown.tokens_per_s:.1f} tokens/s",
     ]
     header = ("MODEL", "MEMORY", "OF THAT CACHE", "CONTEXT", "UNTIL", "CACHE IN USE")
     models = [
@@ -94,13 +97,22 @@ def _until(expires_at: str) -> str:
 
 def _request_cells(row: dict[str, Any]) -> tuple[str, ...]:
     texts = (row["id"][-10:], row["model"], row["key"], row["phase"])
-    counts = (row["prompt_tokens"], row["cached_tokens"], row["output_tokens"])
+    prompt = f"{row['computed_tokens']}/{row['prompt_tokens']}" if row["phase"] == "prefill" else row["prompt_tokens"]
+    counts = (prompt, row["cached_tokens"], row["output_tokens"])
     return (*map(one_line, texts), *map(str, counts), f"{row['tokens_per_s']:.1f}", f"{row['age_s']:.0f} s")
 
 
 def _samples(metrics: str) -> list[tuple[str, str, float]]:
     """(name, labels, value) of every line of Prometheus' text format that is a sample."""
     return [(match[1], match[2] or "", float(match[3])) for match in _METRIC.finditer(metrics)]
+
+
+def _cached(metrics: str) -> float:
+    hits, queries = (
+        sum(value for name, _, value in _samples(metrics) if name == f"vllm:prefix_cache_{what}_total")
+        for what in ("hits", "queries")
+    )
+    return hits / queries if queries else 0.0
 
 
 def _cache_used(metrics: str) -> dict[str, float]:

@@ -85,6 +85,20 @@ class Answer:
         detokenizer = Detokenizer(self.tokenizer, prompt_ids, params.skip_special_tokens, kept)
         return _Stream(detokenizer, stops, splitter)
 
+    def arrived(self, arrival_s: float) -> None:
+        """Counts time from then on: the request had to wait before the engine was asked."""
+        self._arrival_s = arrival_s
+
+    @property
+    def scheduled_s(self) -> float | None:
+        """When the engine began with it, once something has come."""
+        return self._scheduled_s
+
+    @property
+    def finish_reasons(self) -> tuple[FinishReason, ...]:
+        """Of the answers that have ended, in the order they did."""
+        return tuple(self._reasons)
+
     @property
     def num_running(self) -> int:
         """Answers the engine may still be at."""

@@ -46,6 +46,7 @@ from tuili.engine.wire import (
 )
 from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
 from tuili.machine import process_memory
+from tuili.program_log import start_logging
 from tuili.runtime.loading import LoadOptions, open_engine
 from tuili.runtime.running_engine import RunningEngine
 from tuili.types import TokenDelta, TokenRequest
@@ -251,7 +252,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     die_with(parent)
     faulthandler.enable()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    start_logging()
     return EngineProcess(socket.socket(fileno=descriptor)).run()
 
 

@@ -46,6 +46,7 @@ class Front:
     chat_template: ChatTemplate | None
     max_model_len: int
     default_sampling: Mapping[str, Any]
+    default_template_args: Mapping[str, Any] = field(default_factory=dict)  # under each request's own
     meter: RequestMeter = field(default_factory=RequestMeter)
     draw_seed: Callable[[], int] = _random_seed  # for requests without one
     preamble: Preamble = field(default_factory=Preamble)
@@ -155,7 +156,7 @@ class Front:
             tools=request.tools,
             add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
             continue_final_message=request.continue_final_message,
-            template_args=request.template_args,
+            template_args={**self.default_template_args, **request.template_args},
         )
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:

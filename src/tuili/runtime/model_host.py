@@ -84,8 +84,8 @@ class LocalHost:
             raise
 
     def _set_up(self, front: Front, model: KnownModel) -> Front:
-        """Under its served name, with the sampling defaults and the seeds that the settings ask for."""
-        front = replace(front, name=model.name)
+        """Under its served name, with the defaults and the seeds that the settings ask for."""
+        front = replace(front, name=model.name, default_template_args=self._settings.default_template_args)
         settings = self._settings
         sampling = configured_sampling(
             front.default_sampling, settings.generation_config, settings.override_generation_config

@@ -41,3 +41,4 @@ class PoolSettings:
     seed: int | None = None
     generation_config: str = "auto"
     override_generation_config: Mapping[str, Any] = field(default_factory=dict)
+    default_template_args: Mapping[str, Any] = field(default_factory=dict)

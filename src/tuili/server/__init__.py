@@ -15,9 +15,11 @@ def create_app() -> FastAPI:
     Settings are from TUILI_SERVE_ variables and the file that TUILI_SERVE_CONFIG names; addresses, TLS and signals
     are the host's business. Raises InvalidRequestError.
     """
+    from tuili.program_log import hand_down
     from tuili.runtime.model_pool import open_pool
     from tuili.server import app  # slow to import
     from tuili.server.settings_sources import resolve
 
     settings = resolve(environ=os.environ).settings
+    hand_down(settings.log_format)
     return app.create_app(settings.http(), open_pool(settings.pool()))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tuili.errors import DeadlineError, TuiliError
-from tuili.runtime.answer import abort_stopped
+from tuili.runtime.answer import Answer, abort_stopped
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller
 from tuili.server.pacer import Pacer
@@ -42,6 +42,7 @@ class Part:
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     first_token_s: float | None = None
+    answer: Answer | None = None  # once the engine has been asked
 
     @property
     def num_sequences(self) -> int:
@@ -68,6 +69,7 @@ class Answering:
         self.model = model
         self.parts = parts
         self.arrived_s = time.monotonic()
+        self.ended_s: float | None = None
         self._ticket = ticket
         self._seats = seats
         self._pacer = pacer
@@ -130,6 +132,7 @@ class Answering:
     async def aclose(self) -> None:
         """Aborts what still runs and gives back all it holds. Doing it twice does no harm."""
         self._ticket.leave()
+        self.ended_s = self.ended_s or time.monotonic()
         for part in self.parts:
             part.phase = "done"
         self.caller.notes |= {
@@ -158,7 +161,8 @@ class Answering:
 
     async def _computed(self, part: Part) -> AsyncGenerator[list[Event], None]:
         front, client = self.model.front, self.model.client
-        answer = front.new_answer(part.request, part.prompt, part.token_request)
+        answer = part.answer = front.new_answer(part.request, part.prompt, part.token_request)
+        answer.arrived(self.arrived_s)
         part.phase = "prefill"
         deltas = client.generate(part.token_request)
         events: list[Event] = [part.prompt]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ from tuili.server.ops import json_response, ops_router
 from tuili.server.pool import ModelPool
 from tuili.server.request_log import RequestLog
 from tuili.server.serving import Serving
+from tuili.server.tracing import Tracer, open_tracer
 
 
 def all_dialects() -> tuple[Dialect, ...]:
@@ -41,17 +43,22 @@ def all_dialects() -> tuple[Dialect, ...]:
     return tuple(module.DIALECT for module in registry.discover(dialects).values())
 
 
-def create_app(settings: HttpSettings, pool: ModelPool, *, spoken: Sequence[Dialect] | None = None) -> FastAPI:
-    """The application over a pool, which it starts and closes. `spoken` is for tests: other dialects.
+def create_app(
+    settings: HttpSettings, pool: ModelPool, *, spoken: Sequence[Dialect] | None = None, tracer: Tracer | None = None
+) -> FastAPI:
+    """The application over a pool, which it starts and closes. `spoken` and `tracer` are for tests.
 
-    Raises ValueError for a route that does not say who may call it.
+    Raises ValueError for a route that does not say who may call it, InvalidRequestError where tracing needs what is
+    not installed.
     """
+    if settings.otlp_traces_endpoint is not None:
+        tracer = open_tracer(settings.otlp_traces_endpoint)
     spoken = all_dialects() if spoken is None else tuple(spoken)
     serving, log = Serving(settings, pool), RequestLog(settings.log_path)
     app = FastAPI(
         title="tuili", version=tuili.__version__, openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan
     )
-    app.state.serving, app.state.request_log = serving, log
+    app.state.serving, app.state.request_log, app.state.tracer = serving, log, tracer
     app.add_api_route("/openapi.json", _openapi, openapi_extra=scoped("infer"), methods=["GET"])
     routers = [ops_router("public" if is_loopback(settings.host) else "infer"), *(d.router for d in spoken)]
     for router in routers:  # kept flat: include_router would hide routes from the check of scopes
@@ -60,7 +67,7 @@ def create_app(settings: HttpSettings, pool: ModelPool, *, spoken: Sequence[Dial
     app.add_exception_handler(RequestValidationError, _refuse_parameter)
     scopes = RouteScopes(app.routes)
     guards = [
-        Middleware(Edge, bodies=ErrorBodies(spoken), log=log),
+        Middleware(Edge, bodies=ErrorBodies(spoken), log=log, tracer=tracer),
         Middleware(HostGuard, settings=settings),
         Middleware(KeyGuard, settings=settings, routes=scopes),
         Middleware(BodyGuard, settings=settings),
@@ -80,6 +87,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await serving.aclose()
         app.state.request_log.close()
+        if app.state.tracer is not None:
+            await asyncio.to_thread(app.state.tracer.close)
 
 
 async def _openapi(request: Request) -> Response:

@@ -25,4 +25,6 @@ class Caller:
     ignored_params: tuple[str, ...] = ()  # of the body: told in a header
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of every answer to this request
     notes: dict[str, Any] = field(default_factory=dict)
+    asked_model: str | None = None  # as the request names it
+    answering: object = None  # its Answering, once it was accepted
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)  # closed when the request has ended, however it did

@@ -18,6 +18,7 @@ from tuili.server.caller import Caller
 from tuili.server.error_bodies import ErrorBodies, error_headers, internal_error
 from tuili.server.guards.http_protocol import ABORT
 from tuili.server.request_log import RequestLog
+from tuili.server.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 _MAX_IGNORED_BYTES = 1024
@@ -26,10 +27,11 @@ _MAX_IGNORED_BYTES = 1024
 class Edge:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, *, bodies: ErrorBodies, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, *, bodies: ErrorBodies, log: RequestLog, tracer: Tracer | None) -> None:
         self._app = app
         self._bodies = bodies
         self._log = log
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -52,7 +54,10 @@ class Edge:
         finally:
             exchange.close()
             await caller.exits.aclose()
-            self._log.add(scope, caller, exchange.status, time.monotonic() - started_s, exchange.num_bytes)
+            seconds = time.monotonic() - started_s
+            self._log.add(scope, caller, exchange.status, seconds, exchange.num_bytes)
+            if self._tracer is not None:
+                self._tracer.record(scope, caller, exchange.status, seconds)
 
     async def _served(self, scope: Scope, exchange: Exchange) -> TuiliError | None:
         """Runs the application; what it failed with, if there is still somebody to tell."""

@@ -37,6 +37,9 @@ class HttpSettings:
     send_timeout_s: float = 30.0  # how long a client may not read
     response_role: str = "assistant"  # of answers in conversations
     log_path: Path | None = None  # None is the standard output
+    forces_usage: bool = False  # at the end of every stream of OpenAI's API
+    tells_token_ids: bool = False  # for the tokens of its logprobs
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_header_bytes", "max_headers", "max_body_bytes", "max_queued_requests", "max_queued_tokens"):

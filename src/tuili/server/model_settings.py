@@ -149,6 +149,12 @@ class ModelSettings:
     chat_template: str | None = setting(
         None, ENGINE, Text(max_chars=1 << 20, may_have_lines=True), "Jinja source, or the path of a file with it."
     )
+    default_chat_template_kwargs: Mapping[str, Any] = setting(
+        {},
+        ENGINE,
+        JsonObject(),
+        'What templates are told unless a request says otherwise, as {"enable_thinking": false}.',
+    )
 
     def __post_init__(self) -> None:
         if self.served_model_name and not self.models:
@@ -218,6 +224,7 @@ class ModelSettings:
             seed=self.seed,
             generation_config=self.generation_config,
             override_generation_config=self.override_generation_config,
+            default_template_args=self.default_chat_template_kwargs,
         )
 
     def _named_models(self) -> tuple[NamedModel, ...]:

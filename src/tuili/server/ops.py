@@ -47,7 +47,10 @@ def json_response(value: Any, status: int = 200) -> Response:
 def ops_router(metrics_scope: Scope) -> APIRouter:
     """The routes; who may read metrics depends on who can reach the server."""
     router = APIRouter()
-    router.get("/health", openapi_extra=scoped("public"))(health)
+    for path in ("/health", "/v1/health", "/ping"):  # ours and vLLM's, llama-server's, vLLM's for hosts of models
+        router.get(path, openapi_extra=scoped("public"))(health)
+    router.post("/ping", openapi_extra=scoped("public"))(health)
+    router.get("/load", openapi_extra=scoped("infer"))(server_load)
     router.get("/ready", openapi_extra=scoped("public"))(ready)
     router.get("/version", openapi_extra=scoped("infer"))(version)
     text = {"200": {"description": "Prometheus' text format", "content": {"text/plain": {}}}}
@@ -95,6 +98,12 @@ def engine_fault(served: ServedModel) -> str | None:
 async def version(request: Request) -> Response:
     """What runs here; by its name clients know that it is not another server with the same routes."""
     return json_response({"version": tuili.__version__, "server": "tuili"})
+
+
+async def server_load(request: Request) -> Response:
+    """How many requests are accepted and have not ended, as vLLM tells it to balancers."""
+    serving: Serving = request.app.state.serving
+    return json_response({"server_load": len(serving.running())})
 
 
 async def metrics(request: Request) -> Response:

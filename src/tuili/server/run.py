@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import ssl
 import sys
@@ -17,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tuili.errors import EngineUnavailableError, InvalidRequestError
+from tuili.program_log import start_logging
 from tuili.runtime.model_pool import ModelPool, open_pool
 from tuili.server.app import create_app
 from tuili.server.guards.bind import check_bind
@@ -39,7 +39,7 @@ def serve(settings: ServeSettings) -> int:
     http = settings.http()
     check_bind(http)
     _check_tls(settings)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    start_logging(settings.log_format)
     listeners = open_listeners(settings.addresses())
     try:
         pool = open_pool(settings.pool())

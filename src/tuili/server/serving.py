@@ -77,6 +77,7 @@ class Serving:
         Raises what is wrong with it, QueueFullError, EngineUnavailableError, DeadlineError or what loading raises.
         Whoever reads the Answering closes it; the end of the HTTP request does, too.
         """
+        caller.asked_model = model
         deadline_s = self._deadline()
         exits = AsyncExitStack()
         try:
@@ -88,7 +89,7 @@ class Serving:
         except BaseException:
             await exits.aclose()
             raise
-        answering = Answering(
+        caller.answering = answering = Answering(
             caller=caller,
             model=served,
             parts=parts,

@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from tuili.errors import InvalidRequestError
+from tuili.program_log import LOG_FORMATS
 from tuili.server.api_keys import read_api_keys
 from tuili.server.guards.bind import is_loopback
 from tuili.server.http_settings import HttpSettings
 from tuili.server.listeners import OLLAMA_PORT, Address, ollama_address
 from tuili.server.model_settings import ModelSettings
 from tuili.server.setting import ANSWERS, LIMITS, LISTENING, RUNNING, SECURITY, Setting, described, setting
-from tuili.server.setting_kinds import Count, Duration, File, Many, Matching, Secret, Size, Switch, Text
+from tuili.server.setting_kinds import Choice, Count, Duration, File, Many, Matching, Secret, Size, Switch, Text
 
 DEFAULT_PORT = 8000
 _PATH = Matching(r"(/[!-~]*[!-.0-~])?", "a path that starts with / and does not end with it")
@@ -134,6 +135,12 @@ class ServeSettings(ModelSettings):
         75.0, LIMITS, Duration(low=1), "Close connections idle for so long.", name="timeout_keep_alive"
     )
     response_role: str = setting("assistant", ANSWERS, Text(max_chars=64), "Role of answers in conversations.")
+    enable_force_include_usage: bool = setting(
+        False, ANSWERS, Switch(), "Tell usage at the end of every stream of OpenAI's API, asked for or not."
+    )
+    return_tokens_as_token_ids: bool = setting(
+        False, ANSWERS, Switch(), "Write tokens of logprobs as token_id:N, as requests may ask with this name."
+    )
     strict: bool = setting(False, ANSWERS, Switch(), "Refuse requests with unknown fields.")
     drain_timeout_s: float = setting(
         30.0,
@@ -150,6 +157,17 @@ class ServeSettings(ModelSettings):
         Switch(),
         "Log a line of JSON for each request, without prompts, answers and keys.",
         "--enable-log-requests",
+    )
+    log_format: str = setting(
+        "text", RUNNING, Choice(LOG_FORMATS), "How warnings and errors, of engines too, are written to stderr."
+    )
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        RUNNING,
+        Matching(
+            r"https?://[^/?#\s]+(/[^?#\s]*)?", "an http or https URL such as http://localhost:4318/v1/traces", "URL"
+        ),
+        "Send a span of each request there by OTLP over HTTP; needs the extra otel.",
     )
 
     def __post_init__(self) -> None:
@@ -185,6 +203,9 @@ class ServeSettings(ModelSettings):
             keep_alive_interval_s=self.sse_keep_alive_s,
             send_timeout_s=self.send_timeout_s,
             log_path=None if log is None else Path(log),
+            forces_usage=self.enable_force_include_usage,
+            tells_token_ids=self.return_tokens_as_token_ids,
+            otlp_traces_endpoint=self.otlp_traces_endpoint,
         )
 
     @property

@@ -53,12 +53,8 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "tensor_parallel_size": ((1,), _ONE_PROCESS),
     "pipeline_parallel_size": ((1,), _ONE_PROCESS),
     "nnodes": ((1,), _ONE_PROCESS),
-    "return_tokens_as_token_ids": ((False,), "ask for it in the request, as return_token_ids"),
-    "enable_force_include_usage": ((False,), "ask for it in the request, as stream_options"),
     "enable_tokenizer_info_endpoint": ((False,), "it does not exist"),
-    "default_chat_template_kwargs": ((None, {}), "give chat_template_kwargs with the request"),
     "trust_request_chat_template": ((False,), "templates of requests run in the sandbox that all run in"),
-    "otlp_traces_endpoint": ((None,), "/metrics and the log tell times"),
 }
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuili.cli.running_server import KeyOption, UrlOption, the_server
-from tuili.cli.terminal import is_plain
+from tuili.cli.terminal import one_line
+from tuili.errors import EngineUnavailableError
 
 if TYPE_CHECKING:
     from tuili.cli.server_client import ServerClient
@@ -27,12 +28,12 @@ def command(
 ) -> None:
     """Show a running server's requests (waiting, prefill, decode), tokens per second, models and memory.
 
-    Ctrl-C ends it.
+    q ends it.
     """
     client = the_server(url, api_key, os.environ)
     if as_json:
         _print_views(client, None if once else interval)
-    elif once or is_plain(sys.stdout):
+    elif once or sys.platform == "win32":
         _print_view(client)
     else:
         _show_views(client, interval)
@@ -54,12 +55,15 @@ def _print_view(client: ServerClient) -> None:
 
 
 def _show_views(client: ServerClient, interval_s: float) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
+    from tuili.cli.live_screen import can_show_live, show_live
     from tuili.cli.server_view import render_view, view
 
-    with Live(Text(render_view(view(client))), screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(interval_s)
-            live.update(Text(render_view(view(client))), refresh=True)
+    def draw() -> str:
+        try:
+            return render_view(view(client))
+        except EngineUnavailableError as error:  # it may come back
+            return f"{one_line(str(error))}\n"
+
+    if not can_show_live():
+        return _print_view(client)
+    return show_live(draw, interval_s)

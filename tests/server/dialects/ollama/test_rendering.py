@@ -15,7 +15,7 @@ ENDING = {
     "done": True,
     "done_reason": "length",
     "total_duration": 3_000_000_000,
-    "load_duration": 1_000_000_000,
+    "load_duration": 1_125_000_000,
     "prompt_eval_count": 9,
     "cached_tokens": 4,
     "prompt_eval_duration": 375_000_000,

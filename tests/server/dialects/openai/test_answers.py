@@ -14,6 +14,7 @@ from support.small_model import small_model
 from tuili.errors import EngineUnavailableError
 from tuili.runtime.outputs import collect
 from tuili.server.dialects.openai.completions import CompletionForm
+from tuili.server.dialects.openai.missing_routes import MISSING
 from tuili.server.dialects.openai.render import Asked, Renderer
 from tuili.types import GenerateRequest, SamplingParams
 
@@ -255,12 +256,39 @@ async def test_a_response_is_json() -> None:
     assert response.json()["id"] == "cmpl-mine"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/v1/responses"), ("GET", "/v1/responses/resp_1"), ("POST", "/v1/embeddings"), ("POST", "/v1/batches")],
-)
-async def test_endpoints_that_are_not_there_yet_say_so(method: str, path: str) -> None:
+async def test_a_server_may_tell_usage_and_ids_whether_asked_or_not() -> None:
+    ask = {"model": "small", "prompt": "a", "logprobs": 1, "max_tokens": 2, "ignore_eos": True}
+    async with small_app(forces_usage=True, tells_token_ids=True) as (_, client):
+        streamed = _chunks((await client.post(COMPLETIONS, json={**ask, "stream": True})).text)
+        declined = {**ask, "stream": True, "stream_options": {"include_usage": False}}
+        still = _chunks((await client.post(COMPLETIONS, json=declined)).text)
+        own = (await client.post(COMPLETIONS, json={**ask, "return_tokens_as_token_ids": False})).json()
+    for chunks in (streamed, still):
+        assert chunks[-1]["usage"]["completion_tokens"] == 2
+        assert chunks[-1]["choices"] == []
+    tokens = [
+        token for chunk in streamed[:-1] for token in (chunk["choices"][0]["logprobs"] or {"tokens": []})["tokens"]
+    ]
+    assert [token.partition(":")[0] for token in tokens] == ["token_id"] * 2
+    assert not any(token.startswith("token_id:") for token in own["choices"][0]["logprobs"]["tokens"])
+
+
+async def test_paths_without_v1_that_llama_server_has_are_the_same() -> None:
+    ask = {"messages": TALK, "max_tokens": 2, "seed": 1}
     async with small_app() as (_, client):
-        reply = await client.request(method, path, json={"model": "small", "input": "a"})
-    assert reply.status_code == 400
-    assert "is not implemented" in reply.json()["error"]["message"]
+        with_v1, without = [(await client.post(path, json=ask)).json() for path in (CHAT, "/chat/completions")]
+        assert (await client.get("/models")).json() == (await client.get("/v1/models")).json()
+        wrong = await client.post("/chat/completions", json={"messages": 1})
+    assert _comparable(with_v1) == _comparable(without)
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_endpoints_that_are_not_there_yet_say_so() -> None:
+    async with small_app() as (_, client):
+        for method, path, _scope, why in MISSING:
+            reply = await client.request(
+                method, path.format(response_id=1, batch_id=1, slot=1), json={"model": "small"}
+            )
+            error = reply.json()["error"]
+            assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+            assert error["message"] == f"{path.partition('/{')[0]} is not implemented: {why}"

@@ -143,7 +143,8 @@ class AnswerRenderer:
             "done_reason": self._done_reason,
             **({} if self.context is None else {"context": self.context}),
             "total_duration": _ns(self.clock() - self.arrival_s),
-            "load_duration": _ns(timings.arrival_s - self.arrival_s),  # until the engine had it: loading, and waiting
+            # until the engine began: loading, and waiting
+            "load_duration": _ns(timings.arrival_s + timings.queue_s - self.arrival_s),
             "prompt_eval_count": usage.num_prompt_tokens,
             "cached_tokens": usage.num_cached_tokens,
             "prompt_eval_duration": _ns(timings.time_to_first_token_s - timings.queue_s),

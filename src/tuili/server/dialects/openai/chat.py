@@ -28,18 +28,19 @@ from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, Toke
 async def create_chat_completion(request: Request) -> Response:
     """The next message of a conversation, whole or streamed."""
     body = without_unimplemented(given(await read_body(request, ChatBody)))
-    flags = stream_flags(body)
+    serving: Serving = request.app.state.serving
+    flags = stream_flags(body, forces_usage=serving.settings.forces_usage)
     if body.get("stream") and body.get("prompt_logprobs") is not None:
         raise InvalidRequestError("prompt_logprobs are told in whole answers only", param="prompt_logprobs")
     if body.get("add_special_tokens"):
         raise InvalidRequestError(
             "add_special_tokens must be false: the template writes them", param="add_special_tokens"
         )
-    serving: Serving = request.app.state.serving
     answering = await serving.answer(
         request.state.caller, model_name(request, body.get("model")), lambda model: [chat_request(body, model)]
     )
-    form = ChatForm(body, answering, serving.settings.response_role)
+    settings = serving.settings
+    form = ChatForm(body, answering, settings.response_role, tells_token_ids=settings.tells_token_ids)
     return await respond(request, body, answering, form, kind="chatcmpl", flags=flags)
 
 
@@ -122,7 +123,7 @@ class ChatForm:
     object_name = "chat.completion"
     chunk_name = "chat.completion.chunk"
 
-    def __init__(self, body: dict[str, Any], answering: Answering, role: str) -> None:
+    def __init__(self, body: dict[str, Any], answering: Answering, role: str, *, tells_token_ids: bool) -> None:
         self.prompts: Sequence[PromptTokens] = answering.prompts
         self.hides_reasoning = body.get("include_reasoning") is False
         self.has_token_ids = bool(body.get("return_token_ids"))
@@ -133,7 +134,7 @@ class ChatForm:
         self.role = role if body.get("add_generation_prompt", not continues) else str(last["role"])
         is_echoed = body.get("echo") and last["role"] == self.role and isinstance(last.get("content"), str)
         self._echoed: str = last["content"] if is_echoed else ""
-        self._as_ids = bool(body.get("return_tokens_as_token_ids"))
+        self._as_ids = bool(body.get("return_tokens_as_token_ids", tells_token_ids))
         self._prompt_logprobs: list[dict[str, Any] | None] | None = None
 
     def choice(self, request: int) -> ChatChoice:

@@ -27,12 +27,12 @@ from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, Toke
 async def create_completion(request: Request) -> Response:
     """Continuations of one prompt or several, whole or streamed."""
     body = without_unimplemented(given(await read_body(request, CompletionBody)))
-    flags = stream_flags(body)
     serving: Serving = request.app.state.serving
+    flags = stream_flags(body, forces_usage=serving.settings.forces_usage)
     answering = await serving.answer(
         request.state.caller, model_name(request, body.get("model")), lambda model: completion_requests(body, model)
     )
-    form = CompletionForm(body, answering)
+    form = CompletionForm(body, answering, tells_token_ids=serving.settings.tells_token_ids)
     return await respond(request, body, answering, form, kind="cmpl", flags=flags)
 
 
@@ -122,7 +122,7 @@ class CompletionForm:
     object_name = "text_completion"
     chunk_name = "text_completion"
 
-    def __init__(self, body: dict[str, Any], answering: Answering) -> None:
+    def __init__(self, body: dict[str, Any], answering: Answering, *, tells_token_ids: bool) -> None:
         self.prompts: Sequence[PromptTokens] = answering.prompts
         self.has_token_ids = bool(body.get("return_token_ids"))
         self.is_echo = bool(body.get("echo"))
@@ -130,7 +130,7 @@ class CompletionForm:
         self._front: Front = answering.model.front
         self._requests = answering.requests
         self._num_logprobs: int | None = body.get("logprobs")
-        self._as_ids = bool(body.get("return_tokens_as_token_ids"))
+        self._as_ids = bool(body.get("return_tokens_as_token_ids", tells_token_ids))
         self._tells_prompt_logprobs = body.get("prompt_logprobs") is not None
         self._prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
         sampling = answering.requests[0].sampling

@@ -48,12 +48,12 @@ def ending(event: Finished, request: GenerateRequest) -> dict[str, Any]:
     return {"finish_reason": event.finish_reason, "stop_reason": reason}
 
 
-def stream_flags(body: Mapping[str, Any]) -> dict[str, Any]:
+def stream_flags(body: Mapping[str, Any], *, forces_usage: bool) -> dict[str, Any]:
     """What stream_options asks for. Raises InvalidRequestError where nothing is streamed."""
     options = body.get("stream_options")
     if options is None:
-        return {}
+        return {"has_usage": forces_usage}
     if not body.get("stream"):
         raise InvalidRequestError("stream_options needs stream = true beside it", param="stream_options")
-    has_usage = bool(options.include_usage)
+    has_usage = forces_usage or bool(options.include_usage)
     return {"has_usage": has_usage, "has_running_usage": has_usage and bool(options.continuous_usage_stats)}
