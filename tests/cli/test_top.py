@@ -42,6 +42,7 @@ def server(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[L
     monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)  # every prefill is a long one
     with listening(pool=SmallPool(small_model(backend, max_model_len=2048))) as server:
         yield server
+        backend.let()
 
 
 def test_it_shows_what_a_request_goes_through_fits_the_window_and_leaves_at_q(

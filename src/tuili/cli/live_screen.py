@@ -47,7 +47,7 @@ def can_show_live() -> bool:
 def _paint(text: str) -> None:
     columns, rows = shutil.get_terminal_size()
     lines = [line[:columns] for line in text.splitlines()[:rows]]
-    body = f"{_END_OF_LINE}\r\n".join(lines)
+    body = f"{_END_OF_LINE}\n".join(lines)
     sys.stdout.write(f"{_HOME}{body}{_END_OF_LINE}{_END_OF_SCREEN}")
     sys.stdout.flush()
 
