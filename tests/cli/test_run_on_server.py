@@ -205,7 +205,7 @@ def test_closing_a_stream_ends_the_request(smollm2_gguf: Path) -> None:
         assert isinstance(next(events), TextDelta)
         assert len(server.app.state.serving.running()) == 1
         events.close()  # type: ignore[attr-defined]
-        for _ in range(1000):
+        for _ in range(20_000):
             if not server.app.state.serving.running():
                 break
             threading.Event().wait(0.01)

@@ -53,7 +53,7 @@ def test_a_file_is_fetched_with_progress(fetcher: Fetcher) -> None:
     assert fetcher.delays == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cuts=st.lists(st.integers(1, 150_000), max_size=6), has_ranges=st.booleans(), knows_size=st.booleans())
 def test_cut_anywhere_it_is_completed_and_nothing_is_fetched_twice(
     fetcher: Fetcher, index: IndexServer, cuts: list[int], has_ranges: bool, knows_size: bool

@@ -20,7 +20,7 @@ def _pieces(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_ids(name: str, vocabulary: Callable[[str], Tokenizer], data: st.DataObject) -> None:
     """Random ids: mostly broken UTF-8, special tokens and padding included."""
     tokenizer = vocabulary(name)
@@ -31,7 +31,7 @@ def test_random_ids(name: str, vocabulary: Callable[[str], Tokenizer], data: st.
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_after_a_prompt(vocabulary: Callable[[str], Tokenizer], prompt: str, answer: str) -> None:
     for name in NAMES[:2]:
         tokenizer = vocabulary(name)

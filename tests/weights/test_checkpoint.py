@@ -473,7 +473,7 @@ ODD_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_configuration_is_read_or_refused(folder: Path, data: st.DataObject) -> None:
     original = (folder / "config.json").read_text()
@@ -486,7 +486,7 @@ def test_any_configuration_is_read_or_refused(folder: Path, data: st.DataObject)
     (folder / "config.json").write_text(original)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_metadata_is_read_or_refused(tiny_gguf: bytes, tmp_path: Path, data: st.DataObject) -> None:
     """Values and types changed within a header that still parses more often than not."""
