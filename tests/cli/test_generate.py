@@ -506,12 +506,12 @@ def test_durations_in_words() -> None:
 
 def test_a_real_job_killed_and_gone_on_with_equals_one_left_alone(smollm2_gguf: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "in.txt"
-    prompts.write_text("".join(f"Count to {i}.\n" for i in range(30)))  # a second of work, in which it is killed
+    prompts.write_text("".join(f"Count to {i}.\n" for i in range(20)))  # half a second of work, in which it is killed
     flags = ("-i", str(prompts), "--max-tokens", "4", "--seed", "1", "--max-num-seqs", "1")
     command = [sys.executable, "-m", "tuili.cli.main", "generate", str(smollm2_gguf), *flags, "-o"]
     with subprocess.Popen([*command, str(tmp_path / "a.jsonl")], stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr is not None
-        assert job.stderr.readline().startswith("1/30 ")
+        assert job.stderr.readline().startswith("1/20 ")
         job.kill()
     assert not (tmp_path / "a.jsonl").exists()
     for name in ("a.jsonl", "b.jsonl"):

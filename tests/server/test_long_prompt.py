@@ -91,13 +91,13 @@ def test_how_far_a_prompt_has_come_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     pool = SmallPool(small_model(backend, max_model_len=2048))
     with (
         listening(pool=pool, keep_alive_interval_s=0.02) as server,
-        httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer,
+        httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=240) as answer,
     ):
-        lines = (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line)
+        lines = (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: "))
         backend.let(3)
         wanted = {"total": len(LONG), "processed": 3 * CHUNK}
         assert any(chunk.get("prompt_progress") == wanted for chunk in lines)
-        (row,) = httpx.get(f"{server.url}/v1/requests").json()["data"]
+        (row,) = httpx.get(f"{server.url}/v1/requests", timeout=240).json()["data"]
         assert (row["phase"], row["computed_tokens"], row["prompt_tokens"]) == ("prefill", 3 * CHUNK, len(LONG))
         backend.let()
 

@@ -125,6 +125,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_spans_arrive_at_a_collector(collector: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_CLOSE_S", 60.0)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     url, bodies = collector
