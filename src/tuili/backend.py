@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.checks import check_choice, check_count, check_optional_text
-from tuili.config import KvCacheDtype
+from tuili.checks import check_choice, check_count, check_flag, check_optional_text
+from tuili.config import DTYPES, KvCacheDtype
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -32,13 +32,18 @@ CacheKind = Literal["full", "window", "state", "cross"]
 class BackendOptions:
     """What a backend must know to load. `max_model_len` fixes the RoPE tables; 0 threads means choose.
 
-    kv_cache_dtype int8 keeps keys and values with one float32 scale per token and head: half the memory and traffic.
+    kv_cache_dtype int8 and fp8 keep keys and values with one float32 scale per token and head: half the memory and
+    traffic; "auto" is what the backend does best with. deterministic asks for logits that do not depend on what else
+    is in the batch, which the other backends give in any case.
     """
 
     max_model_len: int
     num_threads: int = 0
     kv_cache_dtype: KvCacheDtype = "bfloat16"
     isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
+    device: str | None = None  # torch backend: "cuda", "cuda:1", "xpu", "mps", "cpu"; None is the best at hand
+    dtype: str = "auto"  # torch backend: of weights and activations
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field."""
@@ -46,6 +51,9 @@ class BackendOptions:
         check_count("num_threads", self.num_threads, 0)
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
         check_optional_text("isa", self.isa)
+        check_optional_text("device", self.device)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_flag("deterministic", self.deterministic)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

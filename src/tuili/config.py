@@ -21,9 +21,10 @@ from tuili.checks import (
 )
 from tuili.errors import InvalidRequestError
 
-KvCacheDtype = Literal["bfloat16", "int8"]
+KvCacheDtype = Literal["auto", "bfloat16", "int8", "fp8"]
 KV_CACHE_DTYPES: Mapping[str, KvCacheDtype] = {"auto": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "reference", "torch")
+DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
 SPECULATIVE_METHODS = ("ngram", "draft_model")

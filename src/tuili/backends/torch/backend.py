@@ -1,0 +1,169 @@
+"""TorchBackend: a batch in, a step's handle out. Knows the batch's fields; the mathematics is in the model's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuili.backend import (
+    Backend,
+    BackendOptions,
+    Batch,
+    CacheGroup,
+    Choices,
+    Float32,
+    SamplingArrays,
+    StepHandle,
+    StepResult,
+    UInt32,
+)
+from tuili.backends.torch.cache import PagedCache, is_out_of_memory
+from tuili.backends.torch.devices import cache_dtype, choose_device, choose_dtype
+from tuili.backends.torch.model import Model, build_model
+from tuili.backends.torch.ops import choose_ops
+from tuili.backends.torch.rows import RunningStep, run_rows
+from tuili.backends.torch.sampling import RowRules, choose_tokens
+from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
+from tuili.backends.torch.weights import WeightReader
+from tuili.checks import refusal
+from tuili.config import MAX_NUM_SEQS
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError, UnsupportedModelError
+from tuili.models.features import unsupported_features
+from tuili.models.shapes import tensor_shapes
+from tuili.models.spec import AttentionSpec, ModelSpec
+from tuili.quant.format import Tensor as FileTensor
+
+SUPPORTED = frozenset(
+    (
+        *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
+        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=each_head", "qk_norm=full"),
+        *("rope=None", "sliding_window", "attention.logit_softcap", "sinks", "query_scaling"),
+        *("norms=post", "norms=sandwich", "norms=output", "parallel", "parallel_norms=2", "residual_scale"),
+        *("norm=layer", "norm_bias", "final_norm=False", "embedding_norm", "embedding_scale", "embedding_size"),
+        *("logit_scale", "logit_softcap", "lm_head_bias", "position=learned", "position=alibi", "position=none"),
+    )
+)
+_FIRST_MATRIX = "layers.0.o_proj.weight"
+
+
+@torch.inference_mode()
+def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOptions) -> Backend:
+    """Reads every weight once, to the device; returns a backend without a cache. Nothing of `weights` is needed then.
+
+    Raises UnsupportedModelError naming what the backend lacks, ModelFileError for weights that are not the spec's,
+    InvalidRequestError for an option, InsufficientMemoryError.
+    """
+    if options.isa is not None:
+        raise refusal("isa", options.isa, "None for the torch backend")
+    if missing := unsupported_features(spec, SUPPORTED):
+        raise UnsupportedModelError(f"{spec.family}: the torch backend does not implement {', '.join(missing)}")
+    shapes = tensor_shapes(spec)
+    device = choose_device(options.device)
+    stored = weights[_FIRST_MATRIX].format.name if _FIRST_MATRIX in weights else ""
+    dtype = choose_dtype(options.dtype, device, stored)
+    reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=device.type != "cpu")
+    try:
+        model = build_model(spec, reader, choose_ops(device, options.deterministic), options.max_model_len)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InsufficientMemoryError(f"{spec.family}: the weights do not fit on {device}") from error
+    return TorchBackend(spec, model, options, device=device, dtype=dtype)
+
+
+class TorchBackend:
+    """A loaded model, its cache and the token each slot sampled last, all on one device."""
+
+    def __init__(
+        self, spec: ModelSpec, model: Model, options: BackendOptions, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._spec = spec
+        self._model: Model | None = model
+        self.device = device
+        self.dtype = dtype
+        mixers = [y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)]
+        self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device)
+        self._uploader = Uploader(device)
+        self._last_tokens = torch.zeros(MAX_NUM_SEQS, dtype=torch.int32, device=device)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._spec.vocab_size
+
+    @property
+    def num_threads(self) -> int:
+        """Of a step on the CPU."""
+        return torch.get_num_threads()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take on the device."""
+        return self._open_model.num_bytes
+
+    @property
+    def _open_model(self) -> Model:
+        if self._model is None:
+            raise EngineUnavailableError("the torch backend is closed")
+        return self._model
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        """One group per window; also fixes the block size of the next allocate_cache."""
+        return self._cache.groups(block_size)
+
+    @torch.inference_mode()
+    def allocate_cache(self, num_blocks: ListLike[int]) -> None:
+        """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""
+        self._cache.allocate(num_blocks)
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> StepHandle:
+        """Puts the step on the device and returns at once; the handle waits.
+
+        Raises UnsupportedModelError naming a field it does not read.
+        """
+        _refuse_unread(batch)
+        model = self._open_model
+        step = upload_batch(batch, self._uploader)
+        if len(batch.block_copies):
+            self._cache.copy_blocks(batch.block_copies, step.block_copies)
+        flow = model.hidden(self._input_ids(step), step, self._cache)
+        rows = run_rows(model, model.finish(flow, step.sample_rows), batch, step, self.vocab_size)
+        # Where nothing could be chosen there is no token to go on from, but one to look up if the slot runs on.
+        last = rows.chosen.token_ids.index_select(0, step.kept_rows).clamp(min=0)
+        self._last_tokens.index_copy_(0, step.kept_slots.long(), last)
+        return RunningStep(rows)
+
+    @torch.inference_mode()
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+        targets = np.full(len(logits), -1, np.int32)
+        rules = RowRules(sampling, allow_mask, targets)
+        on_device = torch.from_numpy(logits.copy()).to(self.device)
+        chosen = choose_tokens(on_device, 0, rules, torch.from_numpy(targets).to(self.device))
+        return Choices(chosen.token_ids.cpu().numpy(), chosen.sampler_state.cpu().numpy())
+
+    def close(self) -> None:
+        """Gives the memory back; the backend is of no use afterwards."""
+        self._model = None
+        self._cache.layers = []
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+    def _input_ids(self, step: StepInputs) -> Tensor:
+        slots = step.carry_slots
+        if slots is None:
+            return step.input_ids
+        return torch.where(slots >= 0, self._last_tokens.index_select(0, slots.clamp(min=0)), step.input_ids)
+
+
+def _refuse_unread(batch: Batch) -> None:
+    unread = {
+        "adapter_ids": batch.adapter_ids is not None,
+        "input_embeds": batch.input_embeds is not None,
+        "positions [3, T]": batch.positions.ndim != 1,
+    }
+    if names := [name for name, is_used in unread.items() if is_used]:
+        raise UnsupportedModelError(f"batch: the torch backend does not implement {', '.join(names)}")

@@ -1,0 +1,78 @@
+"""Which device and which dtypes a model runs in. Knows torch's devices and the options' words; no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tuili.checks import refusal
+from tuili.config import KvCacheDtype
+from tuili.errors import InvalidRequestError
+
+DEVICE_TYPES = ("cuda", "xpu", "mps", "cpu")  # in the order in which "auto" looks for them
+DTYPES: Mapping[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "float32": torch.float32,
+    "float": torch.float32,
+}
+_CACHE_DTYPES: Mapping[KvCacheDtype, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name` ("cuda", "cuda:1", "xpu", "mps", "cpu"); None and "auto" are the first one there is.
+
+    Raises InvalidRequestError for a name that is none, and for a device that torch does not see here.
+    """
+    if name in (None, "auto"):
+        return _indexed(torch.device(next(kind for kind in DEVICE_TYPES if _module(kind).is_available())))
+    try:
+        device = torch.device(str(name))
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in DEVICE_TYPES:
+        raise refusal("device", name, "auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
+    module = _module(device.type)
+    count = module.device_count() if module.is_available() else 0
+    if (device.index or 0) >= count:
+        raise InvalidRequestError(f"device {name!r}: torch {torch.__version__} sees {count} of them", param="device")
+    return _indexed(device)
+
+
+def _module(kind: str) -> Any:
+    return getattr(torch, kind)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """With its number, where there may be several: "cuda" alone would mean whatever is current later."""
+    if device.type in ("cuda", "xpu") and device.index is None:
+        return torch.device(device.type, _module(device.type).current_device())
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, stored_format: str) -> torch.dtype:
+    """The dtype of weights and activations.
+
+    "auto" is float32 on the CPU; on a GPU float16 for a checkpoint that is stored so, else bfloat16, or float16 where
+    the GPU has no bfloat16. Raises InvalidRequestError.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise refusal("dtype", name, f"one of auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else True
+    return torch.float16 if stored_format == "F16" or not has_bfloat16 else torch.bfloat16
+
+
+def cache_dtype(name: KvCacheDtype, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of cached keys and values; "auto" is the model's own."""
+    return dtype if name == "auto" else _CACHE_DTYPES[name]

@@ -1,0 +1,76 @@
+"""A whole model: token ids to hidden states to logits. Knows modules and the cache; no batch, no sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tuili.backends.torch.building import Builder
+from tuili.backends.torch.cache import PagedCache
+from tuili.backends.torch.layers import Embedding, Flow, Head, Join, Layer, LayerStep
+from tuili.backends.torch.ops import Ops
+from tuili.backends.torch.positions import PositionTables
+from tuili.backends.torch.step import StepInputs
+from tuili.backends.torch.weights import WeightReader
+from tuili.models.spec import AttentionSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The modules of a spec, front to back."""
+
+    ops: Ops
+    embed: Embedding
+    layers: tuple[Layer, ...]
+    tables: PositionTables
+    final: Join
+    head: Head
+    logit_scale: float
+    logit_softcap: float | None
+    num_bytes: int
+
+    def hidden(self, input_ids: Tensor, step: StepInputs, cache: PagedCache) -> Flow:
+        """What leaves the last layer [T, hidden]; keys and values go to the cache."""
+        positions = self.tables.at(step.positions)
+        x, residual = self.embed(input_ids, step.positions), None
+        for i, layer in enumerate(self.layers):
+            group = cache.group_of[i]
+            where = LayerStep(
+                positions[self.tables.kind_of[i]], step.plans[group], step.slot_mapping[group], cache.layers[i]
+            )
+            x, residual = layer(x, residual, where)
+        return x, residual
+
+    def finish(self, flow: Flow, rows: Tensor) -> Tensor:
+        """The final norm of some rows: [R, hidden]."""
+        x, residual = flow
+        normed, _ = self.final(x.index_select(0, rows), None if residual is None else residual.index_select(0, rows))
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Raw logits float32 [R, vocab] of normed hidden states [R, hidden]."""
+        return self.ops.finish_logits(self.head(hidden), self.logit_scale, self.logit_softcap)
+
+
+def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: int) -> Model:
+    """Reads every weight once, front to back. context_len: the longest text there will be, for rotary frequencies."""
+    builder = Builder(spec, reader, ops)
+    table = reader.matrix("embed_tokens")
+    embed = builder.embedding(table)
+    layers = tuple(builder.layer(i) for i in range(len(spec.layers)))
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
+    final = builder.join("norm" if spec.final_norm else None)
+    head = builder.head(table)
+    reader.report()
+    return Model(
+        ops=ops,
+        embed=embed,
+        layers=layers,
+        tables=PositionTables(mixers, context_len, reader.device),
+        final=final,
+        head=head,
+        logit_scale=spec.logit_scale,
+        logit_softcap=spec.logit_softcap,
+        num_bytes=reader.num_bytes,
+    )

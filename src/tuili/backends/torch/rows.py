@@ -1,0 +1,93 @@
+"""The sampled rows of a step: logits a few rows at a time, choices, scores, and their way back. Knows no layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuili.backend import Batch, Float32, Int64, StepResult
+from tuili.backends.torch.model import Model
+from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens
+from tuili.backends.torch.scores import Scores, no_scores, score_tokens
+from tuili.backends.torch.step import Download, StepInputs
+from tuili.errors import EngineUnavailableError
+
+_TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
+_DEVICE_TILE_LOGITS = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class RowResults:
+    """On the device, of all R rows."""
+
+    chosen: Chosen
+    scores: Scores
+    logits: Tensor | None  # float32 [W, vocab] of the rows that want them
+    logit_rows: Int64 | None  # [W]
+    hidden: Tensor | None  # float32 [R, hidden]
+
+
+def run_rows(model: Model, hidden: Tensor, batch: Batch, step: StepInputs, vocab_size: int) -> RowResults:
+    """Chooses and scores from the normed hidden states [R, hidden] of the sampled rows."""
+    rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
+    logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
+    k = min(vocab_size, int(batch.num_logprobs.max(initial=0)))
+    size = max(1, _TILE_LOGITS.get(hidden.device.type, _DEVICE_TILE_LOGITS) // vocab_size)
+    chosen: list[Chosen] = []
+    scores: list[Scores] = []
+    kept: list[Tensor] = []
+    for start in range(0, max(len(hidden), 1), size):
+        tile = slice(start, start + size)
+        logits = model.logits(hidden[tile])
+        chosen.append(choose_tokens(logits, start, rules, step.targets[tile]))
+        if (batch.num_logprobs[tile] >= 0).any():
+            scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
+        else:
+            scores.append(no_scores(len(logits), k, logits.device))
+        if batch.want_logits is not None:
+            kept.append(logits[torch.from_numpy(batch.want_logits[tile]).to(logits.device)])
+    return RowResults(
+        chosen=Chosen(*map(_joined, zip(*chosen, strict=True))),
+        scores=Scores(*map(_joined, zip(*scores, strict=True))),
+        logits=_joined(tuple(kept)) if kept else None,
+        logit_rows=logit_rows,
+        hidden=hidden.float() if batch.want_hidden else None,
+    )
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class RunningStep:
+    """The handle of a step under way."""
+
+    def __init__(self, rows: RowResults) -> None:
+        self._logit_rows = rows.logit_rows
+        self._has = (rows.logits is not None, rows.hidden is not None)
+        extra = [tensor for tensor in (rows.logits, rows.hidden) if tensor is not None]
+        self._download = Download([*rows.chosen, *rows.scores, *extra])
+
+    def result(self) -> StepResult:
+        """Waits for the device. Raises EngineUnavailableError when it failed."""
+        try:
+            arrays = iter(self._download.arrays())
+        except RuntimeError as error:
+            raise EngineUnavailableError(f"the device failed: {str(error).splitlines()[0]}") from error
+        token_ids, sampler_state, logprobs, ranks, top_ids, top_logprobs = (next(arrays) for _ in range(6))
+        has_logits, has_hidden = self._has
+        logits: Float32 | None = next(arrays) if has_logits else None
+        return StepResult(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            ranks=ranks,
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+            sampler_state=sampler_state,
+            logits=logits,
+            logit_rows=self._logit_rows,
+            hidden=next(arrays) if has_hidden else None,
+        )
