@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.checks import check_choice, check_count, check_flag, check_optional_text
-from tuili.config import DTYPES, KvCacheDtype
+from tuili.config import DTYPES, KvCacheDtype, check_device
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -39,7 +39,7 @@ class BackendOptions:
 
     max_model_len: int
     num_threads: int = 0
-    kv_cache_dtype: KvCacheDtype = "bfloat16"
+    kv_cache_dtype: KvCacheDtype = "auto"
     isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
     device: str | None = None  # torch backend: "cuda", "cuda:1", "xpu", "mps", "cpu"; None is the best at hand
     dtype: str = "auto"  # torch backend: of weights and activations
@@ -51,7 +51,7 @@ class BackendOptions:
         check_count("num_threads", self.num_threads, 0)
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
         check_optional_text("isa", self.isa)
-        check_optional_text("device", self.device)
+        check_device("device", self.device)
         check_choice("dtype", self.dtype, DTYPES)
         check_flag("deterministic", self.deterministic)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from tuili.errors import InvalidRequestError
 KvCacheDtype = Literal["auto", "bfloat16", "int8", "fp8"]
 KV_CACHE_DTYPES: Mapping[str, KvCacheDtype] = {"auto": "bfloat16", "bfloat16": "bfloat16", "int8": "int8"}
 BACKENDS = ("cpu", "reference", "torch")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,4})?")
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
@@ -129,6 +131,12 @@ class EngineConfig:
                 f"got {self.max_num_batched_tokens}",
                 param="max_num_batched_tokens",
             )
+
+
+def check_device(name: str, value: object) -> None:
+    """A device's name, or None; whether there is one of that name only torch can tell."""
+    if value is not None and not (isinstance(value, str) and _DEVICE.fullmatch(value)):
+        raise refusal(name, value, "auto, cpu, cuda, cuda:N, xpu, xpu:N, mps or None")
 
 
 def store_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Every family against transformers: tiny random models, float32, all logits of a text, on both backends.
+"""Every family against transformers: tiny random models, float32, all logits of a text, on every backend.
 
 The cpu backend keeps keys and values as bfloat16.
 """
@@ -29,8 +29,9 @@ def test_logits_equal_transformers(name: str) -> None:
     weights = tiny_models.canonical(model, for_hf(model.config.model_type), spec)
     theirs = tiny_models.logits(model, TEXT)
     assert np.abs(theirs).max() > 1, "logits this small would prove nothing"
-    for backend_name, bound in (("reference", 1e-4), ("cpu", CPU_BOUND)):
-        backend = load_backend(backend_name, spec, weights, BackendOptions(max_model_len=len(TEXT)))
+    options = BackendOptions(max_model_len=len(TEXT), device="cpu")
+    for backend_name, bound in (("reference", 1e-4), ("torch", 1e-4), ("cpu", CPU_BOUND)):
+        backend = load_backend(backend_name, spec, weights, options)
         np.testing.assert_allclose(Driver(backend).logits(TEXT), theirs, rtol=0, atol=bound, err_msg=backend_name)
 
 

@@ -39,7 +39,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("num_threads", True, "integer >= 0"),
         ("backend", "gpu", "one of"),
         ("dtype", "int3", "one of"),
-        ("kv_cache_dtype", "fp8", "one of"),
+        ("kv_cache_dtype", "fp4", "one of"),
         ("tensor_parallel_size", 2, "must be 1 on a CPU"),
         ("revision", "main", "not implemented"),
         ("speculative_config", "ngram", "a mapping or None"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tuili.backend import Backend, BackendOptions
 from tuili.checks import refusal
 from tuili.config import BACKENDS as BACKENDS
+from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 from tuili.weights.quantizing import Quantizer
@@ -33,7 +37,38 @@ def load_quantizer(name: str, num_threads: int) -> Quantizer:
     return quantizer
 
 
+def choose_backend(name: str | None, device: str | None) -> str:
+    """`name`, else torch where a device other than the CPU is asked for, or where torch sees a GPU, else cpu.
+
+    Imports torch only on a machine that has a GPU's driver.
+    """
+    if name is not None:
+        return name
+    if device in (None, "auto"):
+        return "torch" if _torch_sees_a_gpu() else "cpu"
+    return "cpu" if device == "cpu" else "torch"
+
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of Linux: NVIDIA's, Windows's for WSL, AMD's
+
+
+def _torch_sees_a_gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    if sys.platform == "linux" and not any(map(Path.exists, map(Path, _DRIVERS))):
+        return False
+    found: bool = importlib.import_module(f"{__name__}.torch.devices").has_gpu()
+    return found
+
+
 def _module(name: str) -> Any:
     if name not in BACKENDS:
         raise refusal("backend", name, f"one of {', '.join(BACKENDS)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise InvalidRequestError(
+            f"backend {name!r} needs a package that is not installed: pip install 'tuili[{name}]'", param="backend"
+        ) from None

@@ -45,6 +45,9 @@ class LoadingSettings(ModelSettings):
 
         return LoadOptions(
             backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            owns_process=True,
             num_threads=self.num_threads,
             kv_cache_dtype=self.kv_cache_dtype,
             quantization=self.quantize,

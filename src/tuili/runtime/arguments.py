@@ -31,6 +31,9 @@ class LLMArguments:
     """
 
     backend: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    deterministic: bool = False
     num_threads: int = 0
     max_model_len: int | None = None
     max_num_seqs: int = 32
@@ -86,6 +89,9 @@ class LLMArguments:
         return LoadOptions(
             quantization=self.quantization,
             backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            deterministic=self.deterministic,
             num_threads=self.num_threads,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,

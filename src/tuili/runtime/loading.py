@@ -7,35 +7,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tuili.backend import Backend, BackendOptions
-from tuili.backends import BACKENDS, load_backend, load_quantizer
+from tuili.backends import choose_backend, load_backend, load_quantizer
 from tuili.checks import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_optional_count,
-    check_optional_factor,
-    check_optional_text,
     refusal,
 )
 from tuili.config import (
-    BLOCK_SIZES,
-    KV_CACHE_DTYPES,
-    MAX_NUM_SEQS,
     EngineConfig,
-    SpeculativeConfig,
     store_dir,
 )
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
-from tuili.runtime.memory import size_cache
+from tuili.runtime.load_options import LoadOptions as LoadOptions
+from tuili.runtime.load_options import resolved
+from tuili.runtime.memory import CACHE_SHARE, DEVICE_CACHE_SHARE, size_cache
 from tuili.runtime.modelfile_settings import (
     Preamble,
     check_modelfile,
@@ -58,54 +50,7 @@ if TYPE_CHECKING:
 
     Loaded = TypeVar("Loaded", Pipeline, RunningEngine)
 
-DEFAULT_BACKEND = "cpu"
 DEFAULT_BATCHED_TOKENS = 512
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadOptions:
-    """How to load. None lets the model and the machine decide.
-
-    max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
-    kv_cache_dtype is auto, bfloat16 or int8. chat_template is Jinja source or the path of a file with it;
-    tokenizer names other files to take the tokenizer from. quantization is a recipe of weights.recipes that float
-    weights are quantized by as they are loaded; "gguf", for a GGUF file, is the format it has.
-    """
-
-    backend: str | None = None
-    num_threads: int = 0
-    max_model_len: int | None = None
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int | None = None
-    block_size: int = 64
-    kv_cache_memory_bytes: int | None = None
-    kv_cache_dtype: str = "auto"
-    enable_prefix_caching: bool = True
-    max_slowdown: float | None = None
-    speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
-    chat_template: str | None = None
-    tokenizer: str | None = None
-    quantization: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""
-        check_choice("backend", self.backend, (None, *BACKENDS))
-        check_count("num_threads", self.num_threads, 0)
-        check_optional_count("max_model_len", self.max_model_len)
-        check_count("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
-        check_optional_count("max_num_batched_tokens", self.max_num_batched_tokens)
-        check_choice("block_size", self.block_size, BLOCK_SIZES)
-        check_optional_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
-        check_choice("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
-        check_flag("enable_prefix_caching", self.enable_prefix_caching)
-        check_optional_factor("max_slowdown", self.max_slowdown)
-        if not isinstance(self.speculative, SpeculativeConfig | None):
-            raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
-        check_optional_text("chat_template", self.chat_template)
-        check_optional_text("tokenizer", self.tokenizer)
-        check_optional_text("quantization", self.quantization)
-        if self.quantization not in (None, "gguf"):
-            find_recipe(self.quantization)
 
 
 def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -> Pipeline:
@@ -114,7 +59,7 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
     Raises what find_model raises, ModelFileError, UnsupportedModelError, InsufficientMemoryError, and
     InvalidRequestError for options the model cannot meet.
     """
-    options = options or LoadOptions()
+    options = resolved(options or LoadOptions())
     name = model if isinstance(model, str) else fspath(model) if isinstance(model, PathLike) else None
     if not isinstance(name, str) or not name:
         raise refusal("model", model, "a name or a path")
@@ -131,6 +76,7 @@ def open_engine(path: Path, options: LoadOptions) -> RunningEngine:
     the model's. Raises as open_model.
     """
     start = time.monotonic()
+    options = resolved(replace(options, owns_process=True))
     with _without_collection():
         return _unchanged(path, lambda: _load_engine(path, options, start))
 
@@ -314,10 +260,17 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
     backend_options = BackendOptions(
         max_model_len=max_model_len,
         num_threads=options.num_threads,
-        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
+        kv_cache_dtype=options.kv_cache_dtype,  # type: ignore[arg-type]  # checked where it was resolved
+        device=options.device,
+        dtype=options.dtype,
+        deterministic=options.deterministic,
     )
     weights = weights_to_run(checkpoint, options)
-    return load_backend(options.backend or DEFAULT_BACKEND, checkpoint.spec, weights, backend_options)
+    return load_backend(_backend(options), checkpoint.spec, weights, backend_options)
+
+
+def _backend(options: LoadOptions) -> str:
+    return choose_backend(options.backend, options.device)
 
 
 def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
@@ -325,7 +278,7 @@ def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
     if options.quantization is None or (options.quantization == "gguf" and checkpoint.source == "gguf"):
         return checkpoint.weights
     recipe = find_recipe(options.quantization)
-    quantize = load_quantizer(options.backend or DEFAULT_BACKEND, options.num_threads)
+    quantize = load_quantizer(_backend(options), options.num_threads)
     return quantized_weights(checkpoint.weights, checkpoint.spec, recipe, quantize)
 
 
@@ -339,7 +292,7 @@ def _engine_config(
         max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
-        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
+        kv_cache_dtype=options.kv_cache_dtype,  # type: ignore[arg-type]
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
         speculative=options.speculative,
@@ -347,4 +300,6 @@ def _engine_config(
     if config.kv_cache_memory_bytes is not None:
         return config
     groups = [group for backend in backends if backend for group in backend.cache_groups(options.block_size)]
-    return size_cache(groups, config, free_bytes, may_shorten=options.max_model_len is None)
+    on_device = getattr(backends[0], "free_bytes", None)  # of a GPU, whose memory holds the weights already
+    free, share = (free_bytes, CACHE_SHARE) if on_device is None else (on_device, DEVICE_CACHE_SHARE)
+    return size_cache(groups, config, free, may_shorten=options.max_model_len is None, share=share)

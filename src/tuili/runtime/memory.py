@@ -11,17 +11,23 @@ from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InsufficientMemoryError
 
 CACHE_SHARE = 0.4  # of the memory that is free before the weights are packed
+DEVICE_CACHE_SHARE = 0.85  # of what a GPU has left beside the weights; steps work in the rest
 
 
 def size_cache(
-    groups: Sequence[CacheGroup], config: EngineConfig, free_bytes: int, *, may_shorten: bool
+    groups: Sequence[CacheGroup],
+    config: EngineConfig,
+    free_bytes: int,
+    *,
+    may_shorten: bool,
+    share: float = CACHE_SHARE,
 ) -> EngineConfig:
     """`config` with kv_cache_memory_bytes for all its sequences at full length, but at most a share of what is free.
 
     With may_shorten, max_model_len comes down to what one sequence can have. Raises
     InsufficientMemoryError, with the numbers, when not even one sequence fits.
     """
-    limit = int(free_bytes * CACHE_SHARE)
+    limit = int(free_bytes * share)
     fitting = _fitting_len(groups, config, limit)
     if fitting < (1 if may_shorten else config.max_model_len):
         need = needed_bytes(groups, config, 1)

@@ -33,11 +33,6 @@ _MEMORY = "on a CPU the KV cache is sized by kv_cache_memory_bytes or the free m
 _ALWAYS = "prompts are always computed in chunks"
 _IMAGES = "models read text only"
 IGNORED: Mapping[str, Ignored] = {
-    "dtype": Ignored(
-        "auto",
-        "weights stay in their file's format, arithmetic between them is float32",
-        ("auto", "half", "float16", "bfloat16", "float", "float32"),
-    ),
     "gpu_memory_utilization": Ignored(0.92, _MEMORY, low=1e-9, high=1.0),
     "swap_space": Ignored(0, _MEMORY, low=0.0),
     "cpu_offload_gb": Ignored(0, _GPU, low=0.0),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from tuili.config import BACKENDS, BLOCK_SIZES, KV_CACHE_DTYPES, MAX_NUM_SEQS, SpeculativeConfig
+from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, KvCacheDtype, SpeculativeConfig
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams
@@ -95,7 +95,9 @@ class ModelSettings:
         Count(automatic=("auto", "-1", -1)),
         "Most tokens of a step; 512 by default.",
     )
-    kv_cache_dtype: str = setting("auto", ENGINE, Choice(tuple(KV_CACHE_DTYPES)), "int8 takes half the memory.")
+    kv_cache_dtype: str = setting(
+        "auto", ENGINE, Choice(get_args(KvCacheDtype)), "int8 takes half the memory; fp8 needs torch."
+    )
     kv_cache_memory_bytes: int | None = setting(
         None,
         ENGINE,
@@ -113,7 +115,12 @@ class ModelSettings:
         "-q",
     )
     num_threads: int = setting(0, ENGINE, Count(0, 1024), "Threads of each engine; 0 chooses.")
-    backend: str | None = setting(None, ENGINE, Choice(BACKENDS), "What computes.")
+    backend: str | None = setting(None, ENGINE, Choice(BACKENDS), "What computes; torch where it sees a GPU.")
+    device: str | None = setting(None, ENGINE, Text(), "Of torch: cuda, cuda:1, xpu, mps, cpu.")
+    dtype: str = setting("auto", ENGINE, Choice(DTYPES), "Of torch: of weights and activations.")
+    deterministic: bool = setting(
+        False, ENGINE, Switch(), "Of torch: answers do not depend on what else is computed at the time."
+    )
     max_slowdown: float = setting(
         2.0,
         ENGINE,
@@ -191,6 +198,9 @@ class ModelSettings:
         speculative = self.speculative_config
         return LoadOptions(
             backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            deterministic=self.deterministic,
             num_threads=self.num_threads,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,

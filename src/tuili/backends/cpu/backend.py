@@ -23,7 +23,7 @@ from tuili.backend import (
 )
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, load_model
-from tuili.config import BLOCK_SIZES, KvCacheDtype
+from tuili.config import BLOCK_SIZES, KV_CACHE_DTYPES, KvCacheDtype
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
@@ -48,7 +48,7 @@ class CpuBackend:
         self._open_model: _native.Model | None = model
         self._groups = groups
         self._block_size = 0
-        self._cache_format: KvCacheDtype = options.kv_cache_dtype
+        self._cache_format: KvCacheDtype = KV_CACHE_DTYPES[options.kv_cache_dtype]
         self._kept: _BoundStep | None = None
 
     @property

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tuili.backend import BackendOptions, Float32
 from tuili.backends.cpu import _native
 from tuili.checks import check_choice, check_count, refusal
+from tuili.config import KV_CACHE_DTYPES
 from tuili.errors import (
     InsufficientMemoryError,
     ModelFileError,
@@ -106,6 +107,8 @@ def _check_options(options: BackendOptions) -> None:
         if not _native.has_isa(options.isa):
             raise refusal("isa", options.isa, "one this processor runs")
     check_count("num_threads", options.num_threads, 0, _native.MAX_THREADS)
+    check_choice("kv_cache_dtype", options.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
+    check_choice("device", options.device, (None, "auto", "cpu"))
 
 
 def _rope(rope: RopeSpec, max_model_len: int) -> tuple[Float32, float]:

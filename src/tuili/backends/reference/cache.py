@@ -20,7 +20,7 @@ class PagedCache:
     backend's cache does.
     """
 
-    def __init__(self, layers: tuple[AttentionSpec, ...], dtype: KvCacheDtype = "bfloat16") -> None:
+    def __init__(self, layers: tuple[AttentionSpec, ...], dtype: KvCacheDtype = "auto") -> None:
         self._layers = layers
         self._rounds_to_int8 = dtype == "int8"
         windows = {a.sliding_window for a in layers}

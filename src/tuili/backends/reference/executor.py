@@ -23,7 +23,8 @@ from tuili.backend import (
 from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.forward import Forward
 from tuili.backends.reference.sampling import choose, choose_row, score
-from tuili.checks import refusal
+from tuili.checks import check_choice, refusal
+from tuili.config import KV_CACHE_DTYPES
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes
@@ -67,6 +68,8 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
     """
     if options.isa is not None:
         raise refusal("isa", options.isa, "None for the reference backend")
+    check_choice("kv_cache_dtype", options.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
+    check_choice("device", options.device, (None, "auto", "cpu"))
     if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the reference backend does not implement {', '.join(missing)}")
     return ReferenceBackend(spec, _dequantized(weights, tensor_shapes(spec)), options)

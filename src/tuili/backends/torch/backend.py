@@ -1,4 +1,4 @@
-"""TorchBackend: a batch in, a step's handle out. Knows the batch's fields; the mathematics is in the model's modules."""
+"""TorchBackend: a batch in, a step's handle out. Knows the batch's fields; the mathematics is in the modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tuili.backend import (
     Float32,
     SamplingArrays,
     StepHandle,
-    StepResult,
     UInt32,
 )
 from tuili.backends.torch.cache import PagedCache, is_out_of_memory
@@ -29,7 +28,7 @@ from tuili.backends.torch.rows import RunningStep, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
-from tuili.checks import refusal
+from tuili.checks import check_count, refusal
 from tuili.config import MAX_NUM_SEQS
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, UnsupportedModelError
 from tuili.models.features import unsupported_features
@@ -47,12 +46,15 @@ SUPPORTED = frozenset(
         *("logit_scale", "logit_softcap", "lm_head_bias", "position=learned", "position=alibi", "position=none"),
     )
 )
+_MAX_THREADS = 1024
 _FIRST_MATRIX = "layers.0.o_proj.weight"
 
 
 @torch.inference_mode()
 def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOptions) -> Backend:
     """Reads every weight once, to the device; returns a backend without a cache. Nothing of `weights` is needed then.
+
+    num_threads, where it is not 0, is set for the whole process.
 
     Raises UnsupportedModelError naming what the backend lacks, ModelFileError for weights that are not the spec's,
     InvalidRequestError for an option, InsufficientMemoryError.
@@ -61,6 +63,9 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
         raise refusal("isa", options.isa, "None for the torch backend")
     if missing := unsupported_features(spec, SUPPORTED):
         raise UnsupportedModelError(f"{spec.family}: the torch backend does not implement {', '.join(missing)}")
+    check_count("num_threads", options.num_threads, 0, _MAX_THREADS)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
     shapes = tensor_shapes(spec)
     device = choose_device(options.device)
     stored = weights[_FIRST_MATRIX].format.name if _FIRST_MATRIX in weights else ""
@@ -103,6 +108,14 @@ class TorchBackend:
     def weight_bytes(self) -> int:
         """Memory that the weights take on the device."""
         return self._open_model.num_bytes
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What the device's memory has left; None where that is the host's."""
+        if self.device.type == "cpu":
+            return None
+        free: int = torch.accelerator.get_memory_info(self.device)[0]
+        return free
 
     @property
     def _open_model(self) -> Model:

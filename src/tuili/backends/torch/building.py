@@ -44,7 +44,7 @@ from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 @dataclass(slots=True)
 class Builder:
-    """Builds modules front to back. `pending` is the factor of what is yet to be added to the residual; None: nothing."""
+    """Builds modules front to back. `pending` is the factor of what is yet to be added to the residual, if anything."""
 
     spec: ModelSpec
     reader: WeightReader

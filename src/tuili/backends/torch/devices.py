@@ -26,19 +26,19 @@ _CACHE_DTYPES: Mapping[KvCacheDtype, torch.dtype] = {
 }
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device called `name` ("cuda", "cuda:1", "xpu", "mps", "cpu"); None and "auto" are the first one there is.
+def has_gpu() -> bool:
+    """Whether torch sees a GPU that the backend is meant for."""
+    return torch.cuda.is_available()
 
-    Raises InvalidRequestError for a name that is none, and for a device that torch does not see here.
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`, as config.check_device allows it; None and "auto" are the first one there is.
+
+    Raises InvalidRequestError for a device that torch does not see here.
     """
     if name in (None, "auto"):
         return _indexed(torch.device(next(kind for kind in DEVICE_TYPES if _module(kind).is_available())))
-    try:
-        device = torch.device(str(name))
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in DEVICE_TYPES:
-        raise refusal("device", name, "auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
+    device = torch.device(str(name))
     module = _module(device.type)
     count = module.device_count() if module.is_available() else 0
     if (device.index or 0) >= count:

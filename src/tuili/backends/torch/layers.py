@@ -204,8 +204,8 @@ class Heads:
     head_dim: int
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = self.project(x)
-        return tuple(part.unflatten(-1, (-1, self.head_dim)) for part in (queries, keys, values))  # type: ignore[return-value]
+        queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in self.project(x))
+        return queries, keys, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,8 @@ class RowNormedHeads:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values = self.project(x)
         parts = (self.query_norm(queries), self.key_norm(keys), values)
-        return tuple(part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # type: ignore[return-value]
+        queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        return queries, keys, values
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What positions do to queries and keys, looked up in tables that loading makes. Knows rope.py's formulas; no layers."""
+"""What positions do to queries and keys, from tables that loading makes. Knows rope.py's formulas; no layers."""
 
 from __future__ import annotations
 

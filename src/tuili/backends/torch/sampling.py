@@ -31,7 +31,7 @@ class RowRules:
     def drawn_rows(self) -> Bool:
         """[R] rows whose token is more than the largest logit."""
         s = self.sampling
-        is_ruled = np.zeros(len(self.targets), np.bool_) if self.allow_mask is None else np.ones(len(self.targets), np.bool_)
+        is_ruled = np.full(len(self.targets), self.allow_mask is not None)
         for starts in (s.history_start, s.bias_start, s.chain_start):
             is_ruled |= np.diff(starts) > 0
         return (is_ruled | (s.temperature > 0)) & (self.targets < 0)

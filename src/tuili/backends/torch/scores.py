@@ -29,7 +29,7 @@ def no_scores(num_rows: int, k: int, device: torch.device) -> Scores:
 
 
 def score_tokens(logits: Tensor, token_ids: Tensor, num_logprobs: Tensor, k: int) -> Scores:
-    """logits float32 [R, vocab], token_ids int32 [R] (-1: none, nothing is said), num_logprobs int32 [R] (-1: unwanted)."""
+    """logits float32 [R, vocab]; token_ids, num_logprobs int32 [R]: nothing is said where one of them is -1."""
     is_wanted = (num_logprobs >= 0) & (token_ids >= 0)
     ids = token_ids.clamp(min=0).long()[:, None]
     own = logits.gather(-1, ids)

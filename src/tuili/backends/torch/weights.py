@@ -1,4 +1,4 @@
-"""Weights from their files to the device: dense in the model's dtype, or packed as the file has them. Knows no layers."""
+"""Weights from their files to the device: dense in the model's dtype, or packed as they are stored. Knows no layers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from tuili.cli.shared_options import taking_options
 from tuili.store.catalogue import DEFAULT_MODEL
 
 _INPUT, _OUTPUT = "Input", "Output"
-_LOADING_NAMES = ("max_model_len", "num_threads", "kv_cache_dtype", "quantize", "backend", "speculative_config")
+_LOADING_NAMES = (
+    *("max_model_len", "num_threads", "kv_cache_dtype", "quantize", "backend", "device", "dtype"),
+    "speculative_config",
+)
 
 
 _Rows = Annotated[

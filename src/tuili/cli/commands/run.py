@@ -35,10 +35,18 @@ def command(
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.", rich_help_panel=_LOADING)] = None,
     num_threads: Annotated[int, typer.Option(help="0 chooses.", rich_help_panel=_LOADING)] = 0,
     kv_cache_dtype: Annotated[
-        str, typer.Option(help="auto, bfloat16, or int8 for half the memory.", rich_help_panel=_LOADING)
+        str, typer.Option(help="auto, bfloat16, int8 for half the memory; fp8 with torch.", rich_help_panel=_LOADING)
     ] = "auto",
     quantize: QuantizeOption = None,
-    backend: Annotated[str | None, typer.Option(help="cpu or reference.", rich_help_panel=_LOADING)] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="cpu, torch or reference; torch where it sees a GPU.", rich_help_panel=_LOADING)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of torch: cuda, cuda:1, xpu, mps, cpu.", rich_help_panel=_LOADING)
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of torch: auto, bfloat16, float16, float32.", rich_help_panel=_LOADING)
+    ] = "auto",
     speculative_config: SpeculativeOption = None,
     url: Annotated[
         str | None,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from tuili.backends import choose_backend
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.runtime.explain.facts import (
@@ -19,7 +20,7 @@ from tuili.runtime.explain.facts import (
 )
 from tuili.runtime.explain.inside import look_inside
 from tuili.runtime.explain.model_facts import cache_facts, describe_as_run, layer_groups, model_facts
-from tuili.runtime.loading import DEFAULT_BACKEND, LoadOptions, open_model, weights_to_run
+from tuili.runtime.loading import LoadOptions, open_model, weights_to_run
 from tuili.runtime.pipeline import Pipeline
 from tuili.store.store import Store
 from tuili.text.detokenizer import Detokenizer
@@ -96,7 +97,7 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
             *found.times(num_prompt),
             _detokenize_time(pipeline, token_ids, found),
         ),
-        backend=load.backend or DEFAULT_BACKEND,
+        backend=choose_backend(load.backend, load.device),
     )
 
 

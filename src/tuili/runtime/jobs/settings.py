@@ -16,6 +16,8 @@ class ModelSettings:
     kv_cache_dtype: str = "auto"
     quantize: str | None = None
     backend: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,114 @@
+"""How to load a model, as values that are checked, and what they mean once a backend is chosen. Opens nothing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from tuili.backends import BACKENDS, choose_backend
+from tuili.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional_count,
+    check_optional_factor,
+    check_optional_text,
+    refusal,
+)
+from tuili.config import (
+    BLOCK_SIZES,
+    DTYPES,
+    KV_CACHE_DTYPES,
+    MAX_NUM_SEQS,
+    KvCacheDtype,
+    SpeculativeConfig,
+    check_device,
+)
+from tuili.machine import thread_limits
+from tuili.weights.recipes import find_recipe
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """How to load. None lets the model and the machine decide.
+
+    max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
+    backend None is torch where that sees a GPU, else cpu; device, dtype and deterministic are for torch
+    (docs/torch.md). kv_cache_dtype is auto, bfloat16 or int8, or fp8 with torch.
+    chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
+    from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
+    quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
+    for a GGUF file, is the format it has.
+    """
+
+    backend: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    deterministic: bool = False
+    num_threads: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int | None = None
+    block_size: int = 64
+    kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    max_slowdown: float | None = None
+    speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
+    chat_template: str | None = None
+    tokenizer: str | None = None
+    quantization: str | None = None
+    owns_process: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""
+        check_choice("backend", self.backend, (None, *BACKENDS))
+        check_device("device", self.device)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_flag("deterministic", self.deterministic)
+        check_count("num_threads", self.num_threads, 0)
+        check_optional_count("max_model_len", self.max_model_len)
+        check_count("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
+        check_optional_count("max_num_batched_tokens", self.max_num_batched_tokens)
+        check_choice("block_size", self.block_size, BLOCK_SIZES)
+        check_optional_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
+        check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        check_flag("owns_process", self.owns_process)
+        check_optional_factor("max_slowdown", self.max_slowdown)
+        if not isinstance(self.speculative, SpeculativeConfig | None):
+            raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
+        check_optional_text("chat_template", self.chat_template)
+        check_optional_text("tokenizer", self.tokenizer)
+        check_optional_text("quantization", self.quantization)
+        if self.quantization not in (None, "gguf"):
+            find_recipe(self.quantization)
+
+
+def resolved(options: LoadOptions) -> LoadOptions:
+    """With the backend chosen, and what depends on it. Raises InvalidRequestError for what that one does not take."""
+    backend = choose_backend(options.backend, options.device)
+    if backend == "torch":
+        if options.num_threads and not options.owns_process:
+            raise refusal("num_threads", options.num_threads, "0 with torch, whose threads are the whole process's")
+        num_threads = thread_limits(options.num_threads).num_threads if options.owns_process else 0
+        return replace(options, backend=backend, num_threads=num_threads)
+    if options.device not in (None, "auto", "cpu"):
+        raise refusal("device", options.device, f"cpu for the {backend} backend")
+    if options.dtype != "auto":
+        _log.warning(
+            "without effect on the %s backend: dtype (weights stay in their file's format, arithmetic between them is "
+            "float32)",
+            backend,
+        )
+    return replace(options, backend=backend, kv_cache_dtype=cpu_cache_dtype(options.kv_cache_dtype))
+
+
+def cpu_cache_dtype(name: str) -> KvCacheDtype:
+    """What a LoadOptions.kv_cache_dtype is where torch does not compute. Raises InvalidRequestError."""
+    if name not in KV_CACHE_DTYPES:
+        raise refusal("kv_cache_dtype", name, f"one of {', '.join(KV_CACHE_DTYPES)} without torch")
+    return KV_CACHE_DTYPES[name]
