@@ -112,6 +112,7 @@ def _write_inputs(folder: Path) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (folder / "batch.jsonl").write_text(json.dumps(line) + "\n")
     huggingface_folder.save(folder / "Qwen3-0.6B", "qwen3", head_dim=16)
+    (folder / "Modelfile").write_text(blocks(DOCS / "modelfile.md", "text")[0])
 
 
 @pytest.mark.parametrize("page", [p for p in sorted(DOCS.glob("*.md")) if _commands(p)], ids=lambda path: path.name)
