@@ -97,7 +97,7 @@ def test_a_histogram_counts_up_to_its_bounds(llm: LLM) -> None:
     meter = RequestMeter()
     usage = Usage(num_prompt_tokens=3, num_cached_tokens=0, num_output_tokens=3)
     done = Done(usage=usage, timings=Timings(time_to_first_token_s=0.25, decode_s=0.5, queue_s=0.05))
-    meter.add(done, ["stop"], [0.25, 1e9])
+    meter.add(done, ["stop"], [0.25, 1e9], SamplingParams(max_tokens=50))
     metrics = {m.name: m for m in meter.snapshot(llm._pipeline.loop.stats(), "m")}
     gaps = metrics["vllm:inter_token_latency_seconds"]
     assert isinstance(gaps, Histogram)
@@ -106,6 +106,9 @@ def test_a_histogram_counts_up_to_its_bounds(llm: LLM) -> None:
     prefill = metrics["vllm:request_prefill_time_seconds"]
     assert isinstance(prefill, Histogram)
     assert prefill.sum == pytest.approx(0.2)
+    limit = metrics["vllm:request_params_max_tokens"]
+    assert isinstance(limit, Histogram)
+    assert (limit.sum, limit.buckets["20"], limit.buckets["50"]) == (50, 0, 1)
 
 
 def _values(llm: LLM) -> dict[str, float]:

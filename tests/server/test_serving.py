@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.fake_backend import FakeBackend
+from support.gated_backend import GatedBackend
 from support.served import SmallPool, small_app
 from support.small_model import small_model
 from tuili.errors import TuiliError
@@ -64,3 +65,31 @@ async def test_waiting_for_a_place_is_waiting_for_the_engine(monkeypatch: pytest
     assert told["timings"]["queue_ms"] >= wait_s * 1e3
     (queued_s,) = re.findall(r"vllm:request_queue_time_seconds_sum\{.*\} (.*)", metrics)
     assert float(queued_s) == pytest.approx(told["timings"]["queue_ms"] / 1e3)
+
+
+async def test_metrics_count_who_waits_here_and_who_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def value(text: str, name: str) -> float:
+        return sum(map(float, re.findall(rf"^vllm:{name}(?:{{.*}})? (.*)$", text, re.MULTILINE)))
+
+    backend = GatedBackend()
+    async with small_app(pool=SmallPool(small_model(backend))) as (app, client):
+        ask = {"prompt": "a", "max_tokens": 5, "ignore_eos": True}
+        with monkeypatch.context() as patch:
+            patch.setattr(Seats, "_room", lambda _: 0)  # no request gets a place
+            waiting = asyncio.create_task(client.post("/v1/completions", json=ask))
+            while not app.state.serving.running():
+                await asyncio.sleep(0)
+            assert value((await client.get("/metrics")).text, "num_requests_waiting") == 1
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        leaving = asyncio.create_task(client.post("/v1/completions", json=ask))
+        backend.let(2)
+        while value((await client.get("/metrics")).text, "generation_tokens_total") < 2:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        backend.let()
+        text = (await client.get("/metrics")).text
+    assert re.findall(r"vllm:request_success_total{(.*)} 1.0", text) == [
+        'engine="0",finished_reason="abort",model_name="small"'
+    ]

@@ -195,7 +195,7 @@ class Answer:
             self.is_done = True
             events.append(done := self._done())
             if self.meter is not None:
-                self.meter.add(done, self._reasons, self._gaps_s)
+                self.meter.add(done, self._reasons, self._gaps_s, self.request.sampling)
 
     def _no_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         return None if self.request.sampling.logprobs is None else ()

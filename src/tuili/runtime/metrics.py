@@ -14,17 +14,26 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from tuili.engine.stats import EngineStats
-from tuili.types import Done, FinishReason
+from tuili.types import Done, FinishReason, SamplingParams
 
 _BOUNDS_S = tuple(digit * 10.0**power for power in range(-4, 3) for digit in (1, 2.5, 5))
-_HISTOGRAMS = (
+_BOUNDS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))  # of tokens and answers
+_SECONDS = (
     "time_to_first_token_seconds",
     "inter_token_latency_seconds",
+    "request_time_per_output_token_seconds",
     "e2e_request_latency_seconds",
     "request_queue_time_seconds",
     "request_prefill_time_seconds",
     "request_decode_time_seconds",
     "request_inference_time_seconds",
+)
+_COUNTS = (
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "request_prefill_kv_computed_tokens",
+    "request_params_n",
+    "request_params_max_tokens",
 )
 
 
@@ -52,7 +61,10 @@ class Gauge(Metric):
 
 @dataclass(frozen=True, slots=True)
 class Histogram(Metric):
-    """Observations in seconds. buckets maps upper bounds to how many were not above them; the last is "+Inf"."""
+    """Observations, in seconds where the name says so.
+
+    buckets maps upper bounds to how many were not above them; the last is "+Inf".
+    """
 
     count: int
     sum: float
@@ -60,12 +72,13 @@ class Histogram(Metric):
 
 
 class _Observations:
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_BOUNDS_S) + 1)
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def add(self, value: float) -> None:
-        self.counts[bisect_left(_BOUNDS_S, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
 
@@ -74,16 +87,26 @@ class RequestMeter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._observed = {name: _Observations() for name in _HISTOGRAMS}
+        self._observed = {name: _Observations(_BOUNDS_S) for name in _SECONDS}
+        self._observed |= {name: _Observations(_BOUNDS) for name in _COUNTS}
         self._num_prompt_tokens = 0
-        self._num_output_tokens = 0
+        self._num_cached_tokens = 0
         self._endings: Tally[str] = Tally()
 
-    def add(self, done: Done, reasons: Iterable[FinishReason], gaps_s: Sequence[float]) -> None:
-        """Takes in a finished request, how each answer ended, and the seconds between its tokens."""
+    def add(
+        self, done: Done, reasons: Iterable[FinishReason], gaps_s: Sequence[float], sampling: SamplingParams
+    ) -> None:
+        """Takes in a finished request: what it asked, how each answer ended, and the seconds between its tokens."""
         usage, timings = done.usage, done.timings
         prefill_s = timings.time_to_first_token_s - timings.queue_s
-        values = (
+        num_gaps = usage.num_output_tokens - sampling.n
+        values: tuple[tuple[str, float], ...] = (
+            ("request_prompt_tokens", usage.num_prompt_tokens),
+            ("request_generation_tokens", usage.num_output_tokens),
+            ("request_prefill_kv_computed_tokens", usage.num_prompt_tokens - usage.num_cached_tokens),
+            ("request_params_n", sampling.n),
+            *(() if sampling.max_tokens is None else (("request_params_max_tokens", sampling.max_tokens),)),
+            *((("request_time_per_output_token_seconds", sum(gaps_s) / num_gaps),) if num_gaps > 0 else ()),
             ("time_to_first_token_seconds", timings.time_to_first_token_s),
             ("e2e_request_latency_seconds", timings.time_to_first_token_s + timings.decode_s),
             ("request_queue_time_seconds", timings.queue_s),
@@ -96,8 +119,13 @@ class RequestMeter:
             for name, value in values:
                 self._observed[name].add(value)
             self._num_prompt_tokens += usage.num_prompt_tokens
-            self._num_output_tokens += usage.num_output_tokens
+            self._num_cached_tokens += usage.num_cached_tokens
             self._endings.update(reasons)
+
+    def add_unfinished(self, reason: FinishReason, count: int) -> None:
+        """Takes in answers of a request that broke, or that nobody wants any more."""
+        with self._lock:
+            self._endings[reason] += count
 
     def snapshot(self, stats: EngineStats, model_name: str) -> list[Metric]:
         """Everything measured so far, and the engine's state."""
@@ -116,7 +144,8 @@ class RequestMeter:
                 ("prefix_cache_hits", stats.num_prefix_hits),
                 ("num_preemptions", stats.num_preemptions),
                 ("prompt_tokens", self._num_prompt_tokens),
-                ("generation_tokens", self._num_output_tokens),
+                ("prompt_tokens_cached", self._num_cached_tokens),
+                ("generation_tokens", stats.num_output_tokens),
                 ("spec_decode_num_draft_tokens", stats.num_draft_tokens),
                 ("spec_decode_num_accepted_tokens", stats.num_accepted_tokens),
             )
@@ -136,6 +165,6 @@ def _usage(stats: EngineStats) -> float:
 
 
 def _histogram(name: str, labels: dict[str, str], observed: _Observations) -> Histogram:
-    bounds = (*(f"{bound:g}" for bound in _BOUNDS_S), "+Inf")
+    bounds = (*(f"{bound:g}" for bound in observed.bounds), "+Inf")
     buckets = dict(zip(bounds, accumulate(observed.counts), strict=True))
     return Histogram(f"vllm:{name}", labels, buckets["+Inf"], observed.sum, buckets)

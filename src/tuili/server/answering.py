@@ -179,6 +179,8 @@ class Answering:
                 events = []
         finally:
             await deltas.aclose()
+            if num_open := part.num_sequences - len(answer.finish_reasons):
+                front.meter.add_unfinished("error" if answer.is_done else "abort", num_open)
 
     def _note(self, part: Part, events: Sequence[Event]) -> None:
         count = sum(len(event.token_ids) for event in events if type(event) is TextDelta)

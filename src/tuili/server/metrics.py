@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -17,7 +18,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 
+from tuili.engine.wire import EngineFacts
 from tuili.runtime.metrics import Counter, Gauge, Histogram, Metric
+from tuili.server.pool import ServedModel
 from tuili.server.request_log import RequestLog
 from tuili.server.serving import Serving
 
@@ -53,17 +56,26 @@ class _Collector:
 def _model_families(serving: Serving) -> Iterable[Family]:
     families: dict[str, Family] = {}
     for served in serving.pool.loaded():
-        for metric in served.front.meter.snapshot(served.client.stats(), served.name):
+        stats = served.client.stats()
+        stats = replace(stats, num_waiting=stats.num_waiting + _num_queued(serving, served))
+        for metric in served.front.meter.snapshot(stats, served.name):
             _add(families, metric)
     return families.values()
 
 
+def _num_queued(serving: Serving, served: ServedModel) -> int:
+    """Sequences that wait here for a place in the model's engine."""
+    parts = [part for answering in serving.running() if answering.model is served for part in answering.parts]
+    return sum(part.num_sequences for part in parts if part.phase == "queue")
+
+
 def _add(families: dict[str, Family], metric: Metric) -> None:
-    values = list(metric.labels.values())
+    labels = {**metric.labels, "engine": "0"}  # vLLM's dashboards sum over engines
+    values = list(labels.values())
     family: Any = families.get(metric.name)
     if family is None:
         kind = next(family for known, family in _FAMILIES.items() if isinstance(metric, known))
-        family = families[metric.name] = kind(metric.name, _help(metric.name), labels=list(metric.labels))
+        family = families[metric.name] = kind(metric.name, _help(metric.name), labels=list(labels))
     if isinstance(metric, Histogram):
         family.add_metric(values, [(bound, float(count)) for bound, count in metric.buckets.items()], metric.sum)
     elif isinstance(metric, Counter | Gauge):
@@ -86,7 +98,19 @@ def _engine_families(serving: Serving) -> Iterable[Family]:
         for group, (num_free, num_blocks) in enumerate(zip(stats.num_free_blocks, stats.num_blocks, strict=True)):
             free.add_metric([served.name, str(group)], num_free)
             total.add_metric([served.name, str(group)], num_blocks)
-    return restarts, ready, free, total
+    return restarts, ready, free, total, _cache_family(serving)
+
+
+def _cache_family(serving: Serving) -> Family:
+    """How each engine's KV cache is made: labels of a value that is always 1. An engine in this process tells none."""
+    labels = ["model_name", "engine", "block_size", "cache_dtype", "num_gpu_blocks", "kv_cache_memory_bytes"]
+    family = GaugeMetricFamily("vllm:cache_config_info", "Configuration of the KV cache", labels=labels)
+    for served in serving.pool.loaded():
+        facts: EngineFacts | None = getattr(served.client, "facts", None)
+        if facts is not None:
+            told = (facts.block_size, facts.kv_cache_dtype, sum(facts.num_blocks), facts.cache_bytes)
+            family.add_metric([served.name, "0", *map(str, told)], 1)
+    return family
 
 
 def _server_families(serving: Serving) -> Iterable[Family]:
