@@ -115,6 +115,27 @@ def test_rows_that_cost_nothing_are_used_and_rows_that_cost_as_much_as_a_step_ar
     assert chooser(free).choose([good, (), poor], 3) == [3, 0, 0]
 
 
+def test_a_step_takes_no_longer_than_readers_are_to_wait() -> None:
+    table, good = costs({1: 1.0, 2: 1.2, 16: 4.0}), (0.99,) * 15
+    assert chooser(table).choose([good], 99) == [15]  # 4 seconds for 14 tokens and more
+    steady = WidthChooser(table, lambda _: 0.0, probe_gain=1.3, max_slowdown=2.0)
+    (width,) = steady.choose([good], 99)
+    assert table.seconds(1 + width) <= 2.0 < table.seconds(2 + width)
+
+
+def test_one_bad_moment_does_not_end_drafting_for_those_who_are_not_to_wait() -> None:
+    table, good = costs({1: 1.0, 16: 100.0}), (0.99,) * 15
+    steady = WidthChooser(table, lambda _: 0.0, probe_gain=1.3, max_slowdown=2.0)
+    widths = []
+    for _ in range(FIRST_PROBE * 16):
+        (width,) = steady.choose([good], 99)
+        widths.append(width)
+        table.observe(1 + width, 1.0 + 0.02 * width)
+    assert widths[0] == 0
+    assert steady.pays
+    assert widths[-1] > 0
+
+
 def test_what_does_not_pay_is_tried_ever_more_rarely_until_it_pays() -> None:
     table = costs({n: float(n) for n in range(1, 17)})
     subject, good = chooser(table), (0.9, 0.9, 0.9)

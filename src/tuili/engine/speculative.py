@@ -56,9 +56,10 @@ class Speculation:
         *,
         max_draft: int,
         max_tokens: int,
+        max_slowdown: float | None = None,
         clock: Callable[[], float],
     ) -> None:
-        """Drafts of up to `max_draft` tokens, in steps of up to `max_tokens`; clock gives seconds."""
+        """Drafts of up to `max_draft` tokens, in steps of up to `max_tokens` and max_slowdown; clock gives seconds."""
         self.drafting_s = 0.0  # of the step under way: what its drafts took
         self._drafter = drafter
         self._clock = clock
@@ -66,7 +67,7 @@ class Speculation:
         self._max_draft = max_draft
         self._max_tokens = max_tokens
         self._costs = StepCosts()
-        self._chooser = WidthChooser(self._costs, drafter.seconds, drafter.probe_gain)
+        self._chooser = WidthChooser(self._costs, drafter.seconds, drafter.probe_gain, max_slowdown)
         self._num_rows = 0  # of the step under way; 0: it is not comparable
         self._tried_s = self._total_s = 0.0  # what drafts took that were not known to pay, and all steps
 
@@ -147,6 +148,7 @@ def speculation(
         blocks,
         max_draft=config.speculative.num_speculative_tokens,
         max_tokens=config.max_num_batched_tokens,
+        max_slowdown=config.max_slowdown,
         clock=clock,
     )
 

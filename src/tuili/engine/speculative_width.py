@@ -5,6 +5,7 @@ Knows chances and seconds; neither sequences nor tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
@@ -50,14 +51,22 @@ class Gain(NamedTuple):
 class WidthChooser:
     """Shares out rows among the drafts of a step."""
 
-    def __init__(self, costs: StepCosts, drafting: Callable[[int], float], probe_gain: float) -> None:
+    def __init__(
+        self,
+        costs: StepCosts,
+        drafting: Callable[[int], float],
+        probe_gain: float,
+        max_slowdown: float | None = None,
+    ) -> None:
         """`drafting` says what guessing the next token of so many drafts takes, in seconds.
 
-        Drafts that would bring `probe_gain` if they cost nothing are tried now and then.
+        Drafts that would bring `probe_gain` if they cost nothing are tried now and then. A step takes at most
+        max_slowdown times what it takes without drafts: who reads feels the step, not the tokens it brings.
         """
         self._costs = costs
         self._drafting = drafting
         self._probe_gain = probe_gain
+        self._max_slowdown = math.inf if max_slowdown is None else max_slowdown
         self.pays = False  # whether the last choice was made for its gain
         self._num_passed = 0
         self._patience = FIRST_PROBE
@@ -80,8 +89,9 @@ class WidthChooser:
             return 0
         most = num_rows + sum(map(_chance, gains))
         expected = float(num_rows)
-        plain = expected / self._costs.seconds(num_rows)
-        best, best_rate = 0, 0.0
+        plain_s = self._costs.seconds(num_rows)
+        plain = expected / plain_s
+        best, best_rate, steady, steady_rate = 0, 0.0, 0, 0.0
         drafting = [0.0, *map(self._drafting, range(1, num_rows + 1))]
         drafting_s, num_at_depth = 0.0, [0] * (len(gains) + 1)
         for count, (chance, _, depth) in enumerate(gains, start=1):
@@ -94,11 +104,15 @@ class WidthChooser:
             rate = expected / seconds
             if rate > best_rate:
                 best, best_rate = count, rate
-        self.pays = best_rate >= MIN_GAIN * plain
+            if rate > steady_rate and seconds <= self._max_slowdown * plain_s:
+                steady, steady_rate = count, rate
+        self.pays = steady_rate >= MIN_GAIN * plain
         if self.pays:
             self._num_passed, self._patience = 0, FIRST_PROBE
-            return best
-        return best if most >= self._probe_gain * num_rows and self._is_time_to_probe() else 0
+            return steady
+        if most < self._probe_gain * num_rows or not self._is_time_to_probe():
+            return 0
+        return steady or (best + 1) // 2  # of steps believed too slow, too: estimates from one bad moment would stay
 
     def _is_time_to_probe(self) -> bool:
         self._num_passed += 1

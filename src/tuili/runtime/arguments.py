@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 class LLMArguments:
     """Sizes default to what the model allows and the memory holds.
 
-    max_slowdown is how many times longer a step may take because it also computes prompts of others; None, for the
-    most tokens per second, does not care. AsyncLLM's default keeps running streams steady.
+    max_slowdown is how many times longer a step may take because it also computes prompts of others, or drafts; None,
+    for the most tokens per second, does not care. AsyncLLM's default keeps running streams steady.
 
     generation_config "vllm" starts from the library's sampling defaults instead of the model's, a Modelfile counts
     all the same; override_generation_config changes single ones. vLLM's further arguments are checked, and those

@@ -125,7 +125,7 @@ class ModelSettings:
         2.0,
         ENGINE,
         Number(1),
-        "How many times longer a step may take because it also computes prompts of others.",
+        "How many times longer a step may take because it also computes prompts of others, or drafts.",
     )
     speculative_config: Mapping[str, Any] | None = setting(
         {},
