@@ -7,7 +7,9 @@
 namespace tuili {
 namespace {
 
-constexpr auto kStageSpin = std::chrono::microseconds(1000);  // sleeping inside a step costs more than it saves
+// Longer than items differ: who waits longer waits for a worker that lost its core to another process, and by sleeping
+// leaves this core to those that would take the next one's. Spinning on, both cores are lost at every disturbance.
+constexpr auto kStageSpin = std::chrono::microseconds(60);
 constexpr auto kIdleSpin = std::chrono::microseconds(100);
 constexpr int kHintsPerClockRead = 32;
 constexpr size_t kUpcomingBytes = 12 << 10;  // of the next weights, well within the first cache

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.offline import Offline, offline
-from benchmarks.serve.processes import Server, spent, tuili_server
+from benchmarks.serve.processes import Server, spent, threads_cpu_s, tuili_server
 from benchmarks.serve.prompts import Ask, asks
 
 PATH = "/v1/completions"
@@ -121,10 +121,12 @@ def first_token(server: Server, alone: Offline, count: int) -> dict[str, Any]:
 def idle(server: Server, seconds: float) -> dict[str, Any]:
     """Share of a core that a server takes while nobody asks."""
     time.sleep(1)
-    before, start_s = server.cpu_s(), time.perf_counter()
+    pids = server.pids()
+    before, start_s = {name: threads_cpu_s(pid) for name, pid in pids.items()}, time.perf_counter()
     time.sleep(seconds)
-    wall_s, used = time.perf_counter() - start_s, spent(before, server.cpu_s())
-    shares = {f"{name}_percent": round(100 * s / wall_s, 2) for name, s in used.items()}
+    used = spent(before, {name: threads_cpu_s(pid) for name, pid in pids.items()})
+    wall_s = time.perf_counter() - start_s
+    shares = {f"{name}_percent": round(100 * s / wall_s, 3) for name, s in used.items()}
     return {"measure": "idle", "seconds": seconds, **shares}
 
 

@@ -120,10 +120,10 @@ class Soak:
         return kind
 
     async def _at_rest(self) -> dict[str, float]:
-        """Counts once nothing runs; the engine's are a second old."""
+        """Counts once nothing runs; the engine's are up to two seconds old."""
         until_s = time.monotonic() + REST_S
         while time.monotonic() < until_s:
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
             running = await metric(self._server, "tuili:requests_running")
             held = await self._held_blocks()
             if not running and not held:

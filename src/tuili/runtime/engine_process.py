@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -53,6 +54,7 @@ from tuili.types import TokenDelta, TokenRequest
 from tuili.weights.mapped_file import file_stamps
 
 HEARTBEAT_S = 1.0
+IDLE_HEARTBEAT_S = 2.0
 BUSY_HEARTBEAT_S = 0.25
 EXIT_INTERNAL = 70  # EX_SOFTWARE
 _PR_SET_PDEATHSIG = 1
@@ -117,6 +119,8 @@ class EngineProcess:
                 raise ModelFileError(f"{path.name}: changed on disk since it was loaded: unload it and load it again")
             running = open_engine(path, options)
             running.loop.add_listener(self._flush)
+            gc.collect()
+            gc.freeze()  # it stays as long as the process: looking through it again would hold up a step
             self._running = running
             self._send(self._heartbeat())  # so that nobody sees an engine without numbers
             self._send(facts_of(running, stamps))
@@ -177,9 +181,13 @@ class EngineProcess:
 
     def _beat(self) -> None:
         pause = threading.Event()
+        told = None
         while True:
-            self._send(self._heartbeat())
-            pause.wait(HEARTBEAT_S)
+            stats = None if self._running is None else self._running.loop.stats()
+            is_idle = stats is not None and stats == told and not stats.num_running
+            self._send(Heartbeat(stats, *self._used) if is_idle else self._heartbeat())
+            told = stats
+            pause.wait(IDLE_HEARTBEAT_S if is_idle else HEARTBEAT_S)
 
     def _heartbeat(self) -> Heartbeat:
         running = self._running

@@ -24,6 +24,7 @@ from tuili.types import TokenDelta, TokenRequest
 _GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "prefill")
 _COUNTERS = [field.name for field in fields(EngineStats) if field.name not in _GAUGES]
 _FIRST_PAUSE_S = 0.25  # between tries to load, doubled each time
+_IDLE_LOOKS = 4  # so many times more rarely while nobody waits for an answer
 _STANDSTILL_S = 1.0  # by which a look may be late before we take it that the child stood still as we did
 _log = logging.getLogger(__name__)
 
@@ -297,9 +298,10 @@ class SupervisedEngine:
     async def _watch(self) -> None:
         while True:
             begun_s = time.monotonic()
-            await asyncio.sleep(self._policy.look_every_s)
+            pause_s = self._policy.look_every_s * (1 if self._flights else _IDLE_LOOKS)
+            await asyncio.sleep(pause_s)
             child = self._child
-            if time.monotonic() - begun_s > self._policy.look_every_s + _STANDSTILL_S:
+            if time.monotonic() - begun_s > pause_s + _STANDSTILL_S:
                 child.pardon()
             if self._state != "ready" or child is self._condemned:
                 continue

@@ -9,7 +9,9 @@ import asyncio
 import functools
 import socket
 import struct
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -75,6 +77,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes:
             raise self._too_large()
+        self._set_date()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -107,6 +110,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in dict(headers).items())
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
         self._linger()
+
+    def _set_date(self) -> None:
+        """uvicorn's own clock for it would wake an idle server every second."""
+        state, date = self.server_state, _http_date(int(time.time()))
+        if (b"date", date) not in state.default_headers:
+            others = [header for header in state.default_headers if header[0] != b"date"]
+            state.default_headers = [(b"date", date), *others]
 
     def _linger(self) -> None:
         """Closes a little later: the kernel would take back an answer to a client that is still sending."""
@@ -147,3 +157,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
         )
         return self._refusal
+
+
+@functools.lru_cache(maxsize=1)
+def _http_date(now_s: int) -> bytes:
+    return formatdate(now_s, usegmt=True).encode("ascii")
