@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support import family_models, tiny_models
-from support.batches import Driver
+from support.batches import Driver, Work
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.models.families import for_hf
@@ -31,8 +31,23 @@ def test_logits_equal_transformers(name: str) -> None:
     assert np.abs(theirs).max() > 1, "logits this small would prove nothing"
     options = BackendOptions(max_model_len=len(TEXT), device="cpu")
     for backend_name, bound in (("reference", 1e-4), ("torch", 1e-4), ("cpu", CPU_BOUND)):
-        backend = load_backend(backend_name, spec, weights, options)
-        np.testing.assert_allclose(Driver(backend).logits(TEXT), theirs, rtol=0, atol=bound, err_msg=backend_name)
+        driver = Driver(load_backend(backend_name, spec, weights, options))
+        np.testing.assert_allclose(driver.logits(TEXT), theirs, rtol=0, atol=bound, err_msg=backend_name)
+        np.testing.assert_allclose(mixed(driver), theirs[3:24], rtol=0, atol=bound, err_msg=backend_name)
+
+
+def mixed(driver: Driver) -> np.ndarray:
+    """Logits after positions 3 to 23 of the text, from steps in which another is decoded or begins."""
+    first, other = driver.text(), driver.text()
+    driver.step([Work(first, TEXT[:3], 0), Work(other, TEXT[::-1][:6])])
+    steps = [
+        [Work(other, [1]), Work(first, TEXT[3:21], 18)],
+        [Work(first, TEXT[21:22]), Work(other, TEXT[5:8])],
+        [Work(driver.text(), TEXT[2:9]), Work(other, [2]), Work(first, TEXT[22:24], 2)],
+    ]
+    rows = [slice(1, None), slice(0, 1), slice(2, None)]
+    logits = [driver.step(works).logits for works in steps]
+    return np.concatenate([found[r] for found, r in zip(logits, rows, strict=True) if found is not None])
 
 
 def test_mimo_is_a_qwen2_whose_prediction_layers_are_left_unread() -> None:
