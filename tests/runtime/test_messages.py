@@ -65,3 +65,9 @@ def test_a_rendered_template_keeps_its_control_tokens_through_generate(llm: LLM)
 def test_what_is_no_prompt_is_named(llm: LLM, prompts: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be a string, a dict"):
         llm.generate(prompts, use_tqdm=False)
+
+
+def test_a_developer_is_the_system_where_a_template_knows_none() -> None:
+    told = [{"role": "developer", "content": "x"}]
+    assert plain_messages(told, "{% if role == 'system' %}") == [{"role": "system", "content": "x"}]
+    assert plain_messages(told, "{% if role == 'developer' %}") == told

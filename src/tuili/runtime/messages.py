@@ -42,7 +42,9 @@ def _plain(message: Message, where: str, template: str) -> dict[str, Any]:
     if not is_named and role not in ROLES:
         allowed = f"one of {', '.join(ROLES)}, or one the chat template names"
         raise InvalidRequestError(f"{where}.role must be {allowed}, got {role!r:.80}", param="messages")
-    return {**message, "content": _text(message.get("content"), f"{where}.content")}
+    if role == "developer" and not is_named:  # a newer word for it
+        role = "system"
+    return {**message, "role": role, "content": _text(message.get("content"), f"{where}.content")}
 
 
 def _text(content: object, where: str) -> str:

@@ -68,6 +68,9 @@ REFUSED: Mapping[str, Refused] = {
     "guided_regex": Refused((), "structured output comes later"),
     "guided_choice": Refused(([],), "structured output comes later"),
     "guided_grammar": Refused((), "structured output comes later"),
+    "return_prompt_text": Refused((False,), "echo tells the prompt of a completion"),
+    "return_token_offsets": Refused((False,), "logprobs of a completion have text_offset"),
+    "return_weight_versions": Refused((False,), "system_fingerprint changes with the weights"),
     **{name: Refused((False, -1, {}, [], ""), reason) for name, reason in UNSUPPORTED.items()},
 }
 REQUEST: Mapping[str, type] = {  # GenerateRequest fields of the same name

@@ -106,3 +106,8 @@ def test_a_stream_that_is_left_ends_its_request(
         next(iter(stream.text_stream))
     smollm2_server.wait_idle()
     assert client.messages.create(**greedy).stop_reason == "end_turn"
+
+
+def test_betas_are_named_as_without_effect(client: anthropic.Anthropic, greedy: dict[str, Any]) -> None:
+    raw = client.beta.messages.with_raw_response.create(**greedy, betas=["new-2026-01-01"])
+    assert raw.headers["x-ignored-params"] == "anthropic-beta=new-2026-01-01"

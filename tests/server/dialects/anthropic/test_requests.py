@@ -134,10 +134,11 @@ def test_thinking_is_what_templates_call_it() -> None:
     assert request(thinking={"type": "disabled"}).template_args == {"enable_thinking": False}
     enabled = body(thinking={"type": "enabled", "budget_tokens": 2048})
     assert message_request(enabled, small_front()).template_args == {"enable_thinking": True}
-    assert without_effect(enabled) == ("thinking.budget_tokens",)
+    assert without_effect(enabled, "") == ("thinking.budget_tokens",)
     adaptive = request(thinking={"type": "adaptive"}, output_config={"effort": "high"})
     assert adaptive.template_args == {"reasoning_effort": "high"}
-    assert without_effect(body()) == ()
+    assert without_effect(body(), "") == ()
+    assert without_effect(body(), "a-1, b-2,") == ("anthropic-beta=a-1", "anthropic-beta=b-2")
 
 
 def test_counting_takes_the_same_prompt() -> None:

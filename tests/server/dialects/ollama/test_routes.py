@@ -84,6 +84,8 @@ async def test_what_has_no_effect_is_named() -> None:
         ("/api/create", {"model": "small"}, "/api/create is not implemented"),
         ("/api/push", {"model": "small"}, "/api/push is not implemented"),
         ("/api/blobs/sha256:00", {}, "/api/blobs is not implemented"),
+        ("/api/me", {}, "/api/me is not implemented: there are no accounts"),
+        ("/api/experimental/web_search", {}, "/api/experimental/web_search is not implemented"),
         ("/api/show", {}, "model is missing"),
         ("/api/pull", {}, "model is missing"),
     ],

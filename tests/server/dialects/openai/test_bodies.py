@@ -125,3 +125,11 @@ async def test_unknown_models_and_fields() -> None:
         response: httpx.Response = await client.post("/v1/completions", json={"prompt": "a", "wish": 1})
     assert response.status_code == 200
     assert response.headers["x-ignored-params"] == "wish"
+
+
+async def test_an_option_of_streams_that_changes_nothing_is_named() -> None:
+    body = {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True, "new": 1}}
+    async with small_app() as (_, client):
+        response = await client.post("/v1/completions", json=body)
+    told = response.headers["x-ignored-params"].split(", ")
+    assert sorted(told) == ["stream_options.include_obfuscation", "stream_options.new"]

@@ -27,7 +27,7 @@ async def messages(request: Request) -> Response:
     check(body)
     serving: Serving = request.app.state.serving
     caller: Caller = request.state.caller
-    caller.ignored_params += without_effect(body)
+    caller.ignored_params += without_effect(body, request.headers.get("anthropic-beta", ""))
     answering = await serving.answer(caller, body.model, lambda model: [message_request(body, model.front)])
     renderer = MessageRenderer(
         request_id=caller.request_id,

@@ -33,10 +33,11 @@ def check(body: PromptBody) -> None:
             raise _missing("container", "no code is run here")
 
 
-def without_effect(body: PromptBody) -> tuple[str, ...]:
-    """Fields that ask for something which changes nothing."""
+def without_effect(body: PromptBody, betas: str) -> tuple[str, ...]:
+    """Fields, and names in the header of betas, that ask for something which changes nothing."""
     has_budget = body.thinking is not None and body.thinking.budget_tokens is not None
-    return ("thinking.budget_tokens",) if has_budget else ()
+    named = tuple(f"anthropic-beta={beta.strip()}" for beta in betas.split(",") if beta.strip())
+    return (*named, *(("thinking.budget_tokens",) if has_budget else ()))
 
 
 def message_request(body: MessagesBody, front: Front) -> GenerateRequest:

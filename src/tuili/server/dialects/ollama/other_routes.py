@@ -22,12 +22,18 @@ _PAGE = """<!doctype html>
 <a href="/metrics">/metrics</a>.</p>
 """
 _TEXT = {"200": {"description": "A greeting", "content": {"text/plain": {}, "text/html": {}}}}
+_NO_CLOUD = "there are no accounts and no cloud"
 _MISSING: tuple[MissingRoute, ...] = (
     ("POST", "/api/embed", "infer", "embeddings do not exist yet"),
     ("POST", "/api/embeddings", "infer", "embeddings do not exist yet"),
     ("POST", "/api/create", "manage", "models are not made here yet: `tuili pull` or `tuili cp` one"),
     ("POST", "/api/push", "manage", "models are not published from here yet"),
     ("HEAD", "/api/blobs/{digest}", "manage", "files are uploaded to make models, which does not exist yet"),
+    ("GET", "/api/status", "infer", _NO_CLOUD),
+    ("POST", "/api/me", "infer", _NO_CLOUD),
+    ("POST", "/api/signout", "infer", _NO_CLOUD),
+    ("POST", "/api/experimental/web_search", "infer", "models do not search"),
+    ("POST", "/api/experimental/web_fetch", "infer", "models do not search"),
     ("POST", "/api/blobs/{digest}", "manage", "files are uploaded to make models, which does not exist yet"),
 )
 

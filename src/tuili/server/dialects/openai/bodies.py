@@ -132,6 +132,9 @@ class _Generate(Sampling):
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    return_prompt_text: bool | None = None
+    return_token_offsets: bool | None = None
+    return_weight_versions: bool | None = None
     structured_outputs: Any = None
     guided_decoding: Any = None
     logprob_token_ids: Any = None

@@ -30,6 +30,9 @@ async def respond(
         **flags,
     )
     if body.get("stream"):
+        options = body.get("stream_options")
+        if options is not None and options.include_obfuscation:
+            request.state.caller.ignored_params += ("stream_options.include_obfuscation",)
         interval_s = _PROGRESS_INTERVAL_S if asked.has_progress else math.inf
         return await stream(request, answering, Renderer(asked, form), interval_s=interval_s)
     return Response(whole(asked, form, await collect(request, answering)), media_type="application/json")
