@@ -13,6 +13,7 @@ from tuili.errors import ModelFileError
 from tuili.runtime.model_host import LocalHost
 from tuili.runtime.model_memory import MemoryPlan
 from tuili.runtime.model_pool_settings import PoolSettings
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel
 from tuili.store.store import Store
@@ -38,7 +39,7 @@ async def test_an_engine_whose_text_side_cannot_be_set_up_ends(tmp_path: Path, m
         raise ModelFileError("no")
 
     (tmp_path / "a.gguf").touch()
-    host = LocalHost(PoolSettings(), Store(tmp_path), start_model)
+    host = LocalHost(PoolSettings(), Store(tmp_path), start_model, Pulls(1))
     monkeypatch.setattr(host, "_set_up", refuse)
     with pytest.raises(ModelFileError):
         await host.start(KnownModel(source=str(tmp_path / "a.gguf"), name="a"), PLAN)

@@ -15,6 +15,7 @@ from tuili.errors import EngineUnavailableError, InsufficientMemoryError, ModelF
 from tuili.runtime.model_memory import MemoryPlan
 from tuili.runtime.model_pool import ModelPool
 from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
 from tuili.store.records import ModelFiles
@@ -136,7 +137,7 @@ def make_pool(tmp_path: Path) -> MakePool:
         sizes = sizes or {"a": 40, "b": 40, "c": 40}
         machine = Machine(num_mib, sizes)
         chosen = PoolSettings(**{"memory_share": 1.0, **settings})
-        return ModelPool(chosen, _Names(tmp_path, sizes, chosen.models), machine), machine
+        return ModelPool(chosen, _Names(tmp_path, sizes, chosen.models), machine, Pulls(1)), machine
 
     return make
 

@@ -22,6 +22,9 @@ class _Store(Store):
             for name in ("other", "tiny:1b")
         )
 
+    def sole(self) -> ModelFiles | None:
+        return None
+
     def has(self, name: str) -> bool:
         return name in ("tiny", "tiny:1b", "other")
 

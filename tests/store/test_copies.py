@@ -10,6 +10,7 @@ import pytest
 from support.index_server import tiny_model
 from support.shop import Shop
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
+from tuili.store import records
 
 CONTENTS = os.urandom(20_000)
 
@@ -29,6 +30,32 @@ def test_a_copy_shares_its_files(copied: Shop) -> None:
     assert [files.name for files in copied.store.list()] == ["mine", "tiny:1"]
     assert copied.store.check() == ()
     assert len(list((copied.root / "blobs").iterdir())) == 1
+
+
+def test_a_list_is_read_again_only_where_something_changed(copied: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    store = copied.store
+    real = records.read_manifest
+    monkeypatch.setattr(records, "read_manifest", lambda path: (read.append(path.name), real(path))[1])
+
+    def listed() -> list[str]:
+        read.clear()
+        return [files.name for files in store.list()]
+
+    assert (listed(), len(read)) == (["mine", "tiny:1"], 2)
+    assert (listed(), read) == (["mine", "tiny:1"], [])
+    assert store.sole() is None
+    (manifest,) = (copied.root / "manifests").rglob("1.json")
+    kept = manifest.read_bytes()
+    manifest.write_bytes(b"{")
+    assert (listed(), read) == (["mine"], ["1.json"])
+    manifest.write_bytes(kept)
+    assert (listed(), read) == (["mine", "tiny:1"], ["1.json"])
+    store.remove("tiny")
+    assert (listed(), read) == (["mine"], [])
+    assert store.sole() == store.resolve("mine")
+    store.remove("mine")
+    assert (listed(), store.sole()) == ([], None)
 
 
 @pytest.mark.parametrize("order", [("tiny", "mine"), ("mine", "tiny")])

@@ -22,6 +22,7 @@ from support.small_model import small_model
 from tuili.engine.client import InProcess
 from tuili.errors import ModelNotFoundError
 from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.served_model import ModelCard
 from tuili.server.app import create_app
 from tuili.server.dialect import Dialect
@@ -59,6 +60,7 @@ class SmallPool:
         self.models = {pipeline.name: PooledModel(pipeline, path=path) for pipeline in pipelines}
         self.gate = asyncio.Event()
         self.gate.set()
+        self.pulls = Pulls(4)
 
     @asynccontextmanager
     async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[PooledModel]:

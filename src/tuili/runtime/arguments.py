@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
-from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
@@ -86,22 +85,4 @@ class LLMArguments:
 
     def load_options(self) -> LoadOptions:
         """What loading needs of them."""
-        return LoadOptions(
-            quantization=self.quantization,
-            backend=self.backend,
-            device=self.device,
-            dtype=self.dtype,
-            deterministic=self.deterministic,
-            num_threads=self.num_threads,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=self.block_size,
-            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
-            kv_cache_dtype=self.kv_cache_dtype,
-            enable_prefix_caching=self.enable_prefix_caching,
-            max_slowdown=self.max_slowdown,
-            speculative=None if self.speculative_config is None else SpeculativeConfig.parse(self.speculative_config),
-            chat_template=self.chat_template,
-            tokenizer=self.tokenizer,
-        )
+        return LoadOptions.of(self)

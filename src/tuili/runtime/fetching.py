@@ -10,12 +10,14 @@ from typing import Never
 
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelNotFoundError
-from tuili.store.progress import ProgressCallback, PullProgress
+from tuili.store.progress import ProgressCallback, PullProgress, ignore_progress
 from tuili.store.store import Store
 
 
-def find_model(name: str, store: Store | None = None) -> Path:
-    """The files of a stored name or a path; a name that a source offers is fetched. None is the user's store.
+def find_model(name: str, store: Store | None = None, note: ProgressCallback = ignore_progress) -> Path:
+    """The files of a stored name or a path; a name that a source offers is fetched, as `note` is told.
+
+    None is the user's store.
 
     Raises ModelNotFoundError, DownloadError, InvalidRequestError, ModelFileError.
     """
@@ -24,7 +26,7 @@ def find_model(name: str, store: Store | None = None) -> Path:
         return store.path(name)
     except ModelNotFoundError as missing:
         try:
-            with _bars() as progress:
+            with _bars(note) as progress:
                 files = store.pull(store.base_name(name), progress)
         except (InvalidRequestError, ModelNotFoundError):
             raise missing from None
@@ -33,13 +35,14 @@ def find_model(name: str, store: Store | None = None) -> Path:
 
 
 @contextmanager
-def _bars() -> Iterator[ProgressCallback]:
+def _bars(note: ProgressCallback) -> Iterator[ProgressCallback]:
     """One bar for each step whose size is known. tqdm is imported here: models that are stored do not need it."""
     from tqdm import tqdm
 
     bars: dict[str, tqdm[Never]] = {}
 
     def show(progress: PullProgress) -> None:
+        note(progress)
         if progress.total_bytes is None:
             return
         if progress.step not in bars:

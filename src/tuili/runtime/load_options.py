@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, get_args
 
 from tuili.backends import BACKENDS, choose_backend
 from tuili.checks import (
@@ -29,6 +30,13 @@ from tuili.machine import thread_limits
 from tuili.weights.recipes import find_recipe
 
 _log = logging.getLogger(__name__)
+
+
+class LoadArguments(Protocol):
+    """What people write: LoadOptions' fields, and speculative_config for what is parsed there."""
+
+    @property
+    def speculative_config(self) -> Mapping[str, Any] | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +70,16 @@ class LoadOptions:
     tokenizer: str | None = None
     quantization: str | None = None
     owns_process: bool = False
+
+    @classmethod
+    def of(cls, given: LoadArguments) -> LoadOptions:
+        """From LLM's arguments or a server's settings, which have these fields by the same names.
+
+        Raises InvalidRequestError.
+        """
+        own = {f.name: getattr(given, f.name) for f in fields(cls) if f.name not in ("speculative", "owns_process")}
+        drafts = given.speculative_config
+        return cls(**own, speculative=None if drafts is None else SpeculativeConfig.parse(drafts))
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""

@@ -20,9 +20,11 @@ from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.model_memory import Footprint, MemoryPlan, read_footprint
 from tuili.runtime.model_pool_settings import PoolSettings
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.sampling_defaults import configured_sampling
 from tuili.runtime.served_model import StartedModel
 from tuili.runtime.served_names import KnownModel
+from tuili.store.progress import ProgressCallback
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
 
@@ -51,21 +53,30 @@ class ModelHost(Protocol):
 class LocalHost:
     """ModelHost over a store."""
 
-    def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel) -> None:
+    def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel, pulls: Pulls) -> None:
         self._settings, self._start_model = settings, start_model
-        self._store = store
+        self._store, self._pulls = store, pulls
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
         """A model that is not stored yet is fetched first, which takes nobody knows how long."""
-        await in_daemon_thread(partial(self._find, model), "tuili-pull")
+        if await in_daemon_thread(partial(self._is_missing, model.source), "tuili-find"):
+            async with self._pulls.watch(model.source, partial(self._find, model)) as pull:
+                await pull.end()
         return await asyncio.to_thread(
             read_footprint, model.source, self._store, self._settings.load, may_cap=not model.is_named
         )
 
-    def _find(self, model: KnownModel) -> None:
+    def _is_missing(self, source: str) -> bool:
         try:
-            find_model(model.source, self._store)
+            self._store.path(source)
+        except ModelNotFoundError:
+            return True
+        return False
+
+    def _find(self, model: KnownModel, note: ProgressCallback) -> None:
+        try:
+            find_model(model.source, self._store, note)
         except ModelNotFoundError:
             if model.source in (model.name, *model.aliases):
                 raise  # else it is a path, which clients are not shown

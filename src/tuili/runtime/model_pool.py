@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Collection
 from functools import partial
@@ -21,6 +22,7 @@ from tuili.runtime.model_host import LocalHost, ModelHost, StartModel
 from tuili.runtime.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
 from tuili.runtime.model_pool_settings import PoolSettings
 from tuili.runtime.pool_slot import Slot
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.served_engine import start_served_model
 from tuili.runtime.served_model import ModelCard, ServedModel
 from tuili.runtime.served_names import KnownModel, ServedNames
@@ -33,7 +35,8 @@ _log = logging.getLogger(__name__)
 class ModelPool:
     """Loads what is asked for; see PoolSettings."""
 
-    def __init__(self, settings: PoolSettings, names: ServedNames, host: ModelHost) -> None:
+    def __init__(self, settings: PoolSettings, names: ServedNames, host: ModelHost, pulls: Pulls) -> None:
+        self.pulls = pulls  # which the host's are, too
         self._settings, self._names, self._host = settings, names, host
         self._slots: dict[str, Slot] = {}  # by the model's source
         self._room_turn = asyncio.Lock()  # who waits for room, in order
@@ -378,4 +381,6 @@ def open_pool(settings: PoolSettings, start_model: StartModel | None = None) -> 
     names = ServedNames(settings.models, store, only_named=settings.only_named, allow_pull=settings.allow_pull)
     policy = RestartPolicy(hang_timeout_s=settings.hang_timeout_s)
     start = start_model or partial(start_served_model, policy=policy)
-    return ModelPool(settings, names, LocalHost(settings, store, start))
+    threading.Thread(target=store.list, name="tuili-list", daemon=True).start()  # read once, later asks are quick
+    pulls = Pulls(settings.max_pulls)
+    return ModelPool(settings, names, LocalHost(settings, store, start, pulls), pulls)

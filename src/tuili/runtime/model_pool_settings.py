@@ -24,8 +24,8 @@ class PoolSettings:
     memory_share: of the memory that is free at start, what all models together may take. keep_alive_s: how long a
     model that came on demand stays when idle; 0 no longer than its requests, negative for ever. load_timeout_s bounds
     the wait for room and for loading, hang_timeout_s is RestartPolicy's.
-    allow_pull fetches known models that are not stored; only_named leaves no model but `models`. seed: what
-    requests without a seed draw theirs from; None is chance.
+    allow_pull fetches known models that are not stored, max_pulls of them at once; only_named leaves no model but
+    `models`. seed: what requests without a seed draw theirs from; None is chance.
     """
 
     models: tuple[NamedModel, ...] = ()
@@ -37,6 +37,7 @@ class PoolSettings:
     hang_timeout_s: float = 60.0
     is_pinned: bool = False
     allow_pull: bool = False
+    max_pulls: int = 4
     only_named: bool = False
     seed: int | None = None
     generation_config: str = "auto"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from tuili.daemon_threads import in_daemon_thread
 from tuili.errors import TuiliError
 from tuili.runtime.engine_start import named_by_path, start_engine
 from tuili.runtime.front import Front
@@ -23,17 +26,18 @@ async def start_served_model(
 
     Raises what loading raises; then, and when it is cancelled, nothing is left running.
     """
-    options = await asyncio.to_thread(named_by_path, options)
+    options = await in_daemon_thread(partial(named_by_path, options), "tuili-pull")
     engine = asyncio.create_task(start_engine(path, options, policy=policy))
-    front = asyncio.create_task(asyncio.to_thread(_open_front, source, path, options))
+    front = in_daemon_thread(partial(_open_front, source, path, options), "tuili-front")  # it may fetch a tokenizer
+    both: list[asyncio.Future[Any]] = [engine, front]
     try:
-        done, _ = await asyncio.wait([engine, front], return_when=asyncio.FIRST_EXCEPTION)
+        done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
     except BaseException:
         engine.cancel()  # once: a second time would cut its farewell short
         front.cancel()
-        await asyncio.wait([engine, front])
+        await asyncio.wait(both)
         with suppress(TuiliError, asyncio.CancelledError, OSError):
             await engine.result().aclose(0)
         raise

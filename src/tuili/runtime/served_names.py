@@ -6,6 +6,7 @@ A path in a request is never opened: it is compared with what was named at start
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tuili.store.names import parse_model_name
 from tuili.store.store import Store, existing_path
 
 MAX_LISTED = 20
+MAX_COMPARED = 256  # names, to find the nearest: comparing takes long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +54,8 @@ class ServedNames:
         """The model meant where none is named: the first named at start, else the only one stored."""
         if self.named:
             return self.named[0].name
-        stored = self._store.list()
-        return stored[0].name if len(stored) == 1 else None
+        stored = self._store.sole()
+        return None if stored is None else stored.name
 
     @property
     def given(self) -> Collection[str]:
@@ -88,7 +90,8 @@ class ServedNames:
             if self._store.knows(name):
                 return f"fetch it with `tuili pull {self._store.full_name(name)}`"
         written = {full.split(":")[0]: full for full in names} | dict(zip(names, names, strict=True))
-        close = difflib.get_close_matches(name[:200], written, 1, 0.6)
+        like = heapq.nsmallest(MAX_COMPARED, written, lambda text: abs(len(text) - len(name)))
+        close = difflib.get_close_matches(name[:200], like, 1, 0.6)
         if close:
             return f"did you mean {written[close[0]]!r}?"
         return f"there are {', '.join(names[:MAX_LISTED])}" if names else "no model is stored"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, KvCacheDtype, SpeculativeConfig
+from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, KvCacheDtype
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams
@@ -74,6 +74,9 @@ class ModelSettings:
         name="hang_timeout",
     )
     allow_pull: bool = setting(False, MODELS, Switch(), "Fetch a known model that is asked for and not stored.")
+    max_pulls: int = setting(
+        4, MODELS, Count(1, 64), "Models fetched at once, for clients who share each fetch; further ones get 429."
+    )
     max_model_len: int | None = setting(
         None,
         ENGINE,
@@ -87,6 +90,7 @@ class ModelSettings:
         ENGINE,
         Count(1, MAX_NUM_SEQS),
         "Sequences computed at once.",
+        "--max-batch-size",
         ollama="OLLAMA_NUM_PARALLEL",
     )
     max_num_batched_tokens: int | None = setting(
@@ -195,26 +199,7 @@ class ModelSettings:
         """How every model is loaded."""
         from tuili.runtime.loading import LoadOptions
 
-        speculative = self.speculative_config
-        return LoadOptions(
-            backend=self.backend,
-            device=self.device,
-            dtype=self.dtype,
-            deterministic=self.deterministic,
-            num_threads=self.num_threads,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            block_size=self.block_size,
-            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
-            kv_cache_dtype=self.kv_cache_dtype,
-            enable_prefix_caching=self.enable_prefix_caching,
-            max_slowdown=self.max_slowdown,
-            speculative=None if speculative is None else SpeculativeConfig.parse(speculative),
-            chat_template=self.chat_template,
-            tokenizer=self.tokenizer,
-            quantization=self.quantization,
-        )
+        return LoadOptions.of(self)
 
     def pool(self) -> PoolSettings:
         """What the pool of models needs of them."""
@@ -230,6 +215,7 @@ class ModelSettings:
             hang_timeout_s=self.hang_timeout_s,
             is_pinned=self.pin,
             allow_pull=self.allow_pull,
+            max_pulls=self.max_pulls,
             only_named=self.only_named,
             seed=self.seed,
             generation_config=self.generation_config,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
@@ -40,11 +41,35 @@ class ModelFiles:
     modelfile: Modelfile | None = None
 
 
+_Stamp = tuple[int, int, int]
+
+
+def _stamps(folder: Path) -> Iterator[tuple[str, _Stamp]]:
+    """The manifests two levels below, and by what it shows that one is another now."""
+    for level in _entries(folder):
+        for second in _entries(level.path):
+            for entry in _entries(second.path):
+                if entry.name.endswith(".json"):
+                    with suppress(OSError):
+                        found = entry.stat()
+                        yield entry.path, (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Of a folder; of what is none, or is gone, nothing."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
 class Records:
     """The stored models below `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._listed: dict[str, tuple[_Stamp, ModelFiles | None]] = {}  # by manifest; None: it cannot be read
 
     def has(self, model: ModelName) -> bool:
         """Whether a manifest of that name exists, sound or not."""
@@ -68,8 +93,25 @@ class Records:
         return self._read(path)
 
     def all(self) -> tuple[ModelFiles, ...]:
-        """Every model whose manifest can be read, by name."""
-        return tuple(sorted(map(self._model_files, self._sound_manifests()[0]), key=lambda files: files.name))
+        """Every model whose manifest can be read, by name. Reads those that have changed since it was asked last."""
+        found = {}
+        for path, stamp in _stamps(self._root / "manifests"):
+            listed = self._listed.get(path)
+            found[path] = listed if listed is not None and listed[0] == stamp else (stamp, self._sound(Path(path)))
+        self._listed = found
+        return tuple(sorted((files for _, files in found.values() if files is not None), key=lambda files: files.name))
+
+    def sole(self) -> ModelFiles | None:
+        """The one model that is stored, where there is but one."""
+        if len(list(islice(_stamps(self._root / "manifests"), 2))) != 1:
+            return None
+        return next(iter(self.all()), None)
+
+    def _sound(self, path: Path) -> ModelFiles | None:
+        try:
+            return self._model_files(self._read(path))
+        except (FileNotFoundError, ModelFileError):
+            return None
 
     def publish(self, model: ModelName, manifest: Manifest, part: Path | None) -> None:
         """Moves `part` to its blob, then makes the model visible: in this order, each step durable."""

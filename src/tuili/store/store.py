@@ -190,6 +190,10 @@ class Store:
         """Stored models by name. Damaged records are left out here and named by `check`."""
         return self._records.all()
 
+    def sole(self) -> ModelFiles | None:
+        """The stored model, where there is but one. Reads no other."""
+        return self._records.sole()
+
     def remove(self, name: str) -> None:
         """Forgets a model and what an interrupted pull left; blobs other models use, and files in place, stay.
 

@@ -12,15 +12,15 @@ from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestEr
 from tuili.runtime.front import Front
 from tuili.runtime.loading import open_front
 from tuili.server.dialects.ollama.bodies import ChatBody, GenerateBody
-from tuili.server.dialects.ollama.requests import Asked, chat_request, check, generate_request, is_empty
+from tuili.server.dialects.ollama.requests import Interpreted, chat_request, check, generate_request, is_empty
 from tuili.weights.checkpoint import open_checkpoint
 
 
-def generate(front: Front, **fields: Any) -> Asked:
+def generate(front: Front, **fields: Any) -> Interpreted:
     return generate_request(GenerateBody.model_validate({"model": "m", **fields}), front)
 
 
-def chat(front: Front, *contents: str, **fields: Any) -> Asked:
+def chat(front: Front, *contents: str, **fields: Any) -> Interpreted:
     """Turns of user and assistant; "system:" begins a system message."""
     messages, roles = [], ["user", "assistant"] * len(contents)
     for content in contents:
@@ -29,7 +29,7 @@ def chat(front: Front, *contents: str, **fields: Any) -> Asked:
     return chat_request(ChatBody.model_validate({"model": "m", "messages": messages, **fields}), front)
 
 
-def text(front: Front, asked: Asked) -> str:
+def text(front: Front, asked: Interpreted) -> str:
     return str(front.token_request(asked.request)[0].text)
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tuili.errors import ForbiddenError
 from tuili.runtime.front import Front
+from tuili.runtime.served_model import ServedModel
 from tuili.server.body import read_body
 from tuili.server.caller import Caller
 from tuili.server.dialect import scoped
@@ -19,9 +20,8 @@ from tuili.server.dialects.ollama.bodies import ChatBody, GenerateBody
 from tuili.server.dialects.ollama.keep_alive import parse_keep_alive
 from tuili.server.dialects.ollama.names import model_name
 from tuili.server.dialects.ollama.rendering import AnswerRenderer, Shape, line, model_message
-from tuili.server.dialects.ollama.requests import Asked, chat_request, check, generate_request, is_empty
+from tuili.server.dialects.ollama.requests import Interpreted, chat_request, check, generate_request, is_empty
 from tuili.server.ops import json_response
-from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
 from tuili.server.streaming import collect, stream
 from tuili.types import GenerateRequest
@@ -48,7 +48,7 @@ async def chat(request: Request) -> Response:
 
 
 async def _answered(
-    request: Request, body: GenerateBody | ChatBody, shape: Shape, ask: Callable[[Front], Asked]
+    request: Request, body: GenerateBody | ChatBody, shape: Shape, ask: Callable[[Front], Interpreted]
 ) -> Response:
     arrival_s = time.monotonic()
     serving: Serving = request.app.state.serving
@@ -61,7 +61,7 @@ async def _answered(
         reason = await _only_load(serving, caller, name, keep_alive_s)
         message = model_message(body.model, shape, reason)
         return Response(line(message), media_type=NDJSON) if is_streamed else json_response(message)
-    asked: list[Asked] = []
+    asked: list[Interpreted] = []
 
     async def make(model: ServedModel) -> list[GenerateRequest]:
         needs_tokens = body.truncate or (isinstance(body, GenerateBody) and (body.context or body.raw))

@@ -17,7 +17,7 @@ from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, TuiliError
 from tuili.runtime.modelfile_settings import Preamble, model_context, model_sampling
 from tuili.runtime.modelfile_view import modelfile_text, parameters_text
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.served_model import ModelCard, ServedModel
 from tuili.server.body import read_body
 from tuili.server.dialect import scoped
 from tuili.server.dialects.ollama.answer_routes import NDJSON, served_name
@@ -28,10 +28,9 @@ from tuili.server.dialects.ollama.descriptions import (
     sampling_layers,
 )
 from tuili.server.dialects.ollama.names import model_name, shown_name
-from tuili.server.dialects.ollama.pulling import Pull
+from tuili.server.dialects.ollama.pulling import statuses
 from tuili.server.dialects.ollama.rendering import line, timestamp
 from tuili.server.ops import json_response
-from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
 from tuili.store.store import Store
 
@@ -78,17 +77,18 @@ async def show(request: Request) -> Response:
 async def pull(request: Request) -> Response:
     """Fetches a model into the store."""
     body = await read_body(request, PullBody)
-    _serving(request).check_open()
-    statuses = Pull(Store(store_dir()), model_name(_given_name(body))).statuses()
-    request.state.caller.exits.push_async_callback(statuses.aclose)
-    first = await anext(statuses)  # a name that nobody offers fails here, before the answer begins
+    serving = _serving(request)
+    serving.check_open()
+    told = statuses(serving.pool.pulls, Store(store_dir()), model_name(_given_name(body)))
+    request.state.caller.exits.push_async_callback(told.aclose)
+    first = await anext(told)  # a name that nobody offers fails here, before the answer begins
     if body.stream is False:
         last = first
-        async for status in statuses:
+        async for status in told:
             last = status
         return json_response(last)
 
-    return StreamingResponse(_lines(first, statuses), media_type=NDJSON)
+    return StreamingResponse(_lines(first, told), media_type=NDJSON)
 
 
 async def copy(request: Request) -> Response:

@@ -19,7 +19,7 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class Interpreted:
     """What a body comes to for a model. `without_effect` are names of fields that change nothing."""
 
     request: GenerateRequest
@@ -53,7 +53,7 @@ def check(body: GenerateBody | ChatBody) -> None:
         raise InvalidRequestError("raw excludes template, system and context", param="raw")
 
 
-def generate_request(body: GenerateBody, front: Front) -> Asked:
+def generate_request(body: GenerateBody, front: Front) -> Interpreted:
     """POST /api/generate. Raises InvalidRequestError, ContextLengthError, ChatTemplateError."""
     settings = read_settings(body, front.default_sampling, front.num_keep)
     request = _plain_request(body, settings)
@@ -68,7 +68,7 @@ def generate_request(body: GenerateBody, front: Front) -> Asked:
     return _asked(body, front, request, settings, ignored)
 
 
-def chat_request(body: ChatBody, front: Front) -> Asked:
+def chat_request(body: ChatBody, front: Front) -> Interpreted:
     """POST /api/chat. Raises as generate_request does."""
     settings = read_settings(body, front.default_sampling, front.num_keep)
     template = "" if front.chat_template is None else front.chat_template.source
@@ -89,9 +89,9 @@ def _plain_request(body: AnswerBody, settings: Settings) -> GenerateRequest:
 
 def _asked(
     body: AnswerBody, front: Front, request: GenerateRequest, settings: Settings, ignored: tuple[str, ...]
-) -> Asked:
+) -> Interpreted:
     fitted = cut_to_fit(front, request, settings.num_keep) if body.truncate else Fitted(request=request)
-    return Asked(request=fitted.request, num_truncated=fitted.num_truncated, without_effect=ignored)
+    return Interpreted(request=fitted.request, num_truncated=fitted.num_truncated, without_effect=ignored)
 
 
 def _ignored(body: AnswerBody, settings: Settings, front: Front) -> tuple[str, ...]:
