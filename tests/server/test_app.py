@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from fastapi import APIRouter
 
+from support.fake_backend import FakeBackend
 from support.plain_dialect import plain_dialect
-from support.served import SmallPool, small_app
+from support.served import PooledModel, SmallPool, small_app, small_model
+from tuili.errors import ModelFileError
+from tuili.server import ops
 from tuili.server.app import create_app
 from tuili.server.dialect import Dialect
 from tuili.server.http_settings import HttpSettings
@@ -51,3 +54,38 @@ def test_a_route_without_a_scope_is_refused() -> None:
     dialect = Dialect(name="open", prefixes=("/open",), router=router, render_error=lambda error, _: b"")
     with pytest.raises(ValueError, match="does not say which scope"):
         create_app(HttpSettings(), SmallPool(), spoken=[dialect])
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"), [(ModelFileError("a: damaged"), "a: damaged"), (KeyError("x"), "the log")]
+)
+async def test_readiness_tells_why_models_did_not_load(failure: Exception, told: str) -> None:
+    """Under a host of its own, which nobody tells, the application goes on."""
+
+    class Broken(SmallPool):
+        async def start(self) -> None:
+            raise failure
+
+    async with small_app(spoken=SPOKEN, pool=Broken()) as (_, client):
+        response = await client.get("/ready")
+        assert response.status_code == 503
+        assert f"models named at start could not be loaded: {told}" in response.text
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_server_of_several_models_is_ready_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SmallPool(small_model(FakeBackend()))
+    pool.models["other"] = PooledModel(pool.models["small"].pipeline)
+    pool.models["other"].name = "other"
+    faults = {"small": "the engine is failed"}
+    monkeypatch.setattr(ops, "engine_fault", lambda served: faults.get(served.name))
+    async with small_app(spoken=SPOKEN, pool=pool) as (_, client):
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.json()) == (
+            200,
+            {"status": "ready", "models": ["other"], "unready": {"small": "the engine is failed"}},
+        )
+        faults["other"] = "the engine is silent"
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
+        assert "model small: the engine is failed; model other: the engine is silent" in ready.text

@@ -86,3 +86,8 @@ class ModelCard:
     files: ModelFiles
     is_loaded: bool
     max_model_len: int | None = field(default=None)  # known once it is loaded
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is known by, each once."""
+        return tuple(dict.fromkeys((self.name, *self.aliases)))

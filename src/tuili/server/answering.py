@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 
 from tuili.errors import DeadlineError, TuiliError
 from tuili.runtime.answer import Answer, abort_stopped
+from tuili.runtime.served_model import ServedModel
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller
 from tuili.server.pacer import Pacer
-from tuili.server.pool import ServedModel
 from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TextDelta, TokenRequest
 
 Phase = Literal["queue", "prefill", "decode", "done"]

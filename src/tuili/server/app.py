@@ -19,6 +19,7 @@ from starlette.routing import Match
 import tuili
 from tuili import registry
 from tuili.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, TuiliError
+from tuili.runtime.model_pool import ModelPool
 from tuili.server import dialects
 from tuili.server.dialect import Dialect, scoped
 from tuili.server.dispatch import Dispatch
@@ -30,9 +31,9 @@ from tuili.server.guards.hosts import HostGuard
 from tuili.server.guards.keys import KeyGuard
 from tuili.server.guards.route_scopes import RouteScopes
 from tuili.server.http_settings import HttpSettings
+from tuili.server.model_list import model_list_router
 from tuili.server.openapi import document
 from tuili.server.ops import json_response, ops_router
-from tuili.server.pool import ModelPool
 from tuili.server.request_log import RequestLog
 from tuili.server.serving import Serving
 from tuili.server.tracing import Tracer, open_tracer
@@ -60,7 +61,8 @@ def create_app(
     )
     app.state.serving, app.state.request_log, app.state.tracer = serving, log, tracer
     app.add_api_route("/openapi.json", _openapi, openapi_extra=scoped("infer"), methods=["GET"])
-    routers = [ops_router("public" if is_loopback(settings.host) else "infer"), *(d.router for d in spoken)]
+    routers = [ops_router("public" if is_loopback(settings.host) else "infer"), model_list_router(spoken)]
+    routers += [dialect.router for dialect in spoken]
     for router in routers:  # kept flat: include_router would hide routes from the check of scopes
         app.router.routes += router.routes
     app.add_exception_handler(HTTPException, _refuse)

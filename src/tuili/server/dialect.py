@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError, TuiliError
+from tuili.runtime.served_model import ModelCard
 from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]
@@ -75,6 +76,15 @@ def _refusal(path: str, why: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelList:
+    """How a wire format lists models at /v1/models, a path that several have."""
+
+    header: str | None  # by which its clients are known; None: all others
+    page: Callable[[Sequence[ModelCard], Mapping[str, str]], Any]  # (every model, query) -> what becomes JSON
+    entry: Callable[[ModelCard, str], Any]  # (model, the name it was asked by)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dialect:
     """A wire format: the paths it answers under, and how it tells what went wrong."""
 
@@ -82,6 +92,7 @@ class Dialect:
     prefixes: tuple[str, ...]  # an error under one of these, the longest that fits, is told by render_error
     router: APIRouter
     render_error: Callable[[TuiliError, str], bytes]  # (error, request id) -> the body
+    models: ModelList | None = None
 
 
 class StreamRenderer(Protocol):

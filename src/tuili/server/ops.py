@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import tuili
-from tuili.errors import EngineUnavailableError
+from tuili.errors import EngineUnavailableError, TuiliError
+from tuili.runtime.served_model import ServedModel
 from tuili.server.answering import Answering, Part
 from tuili.server.body import read_body
 from tuili.server.dialect import Scope, scoped
 from tuili.server.metrics import CONTENT_TYPE, exposition
-from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
 
 MAX_HEARTBEAT_AGE_S = 5.0
@@ -74,6 +74,9 @@ async def ready(request: Request) -> Response:
     serving: Serving = request.app.state.serving
     if serving.is_draining:
         raise EngineUnavailableError("the server is shutting down", retry_after_s=5)
+    if (failure := serving.start_failure) is not None:
+        why = str(failure) if isinstance(failure, TuiliError) else "the log says why"
+        raise EngineUnavailableError(f"models named at start could not be loaded: {why}", retry_after_s=30)
     if not serving.is_started:
         raise EngineUnavailableError("models are loading", retry_after_s=2)
     found = {served.name: engine_fault(served) for served in serving.pool.loaded()}

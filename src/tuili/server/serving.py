@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from tuili.errors import DeadlineError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.front import Front
+from tuili.runtime.model_pool import ModelPool
+from tuili.runtime.served_model import ServedModel
 from tuili.server.admission import Admission, Seats, Ticket
 from tuili.server.answering import Answering, Part
 from tuili.server.caller import Caller
 from tuili.server.http_settings import HttpSettings
 from tuili.server.pacer import Pacer
-from tuili.server.pool import ModelPool, ServedModel
 from tuili.types import GenerateRequest
 
 MAX_PROMPTS = 1024
@@ -51,6 +52,12 @@ class Serving:
         """Whether that is done, and went well."""
         task = self.starting
         return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    @property
+    def start_failure(self) -> BaseException | None:
+        """What went wrong with that."""
+        task = self.starting
+        return task.exception() if task is not None and task.done() and not task.cancelled() else None
 
     def start(self) -> None:
         """Begins to load; whoever runs the server looks at `starting` for what went wrong."""

@@ -15,7 +15,7 @@ from tuili.errors import EngineUnavailableError
 from tuili.runtime.outputs import collect
 from tuili.server.dialects.openai.completions import CompletionForm
 from tuili.server.dialects.openai.missing_routes import MISSING
-from tuili.server.dialects.openai.render import Asked, Renderer
+from tuili.server.dialects.openai.render import AnswerForm, Renderer
 from tuili.types import GenerateRequest, SamplingParams
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -237,7 +237,7 @@ def _renderer(**asked: Any) -> Renderer:
         def __init__(self) -> None:
             self.prompts = []
 
-    return Renderer(Asked(id="i", model="m", fingerprint="f", num_choices=1, **asked), Form())
+    return Renderer(AnswerForm(id="i", model="m", fingerprint="f", num_choices=1, **asked), Form())
 
 
 def test_errors_and_progress_within_a_stream() -> None:

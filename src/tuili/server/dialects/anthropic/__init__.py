@@ -14,6 +14,7 @@ from tuili.server.body import read_body
 from tuili.server.caller import Caller
 from tuili.server.dialect import Dialect, scoped
 from tuili.server.dialects.anthropic.bodies import MessagesBody, PromptBody
+from tuili.server.dialects.anthropic.models import MODELS
 from tuili.server.dialects.anthropic.rendering import MessageRenderer, error_value
 from tuili.server.dialects.anthropic.requests import check, message_request, prompt_request, without_effect
 from tuili.server.ops import json_response
@@ -67,4 +68,6 @@ def _router() -> APIRouter:
     return router
 
 
-DIALECT = Dialect(name="anthropic", prefixes=("/v1/messages",), router=_router(), render_error=render_error)
+DIALECT = Dialect(
+    name="anthropic", prefixes=("/v1/messages",), router=_router(), render_error=render_error, models=MODELS
+)

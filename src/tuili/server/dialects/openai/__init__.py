@@ -10,7 +10,7 @@ from tuili.server.dialects.openai.chat import create_chat_completion
 from tuili.server.dialects.openai.completions import create_completion
 from tuili.server.dialects.openai.errors import render_error
 from tuili.server.dialects.openai.missing_routes import MISSING
-from tuili.server.dialects.openai.models import list_models, retrieve_model
+from tuili.server.dialects.openai.models import MODELS
 from tuili.server.dialects.openai.tokenize import detokenize, tokenize
 
 _SSE = "text/event-stream"
@@ -18,9 +18,6 @@ _SSE = "text/event-stream"
 
 def _router() -> APIRouter:
     router = APIRouter()
-    for path in ("/v1/models", "/models"):
-        router.get(path, openapi_extra=scoped("infer"))(list_models)
-    router.get("/v1/models/{model:path}", openapi_extra=scoped("infer"))(retrieve_model)
     chat = scoped("infer", body=ChatBody, streams=_SSE, is_queued=True)
     for path in ("/v1/chat/completions", "/chat/completions"):
         router.post(path, openapi_extra=chat)(create_chat_completion)
@@ -37,4 +34,5 @@ DIALECT = Dialect(
     prefixes=("/v1/", "/models", "/chat/completions", "/tokenize", "/detokenize", *(path for _, path, *_ in MISSING)),
     router=_router(),
     render_error=render_error,
+    models=MODELS,
 )

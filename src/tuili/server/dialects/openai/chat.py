@@ -14,13 +14,13 @@ from tuili.runtime.front import Front
 from tuili.runtime.openai.fields import CHAT
 from tuili.runtime.openai.logprobs import ChatLogprobs, prompt_logprobs
 from tuili.runtime.openai.requests import conversation, without_unimplemented
+from tuili.runtime.served_model import ServedModel
 from tuili.server.answering import Answering
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import ChatBody, given
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
 from tuili.server.dialects.openai.parse import engine_request
 from tuili.server.dialects.openai.respond import respond
-from tuili.server.pool import ServedModel
 from tuili.server.serving import Serving
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
 

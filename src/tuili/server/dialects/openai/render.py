@@ -15,7 +15,7 @@ from tuili.types import Done, Event, Finished, PromptTokens, TextDelta, Timings,
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class AnswerForm:
     """What a body asks of the form of its answer."""
 
     id: str
@@ -68,7 +68,7 @@ class Form(Protocol):
 class _Gathering:
     """Answers as far as they have come. Choices of several prompts are numbered through."""
 
-    def __init__(self, asked: Asked, form: Form) -> None:
+    def __init__(self, asked: AnswerForm, form: Form) -> None:
         self._num_choices = asked.num_choices
         self._form = form
         self.choices: dict[int, Choice] = {}
@@ -135,7 +135,7 @@ class Renderer:
 
     media_type = "text/event-stream"
 
-    def __init__(self, asked: Asked, form: Form) -> None:
+    def __init__(self, asked: AnswerForm, form: Form) -> None:
         self._asked = asked
         self._form = form
         self._gathering = _Gathering(asked, form)
@@ -196,7 +196,7 @@ class Renderer:
         yield b"data: [DONE]\n\n"
 
 
-def whole(asked: Asked, form: Form, events: Sequence[tuple[int, Event]]) -> bytes:
+def whole(asked: AnswerForm, form: Form, events: Sequence[tuple[int, Event]]) -> bytes:
     """The blocking answer: a fold over the same events."""
     gathering = _Gathering(asked, form)
     endings: dict[int, Finished] = {}

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from tuili.server.answering import Answering
 from tuili.server.dialects.openai.facts import fingerprint
-from tuili.server.dialects.openai.render import Asked, Form, Renderer, whole
+from tuili.server.dialects.openai.render import AnswerForm, Form, Renderer, whole
 from tuili.server.streaming import collect, stream
 
 _PROGRESS_INTERVAL_S = 1.0  # what engines tell anew
@@ -21,7 +21,7 @@ async def respond(
     request: Request, body: Mapping[str, Any], answering: Answering, form: Form, *, kind: str, flags: Mapping[str, Any]
 ) -> Response:
     """The answer, whole or streamed as the body says. `kind` begins its id; `flags` are those of stream_flags."""
-    asked = Asked(
+    asked = AnswerForm(
         id=f"{kind}-{body.get('request_id') or request.state.caller.request_id}",
         model=body.get("model") or answering.model.name,
         fingerprint=fingerprint(answering.model),
