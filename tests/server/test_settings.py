@@ -289,3 +289,55 @@ def test_a_name_for_each_model() -> None:
     assert pool.models[0].served_names == ("a", "b")
     message = refusal_of(flags={"models": ["m1", "m2"], "served_model_name": ["a", "b", "c"]})
     assert message == "served_model_name must be one name for each of 2 models, got 3"
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text('port = "x"\nprot = 3\nblock-sise = 64\ntensor-parallel-size = 2\n')
+    environ = {"TUILI_SERVE_MAX_NUM_SEQS": "0", "TUILI_SERVE_NONE": "1"}
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve({"keep_alive": "soon", "max_lora_rank": "0", "port": "8001"}, environ, str(tmp_path / "serve.toml"))
+    told = str(caught.value)
+    assert told.startswith("8 settings are wrong: ")
+    for part in (
+        "serve.toml: port must be an integer",
+        "serve.toml: prot is no setting: did you mean port?",
+        "serve.toml: block_sise is no setting: did you mean block_size?",
+        "serve.toml: tensor_parallel_size=2 is not implemented: one process runs the model",
+        "TUILI_SERVE_MAX_NUM_SEQS must be an integer in [1, 16384], got 0",
+        "TUILI_SERVE_NONE is no setting",
+        "--keep-alive must be seconds",
+        "--max-lora-rank must be >= 1, got 0",
+    ):
+        assert part in told
+
+
+MISSION = {
+    # what vllm serve and LMDeploy's api_server call it: (typed, the field, what it comes to)
+    "host": ("0.0.0.0", "host", "0.0.0.0"),
+    "server_name": ("::1", "host", "::1"),
+    "port": ("9", "port", 9),
+    "server_port": ("9", "port", 9),
+    "served_model_name": (["a", "b"], "served_model_name", ("a", "b")),
+    "max_num_seqs": ("7", "max_num_seqs", 7),
+    "max_batch_size": ("7", "max_num_seqs", 7),
+    "max_num_batched_tokens": ("2048", "max_num_batched_tokens", 2048),
+    "max_model_len": ("4k", "max_model_len", 4000),
+    "session_len": ("4096", "max_model_len", 4096),
+    "gpu_memory_utilization": ("0.5", "gpu_memory_utilization", 0.5),
+    "response_role": ("model", "response_role", "model"),
+}
+
+
+@pytest.mark.parametrize("name", MISSION)
+def test_names_that_other_servers_users_type(name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    (setting,) = [s for s in all_settings().values() if flag in (s.flag, *s.flags)]
+    typed, field, value = MISSION[name]
+    assert getattr(of(models=["m"], insecure=True, **{setting.name: typed}), field) == value
+
+
+def test_swap_space_says_that_it_has_no_effect_on_a_cpu() -> None:
+    (note,) = resolve({"swap_space": "4"}).notes
+    assert note == "swap_space (it has no effect on a CPU, where the KV cache is in host memory anyway)"
+    assert resolve({"swap_space": "0"}).notes == ()
+    assert ServeSettings().port == 8000

@@ -39,7 +39,7 @@ class ServeSettings(ModelSettings):
     Raises InvalidRequestError naming the setting.
     """
 
-    host: str = setting("127.0.0.1", LISTENING, Text(max_chars=255), "Address to listen on.")
+    host: str = setting("127.0.0.1", LISTENING, Text(max_chars=255), "Address to listen on.", "--server-name")
     port: int = setting(DEFAULT_PORT, LISTENING, Count(0, 65535), "Port; 0 takes a free one.", "--server-port")
     uds: str | None = setting(None, LISTENING, Text(max_chars=100), "Listen on this Unix socket instead.")
     ollama: bool = setting(

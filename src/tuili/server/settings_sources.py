@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tuili.errors import InvalidRequestError
@@ -35,11 +36,13 @@ def resolve(
 ) -> Resolved:
     """`flags` has values by settings' names: texts as typed, lists of them, or True and False.
 
-    `config` is the configuration file's path, by default TUILI_SERVE_CONFIG's. Raises InvalidRequestError.
+    `config` is the configuration file's path, by default TUILI_SERVE_CONFIG's. Raises InvalidRequestError, which tells
+    of all values that are wrong.
     """
     flags, environ = flags or {}, environ or {}
     config = config or environ.get(CONFIG_VARIABLE) or None
     layers = [_from_file(config) if config else _Layer(), _from_environment(environ), _from_flags(flags)]
+    _refuse([fault for layer in layers for fault in layer.faults])
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -60,18 +63,34 @@ class _Layer:
         self.values: dict[str, Any] = {}  # by field
         self.origins: dict[str, str] = {}
         self.notes: list[str] = []
+        self.faults: list[InvalidRequestError] = []
 
-    def put(self, field: str, setting: Setting, label: str, value: object) -> None:
-        self.values[field] = _checked(setting, label, value)
+    def put(self, field: str, setting: Setting, label: str, read: Callable[[], Any]) -> None:
+        """What `read` gives, which raises InvalidRequestError under the label."""
         self.origins[field] = label
+        try:
+            self.values[field] = read()
+        except InvalidRequestError as error:
+            self.faults.append(InvalidRequestError(str(error), param=setting.name))
+
+    def refuse(self, message: str) -> None:
+        self.faults.append(InvalidRequestError(message))
+
+    def note_on(self, foreign: Mapping[str, Any], label: Callable[[str], str]) -> None:
+        """What vLLM's further flags come to."""
+        for name, value in foreign.items():
+            try:
+                self.notes += vllm_flags.notes_on({name: value}, {name: label(name)})
+            except InvalidRequestError as error:
+                self.faults.append(error)
 
 
-def _checked(setting: Setting, label: str, value: object) -> Any:
-    """Raises InvalidRequestError under the label, for the setting."""
-    try:
-        return setting.kind.check(label, value)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(str(error), param=setting.name) from None
+def _refuse(faults: Sequence[InvalidRequestError]) -> None:
+    """Raises the only one, or one that tells of all."""
+    if len(faults) > 1:
+        raise InvalidRequestError(f"{len(faults)} settings are wrong: {'; '.join(map(str, faults))}")
+    if faults:
+        raise faults[0]
 
 
 def _parsed(setting: Setting, label: str, text: str) -> Any:
@@ -89,14 +108,16 @@ def _from_file(path: str) -> _Layer:
         label = f"{path}: {name}"
         if name in fields:
             field = fields[name]
-            if field in layer.values:
-                raise InvalidRequestError(f"{label}: {layer.origins[field].removeprefix(path + ': ')} says the same")
-            layer.put(field, all_settings()[field], label, value)
+            if field in layer.origins:
+                layer.refuse(f"{label}: {layer.origins[field].removeprefix(path + ': ')} says the same")
+                continue
+            setting = all_settings()[field]
+            layer.put(field, setting, label, partial(setting.kind.check, label, value))
         elif name in vllm_flags.known_names():
             foreign[name] = value
         else:
-            raise InvalidRequestError(f"{label} is no setting: {_nearest(name, fields)}")
-    layer.notes = vllm_flags.notes_on(foreign, {name: f"{path}: {name}" for name in foreign})
+            layer.refuse(f"{label} is no setting: {_nearest(name, fields)}")
+    layer.note_on(foreign, lambda name: f"{path}: {name}")
     return layer
 
 
@@ -106,12 +127,11 @@ def _from_environment(environ: Mapping[str, str]) -> _Layer:
     known = {setting.variable: field for field, setting in all_settings().items()}
     for variable in sorted(environ):
         if variable.startswith(_PREFIX) and variable not in known and variable != CONFIG_VARIABLE:
-            raise InvalidRequestError(f"{variable} is no setting: {_nearest(variable, known)}")
+            layer.refuse(f"{variable} is no setting: {_nearest(variable, known)}")
     for field, setting in all_settings().items():
         for variable in (*reversed(setting.variables), setting.variable):  # ours last: it wins
             if environ.get(variable):
-                layer.values[field] = _parsed(setting, variable, environ[variable])
-                layer.origins[field] = variable
+                layer.put(field, setting, variable, partial(setting.kind.parse, variable, environ[variable]))
     return layer
 
 
@@ -135,13 +155,16 @@ def _from_flags(flags: Mapping[str, Any]) -> _Layer:
             continue
         setting = all_settings()[fields[name]]
         label = "MODEL" if name == "models" else setting.flag
-        if isinstance(value, list | tuple):
-            parsed: Any = tuple(item for text in value for item in _parsed(setting, label, text))
-        else:
-            parsed = value if isinstance(value, bool) else _parsed(setting, label, value)
-        layer.values[fields[name]], layer.origins[fields[name]] = parsed, label
-    layer.notes = vllm_flags.notes_on(foreign, {name: f"--{name.replace('_', '-')}" for name in foreign})
+        layer.put(fields[name], setting, label, partial(_typed, setting, label, value))
+    layer.note_on(foreign, lambda name: f"--{name.replace('_', '-')}")
     return layer
+
+
+def _typed(setting: Setting, label: str, value: Any) -> Any:
+    """What a flag's value means, or those of one that was given several times."""
+    if isinstance(value, list | tuple):
+        return tuple(item for text in value for item in setting.kind.parse(label, text))
+    return value if isinstance(value, bool) else setting.kind.parse(label, value)
 
 
 def _plain_value(value: object) -> object:

@@ -14,6 +14,11 @@ from tuili.runtime import vllm_arguments
 from tuili.runtime.vllm_arguments import Ignored, split_arguments
 
 _LOG = "log_requests and log_file say what is logged"
+_ONE_PROCESS = "one process runs the model"
+_KERNELS = "the fastest kernels of this processor are used"
+_IN_MEMORY = "on a CPU the KV cache is in host memory anyway"
+_WITH_LORA = "it counts with enable_lora only"
+_DRAFTS = "say it in speculative_config"
 IGNORED: Mapping[str, Ignored] = {
     "swap_space": Ignored(0, "it has no effect on a CPU, where the KV cache is in host memory anyway", low=0.0),
     "uvicorn_log_level": Ignored("info", _LOG),
@@ -36,9 +41,29 @@ IGNORED: Mapping[str, Ignored] = {
     "stream_interval": Ignored(1, "streams are sent as tokens come", low=1),
     "tool_call_parser": Ignored(None, "it counts with enable_auto_tool_choice only"),
     "enable_log_stats": Ignored(True, "", (False, True)),
+    "show_hidden_metrics_for_version": Ignored(None, "none are hidden"),
+    "logprobs_mode": Ignored("raw_logprobs", "", ("raw_logprobs",)),
+    "model_impl": Ignored("auto", "", ("auto", "vllm")),
+    "prefix_caching_hash_algo": Ignored("sha256", "blocks are known by their sha256", ("sha256", "sha256_cbor")),
+    "attention_backend": Ignored(None, _KERNELS),
+    "optimization_level": Ignored(None, _KERNELS),
+    "performance_mode": Ignored(None, _KERNELS),
+    "kv_offloading_backend": Ignored("native", _IN_MEMORY),
+    "max_loras": Ignored(1, _WITH_LORA, low=1),
+    "max_lora_rank": Ignored(16, _WITH_LORA, low=1),
+    "max_cpu_loras": Ignored(None, _WITH_LORA),
+    "fully_sharded_loras": Ignored(False, _WITH_LORA, (False, True)),
+    "media_io_kwargs": Ignored(None, "models read text only"),
+    "ignore_patterns": Ignored(None, "what is fetched is what is needed"),
+    "tool_strict_level": Ignored(None, "it counts with enable_auto_tool_choice only"),
+    "all2all_backend": Ignored(None, _ONE_PROCESS),
+    "data_parallel_address": Ignored(None, _ONE_PROCESS),
+    "data_parallel_rpc_port": Ignored(None, _ONE_PROCESS),
+    "data_parallel_backend": Ignored("mp", _ONE_PROCESS),
+    "master_addr": Ignored(None, _ONE_PROCESS),
+    "node_rank": Ignored(0, _ONE_PROCESS, low=0),
 }
 
-_ONE_PROCESS = "one process runs the model"
 _TOOLS = "tools do not exist yet"
 REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     # name: (values that ask for nothing, why others are refused)
@@ -50,6 +75,13 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "middleware": ((None,), "no code is loaded by name"),
     "grpc": ((False,), "HTTP is what is spoken"),
     "headless": ((False,), _ONE_PROCESS),
+    "data_parallel_rank": ((None, 0), _ONE_PROCESS),
+    "data_parallel_size_local": ((None, 1), _ONE_PROCESS),
+    "enable_eplb": ((False,), _ONE_PROCESS),
+    "kv_offloading_size": ((None, 0), _IN_MEMORY),
+    "spec_method": ((None,), _DRAFTS),
+    "spec_model": ((None,), _DRAFTS),
+    "spec_tokens": ((None,), _DRAFTS),
     "tensor_parallel_size": ((1,), _ONE_PROCESS),
     "pipeline_parallel_size": ((1,), _ONE_PROCESS),
     "nnodes": ((1,), _ONE_PROCESS),
