@@ -53,7 +53,7 @@ async def test_templates_are_told_what_the_server_s_owner_says_unless_a_request_
     async def start_model(*_: Any) -> StartedModel:
         return StartedModel(front=small_front(template=template), client=_Engine())  # type: ignore[arg-type]
 
-    host = LocalHost(PoolSettings(default_template_args={"tone": "calm"}), Store(tmp_path), start_model)
+    host = LocalHost(PoolSettings(default_template_args={"tone": "calm"}), Store(tmp_path), start_model, Pulls(1))
     started = await host.start(KnownModel(source=str(tmp_path / "a.gguf"), name="a"), PLAN)
     asked = GenerateRequest(
         request_id="r", sampling=SamplingParams(), messages=({"role": "user", "content": "hi"},), template_args={}
