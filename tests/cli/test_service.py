@@ -220,6 +220,15 @@ def test_systemd_understands_the_unit(tmp_path: Path, fields: dict[str, object])
     assert (done.returncode, about_us) == (0, [])
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_finds_little_that_the_unit_exposes(tmp_path: Path) -> None:
+    path = tmp_path / "tuili.service"
+    path.write_text(unit(sys.executable).text())
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(path)]  # 2.0 of 10
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+
+
 def test_the_users_folder_is_where_systemd_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     assert Systemd(True).unit_folder == Path.home() / ".config" / "systemd" / "user"
