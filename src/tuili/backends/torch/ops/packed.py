@@ -1,7 +1,7 @@
 """Weights as matrix products read them: dense, or packed into planes that a descriptor explains.
 
 A packed row of K weights is a plane of levels, beside planes of scales: streams whose rows are 16-byte aligned, where
-a file has structs of 18 to 210 bytes. weight = scale(k // group_size) * (level - zero), plus or minus a group's minimum.
+a file has structs of 18 to 210 bytes. weight = scale(k // group_size) * (level - zero), plus or minus its minimum.
 Knows planes; file formats and how to fill planes from them are in packed_formats.py.
 """
 

@@ -1,4 +1,4 @@
-"""The packed formats, and how weights become planes: GGUF groups of bytes are taken apart at load, FP8 made from floats.
+"""The packed formats, and how weights become planes: GGUF groups are taken apart at load, FP8 made from floats.
 
 A format of another kind of file joins with a descriptor here and a function that fills its planes.
 """
