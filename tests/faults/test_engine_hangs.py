@@ -12,11 +12,17 @@ from support.fake_engine import CONFIG
 from support.faults import KillAt, start_fake, take_all
 from tuili.runtime.supervised_engine import RestartPolicy
 
+# A hang is found after as many seconds as these say; with TUILI_DEFAULT_LIMITS=1 after those of a server.
+if os.environ.get("TUILI_DEFAULT_LIMITS"):
+    SILENT = STUCK = RestartPolicy()
+else:
+    SILENT = RestartPolicy(unready_s=2.0, silence_s=4.0, look_every_s=0.05)
+    STUCK = RestartPolicy(hang_timeout_s=1.0, look_every_s=0.05)
 REQUESTS = [ask(f"r{i}", range(3 + i), temperature=0.8, n=2, seed=i, max_tokens=60) for i in range(8)]
 
 
 async def test_a_stopped_engine_is_unready_then_killed_and_its_streams_go_on(tmp_path: Path) -> None:
-    engine = await start_fake(tmp_path, RestartPolicy(unready_s=2.0, silence_s=4.0, look_every_s=0.05))
+    engine = await start_fake(tmp_path, SILENT)
     stopped = engine.facts.process_id
     stop = KillAt(engine, 40, signal.SIGSTOP)
     taking = asyncio.create_task(take_all(engine, REQUESTS, stop))
@@ -33,9 +39,7 @@ async def test_a_stopped_engine_is_unready_then_killed_and_its_streams_go_on(tmp
 
 
 async def test_a_step_that_never_ends_is_a_hang_though_the_heart_beats(tmp_path: Path) -> None:
-    engine = await start_fake(
-        tmp_path, RestartPolicy(hang_timeout_s=1.0, look_every_s=0.05), hangs_once=tmp_path / "hung"
-    )
+    engine = await start_fake(tmp_path, STUCK, hangs_once=tmp_path / "hung")
     for request, answers in zip(REQUESTS, await take_all(engine, REQUESTS), strict=True):
         assert_solo(answers, request, CONFIG.max_model_len)
     assert engine.health.num_restarts >= 1  # a machine that is busy enough lets others look hung

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import statistics
 import struct
@@ -80,6 +81,29 @@ def half_close(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_WR)
 
 
+def read_no_more(connection: socket.socket) -> None:
+    """Who has read until now."""
+
+
+class Reader:
+    """Reads what comes to a client until it is told not to."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._is_told = False
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._is_told:
+            if select.select([self._connection], [], [], 0.005)[0] and not self._connection.recv(1 << 16):
+                return
+
+    def stop(self) -> None:
+        self._is_told = True
+        self._thread.join()
+
+
 def num_parts(server: Listening, phase: str) -> int:
     serving = server.app.state.serving
     return sum(part.phase == phase for answering in serving.running() for part in answering.parts)
@@ -124,12 +148,15 @@ class Background:
         assert self.answers == [expected(OTHER, 16)] * len(self._threads)
 
 
-def reach(server: Listening, backend: GatedBackend, phase: str, fields: dict[str, object]) -> socket.socket:
+def reach(
+    server: Listening, backend: GatedBackend, phase: str, fields: dict[str, object]
+) -> tuple[socket.socket, Reader]:
     """A victim that is in `phase`, whose next step waits at the gate."""
     connection = ask(server, prompts=[PROMPT], **fields)
+    reader = Reader(connection)
     if phase == "queued":
         until(lambda: victim_phase(server) == "queue", "it should wait")
-        return connection
+        return connection, reader
     until(lambda: victim_phase(server) == "prefill", "it should be taken")
     steps = {"prefill": 2, "decode": 6}[phase]
     for step in range(1, steps + 1):
@@ -137,33 +164,38 @@ def reach(server: Listening, backend: GatedBackend, phase: str, fields: dict[str
         backend.let(1)
     until(lambda: backend.num_begun > steps, "the next step should begin")
     until(lambda: victim_phase(server) == phase, f"it should be in {phase}")
-    return connection
+    return connection, reader
 
 
-@pytest.mark.parametrize("leave", [fin, rst, half_close])
-@pytest.mark.parametrize(
+PHASES = pytest.mark.parametrize(
     ("phase", "fields"),
-    [
-        ("queued", {}),
-        ("prefill", {}),
-        ("decode", {}),
-        ("decode", {"n": 3, "temperature": 1.0}),
-    ],
+    [("queued", {}), ("prefill", {}), ("decode", {}), ("decode", {"n": 3, "temperature": 1.0})],
     ids=["queued", "prefill", "decode", "n=3"],
 )
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])
+LEAVING: list[tuple[Callable[[socket.socket], None], bool]] = [
+    *((leave, streams) for leave in (fin, rst, half_close) for streams in (True, False)),
+    (read_no_more, True),  # who waits for a whole answer has nothing to read before it is computed
+]
+
+
+@PHASES
+@pytest.mark.parametrize(
+    ("leave", "streams"), LEAVING, ids=lambda value: value.__name__ if callable(value) else str(value)
+)
 def test_what_it_held_is_free_within_a_step(
     server: Listening,
     backend: GatedBackend,
     leave: Callable[[socket.socket], None],
     phase: str,
     fields: dict[str, object],
-    stream: bool,
+    streams: bool,
 ) -> None:
     others = Background(server, 8 if phase == "queued" else 1)
     until(lambda: num_parts(server, "prefill") == len(others._threads), "the others should be taken")
-    connection = reach(server, backend, phase, {**fields, "stream": stream})
+    padding = 1 << 18 if leave is read_no_more else 0  # of each token and each sign of life
+    connection, reader = reach(server, backend, phase, {**fields, "stream": streams, "padding": padding})
     num_running = len(server.app.state.serving.running())
+    reader.stop()
     leave(connection)
     begun = backend.num_begun
     until(lambda: len(server.app.state.serving.running()) < num_running, "it should be noticed")
@@ -173,11 +205,36 @@ def test_what_it_held_is_free_within_a_step(
     assert num_held(server) <= (4 if phase == "queued" else 1)  # a block for each other that runs
     backend.let()
     others.assert_exact()
+    assert_nothing_is_held(server)
+    connection.close()
+
+
+def assert_nothing_is_held(server: Listening) -> None:
     until(lambda: num_held(server) == 0, "nothing should be held")
     serving = server.app.state.serving
     assert (serving.admission.num_queued, serving.admission.num_queued_tokens) == (0, 0)
-    assert server.pool.models["small"].num_active == 0
+    until(lambda: server.pool.models["small"].num_active == 0, "nobody should use the model")
+
+
+@PHASES
+def test_who_does_not_read_a_whole_answer_is_let_go(
+    server: Listening, backend: GatedBackend, phase: str, fields: dict[str, object]
+) -> None:
+    """Its tokens are computed, as nobody can know; then it holds nothing of the engine, and soon no memory."""
+    others = Background(server, 8 if phase == "queued" else 1)
+    until(lambda: num_parts(server, "prefill") == len(others._threads), "the others should be taken")
+    connection, reader = reach(server, backend, phase, {**fields, "padding": 1 << 23})
+    reader.stop()
+    backend.let()
+    others.assert_exact()
+    assert_nothing_is_held(server)
+    until(lambda: _is_reset(connection), "it should be let go")
     connection.close()
+
+
+def _is_reset(connection: socket.socket) -> bool:
+    """Without reading: that would be reading."""
+    return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
 
 def test_leaving_is_noticed_at_once(server: Listening, backend: GatedBackend) -> None:

@@ -51,6 +51,21 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "/api/generate", {"model": "small", "prompt": "hello", "system": "be brief", "options": {"num_predict": 1}}
 
 
+async def test_every_route_that_renders_is_tried() -> None:
+    """Those whose bodies have messages, or a text beside which a template puts more."""
+    async with small_app() as (_, client):
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    fields = {
+        path: item["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"].keys()
+        for path, item in paths.items()
+        if "requestBody" in item.get("post", {})
+    }
+    templates = {path for path, names in fields.items() if names & {"template", "chat_template"}}
+    rendering = {path for path, names in fields.items() if "messages" in names} | templates
+    assert {path for path, _ in _callers("")} == templates - {"/api/chat"}  # whose body has none of its own
+    assert {path for path, _ in _models()} == rendering
+
+
 async def _harmless(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     answer = await client.post(path, json=body)
     assert answer.status_code in (200, 400), (path, body, answer.text)

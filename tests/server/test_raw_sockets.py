@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import re
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tuili.server.guards import http_protocol
 BODY = json.dumps({"prompts": ["abc"], "max_tokens": 2}).encode()
 HEAD = b"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 GOOD = HEAD + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(BODY) + BODY
-NUM_RANDOM = 150
+NUM_RANDOM, NUM_AT_ONCE = 270, 30
 IN_TIME_S = 60  # of a busy machine; far less than any limit of the server that waits
 
 
@@ -112,6 +113,16 @@ ABUSES = {
         b"content-type: multipart/form-data; boundary=" + b"b" * 50_000 + b"\r\n\r\nabc",
         415,
     ),
+    "100000 ranges": (
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nrange: bytes=" + b"0-1," * 100_000 + b"\r\n\r\n",
+        431,
+    ),
+    "1 MiB boundary": (
+        b"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary="
+        + b"b" * (1 << 20)
+        + b"\r\n\r\n",
+        431,
+    ),
     "traversal": (b"GET /../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 404),
     "encoded path": (b"GET /%2e%2e/%00/%ff%0d%0a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),
     "odd method": (b"BREW /health HTTP/1.1\r\nhost: localhost\r\n\r\n", 400),
@@ -158,7 +169,7 @@ def test_what_never_comes_is_not_waited_for(hasty_server: Listening, name: str) 
 def test_three_megabytes_in_chunks_of_one_byte(hasty_server: Listening) -> None:
     sent = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
     begun_s = time.monotonic()
-    answer = exchange(hasty_server, sent + chunked(b" " for _ in range(300_000)))
+    answer = exchange(hasty_server, sent + chunked(b" " for _ in range(500_000)))
     assert status(answer) in (0, 400, 408)  # 0: given up, and closed before we had sent all
     assert time.monotonic() - begun_s < IN_TIME_S
     assert_alive(hasty_server, num_tries=20)
@@ -187,9 +198,20 @@ def test_garbage_behind_a_request_ends_the_connection_without_a_word_inside_the_
     assert_alive(server)
 
 
-def test_hundreds_of_slow_clients_keep_nobody_waiting(server: Listening) -> None:
+@pytest.fixture
+def _many_descriptors() -> Iterator[None]:
+    """Both ends of every connection are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_many_descriptors")
+def test_five_hundred_slow_clients_keep_nobody_waiting(server: Listening) -> None:
     """Others are answered before any of them is given up."""
-    idle = [server.connect() for _ in range(250)]
+    idle = [server.connect() for _ in range(500)]
     for number, connection in enumerate(idle):
         connection.sendall(b"GET /health HTTP/1.1\r\nx-slow: "[: number % 30])
     begun_s = time.monotonic()
@@ -240,10 +262,10 @@ def test_random_mutants_of_requests_are_refused_or_answered(hasty_server: Listen
             if not mutant:
                 break
         threads.append(threading.Thread(target=send, args=(bytes(mutant),)))
-    for begin in range(0, len(threads), 15):
-        for thread in threads[begin : begin + 15]:
+    for begin in range(0, len(threads), NUM_AT_ONCE):
+        for thread in threads[begin : begin + NUM_AT_ONCE]:
             thread.start()
-        for thread in threads[begin : begin + 15]:
+        for thread in threads[begin : begin + NUM_AT_ONCE]:
             thread.join(IN_TIME_S)
             assert not thread.is_alive()
     assert len(answers) == NUM_RANDOM

@@ -26,7 +26,7 @@ class PlainBody(BaseModel):
     max_tokens: int = 8
     n: int = 1
     temperature: float = 0.0
-    padding: int = Field(0, ge=0, le=1 << 20)  # bytes to send beside each token
+    padding: int = Field(0, ge=0, le=1 << 24)  # bytes to send beside each token, or beside a whole answer
 
 
 class PlainRenderer:
@@ -54,7 +54,7 @@ class PlainRenderer:
         return msgspec.json.encode({"error": error.code}) + b"\n"
 
     def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
-        return msgspec.json.encode({"computed": [num_computed, num_prompt]}) + b"\n"
+        return msgspec.json.encode({"computed": [num_computed, num_prompt], "pad": self.padding}) + b"\n"
 
 
 async def generate(request: Request) -> Response:
@@ -74,7 +74,7 @@ async def generate(request: Request) -> Response:
     for index, event in await collect(request, answering):
         if isinstance(event, TextDelta):
             tokens.setdefault(f"{index}.{event.index}", []).extend(event.token_ids)
-    return Response(msgspec.json.encode(tokens), media_type="application/json")
+    return Response(msgspec.json.encode(tokens) + b" " * body.padding, media_type="application/json")
 
 
 async def crash(request: Request) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,13 @@ from pathlib import Path
 
 _READY = re.compile(r"tuili serves (.*) on (.*)")
 START_S = 240.0
+# Hands a listening socket over as systemd does: it is descriptor 3, and the process it is for is named.
+_HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass
@@ -42,9 +50,15 @@ class ServerProcess:
 
 @contextmanager
 def serve_process(
-    *arguments: str, home: Path, environ: Mapping[str, str] | None = None, log: Path | None = None
+    *arguments: str,
+    home: Path,
+    environ: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    listener: socket.socket | None = None,
 ) -> Iterator[ServerProcess]:
     """Starts `tuili serve ... --port 0` (unless a port is given) and waits until it is ready; kills it in the end.
+
+    It takes over a `listener`, which stays open here.
 
     Raises AssertionError, with what it wrote, when it ends instead.
     """
@@ -52,8 +66,13 @@ def serve_process(
     command = [sys.executable, "-m", "tuili.cli.main", "serve", *arguments, *port]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OLLAMA_", "VLLM_"))}
     environment |= {"TUILI_HOME": str(home), **(environ or {})}
+    given = () if listener is None else (listener.fileno(),)
+    if given:
+        command = [sys.executable, "-S", "-E", "-c", _HAND_OVER, str(given[0]), *command]
     with (log or Path(os.devnull)).open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=given
+        )
     lines: list[str] = []
     is_ready = threading.Event()
     reader = threading.Thread(target=_read, args=(process, lines, is_ready), daemon=True)

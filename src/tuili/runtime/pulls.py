@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tuili.daemon_threads import in_daemon_thread
-from tuili.errors import QueueFullError
+from tuili.errors import QueueFullError, TuiliError
 from tuili.store.progress import ProgressCallback, PullProgress
 
 INTERVAL_S = 0.1  # between two looks of a watcher
@@ -67,6 +67,7 @@ class Watch:
         self._news = so_far
         self._has_news = asyncio.Event()
         self._has_news.set()
+        self._cut_by: TuiliError | None = None
         work.add_done_callback(lambda _: self._has_news.set())
 
     async def __aiter__(self) -> AsyncIterator[PullProgress]:
@@ -74,11 +75,18 @@ class Watch:
         while not self._work.done():
             await self._has_news.wait()
             self._has_news.clear()
+            if self._cut_by is not None:
+                raise self._cut_by
             for progress in self._take():
                 yield progress
             await asyncio.wait([self._work], timeout=INTERVAL_S)
         for progress in self._take():
             yield progress
+
+    def cut(self, error: TuiliError) -> None:
+        """Ends the watch, with that error, before the pull has ended."""
+        self._cut_by = error
+        self._has_news.set()
 
     async def end(self) -> None:
         """Waits for the pull's end. Raises what it raised."""

@@ -46,40 +46,66 @@ def ollama_address(text: str) -> Address:
 
 
 class Listeners:
-    """Open sockets, and where they are. Closing removes Unix sockets from the disk."""
+    """Open sockets, and where they are. Closing removes Unix sockets that were made here from the disk."""
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
         self.addresses: list[Address] = []
+        self._paths: list[str] = []
+
+    def add(self, listener: socket.socket, address: Address) -> None:
+        self.sockets.append(listener)
+        self.addresses.append(address)
+
+    def add_unix(self, path: str) -> None:
+        self.add(_unix_socket(path), Address(uds=path))
+        self._paths.append(path)
 
     def close(self) -> None:
         for listener in self.sockets:
             listener.close()
-        for address in self.addresses:
-            if address.uds is not None:
-                with suppress(OSError):
-                    os.unlink(address.uds)  # noqa: PTH108
+        for path in self._paths:
+            with suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
 
 
-def open_listeners(addresses: Sequence[Address]) -> Listeners:
-    """Binds every address.
+def open_listeners(addresses: Sequence[Address], inherited: Sequence[socket.socket] = ()) -> Listeners:
+    """Listens on every address: with a socket that was inherited where there is one for it, else binding one.
 
-    Raises ConflictError for one in use, InvalidRequestError for one that cannot be had; nothing stays open then.
+    Raises ConflictError for one in use, InvalidRequestError for one that cannot be had and for an inherited socket
+    elsewhere, as who may be let in follows from the addresses; nothing stays open then.
     """
-    listeners = Listeners()
+    listeners, left = Listeners(), list(inherited)
     try:
         for number, address in enumerate(addresses):
             if address.port and address in addresses[:number]:
                 continue
-            if address.uds is not None:
-                listeners.sockets.append(_unix_socket(address.uds))
-                listeners.addresses.append(address)
+            if (given := next((one for one in left if _is_at(one, address)), None)) is not None:
+                left.remove(given)
+                listeners.add(given, address)
+            elif address.uds is not None:
+                listeners.add_unix(address.uds)
             else:
                 _bind_internet(address, listeners)
+        if left:
+            found = left[0].getsockname()
+            where = found if isinstance(found, str) else Address(host=str(found[0]), port=found[1])
+            raise InvalidRequestError(
+                f"LISTEN_FDS: a socket listens on {where}: give that as --host and --port, or --uds"
+            )
     except BaseException:
         listeners.close()
+        for one in left:
+            one.close()
         raise
     return listeners
+
+
+def _is_at(listener: socket.socket, address: Address) -> bool:
+    found = listener.getsockname()
+    if address.uds is not None:
+        return bool(found == os.path.abspath(address.uds) or found == address.uds)  # noqa: PTH100
+    return isinstance(found, tuple) and found[1] == address.port and (listener.family, found[0]) in _resolved(address)
 
 
 def _bind_internet(address: Address, listeners: Listeners) -> None:

@@ -25,6 +25,7 @@ from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.listeners import Listeners, open_listeners
 from tuili.server.serving import Serving
 from tuili.server.settings import ServeSettings
+from tuili.server.socket_activation import inherited_sockets
 
 EXIT_LOST = 70  # EX_SOFTWARE: the engines that were to be there are given up
 _CUT_S = 2.0  # after the drain's deadline: to tell clients that their answers end here
@@ -40,7 +41,7 @@ def serve(settings: ServeSettings) -> int:
     check_bind(http)
     _check_tls(settings)
     start_logging(settings.log_format)
-    listeners = open_listeners(settings.addresses())
+    listeners = open_listeners(settings.addresses(), inherited_sockets())
     try:
         pool = open_pool(settings.pool())
         server = _Server(_uvicorn_config(settings, create_app(http, pool)))

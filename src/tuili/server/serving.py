@@ -45,6 +45,7 @@ class Serving:
         self._num_accepted = 0  # these, those whose model is loading, and those not yet parsed
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._cut_by_drain: list[Callable[[TuiliError], None]] = []
         self.starting: asyncio.Task[None] | None = None  # loads what is to be there from the start
 
     @property
@@ -68,7 +69,7 @@ class Serving:
         if self.starting is not None:
             self.starting.cancel()
             await asyncio.wait([self.starting])
-        self.cut(EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S))
+        self.cut(self._ending())
         await self.pool.aclose()
 
     async def answer(
@@ -140,7 +141,20 @@ class Serving:
     def check_open(self) -> None:
         """Raises EngineUnavailableError while draining."""
         if self.is_draining:
-            raise EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
+            raise self._ending()
+
+    @contextmanager
+    def cut_by_drain(self, cut: Callable[[TuiliError], None]) -> Iterator[None]:
+        """Work that a later server goes on with: no drain waits for it, it is cut as one begins.
+
+        Raises EngineUnavailableError while draining.
+        """
+        self.check_open()
+        self._cut_by_drain.append(cut)
+        try:
+            yield
+        finally:
+            self._cut_by_drain.remove(cut)
 
     def check_room(self) -> None:
         """Raises what `answer` would raise now whatever it were asked: EngineUnavailableError, QueueFullError."""
@@ -152,8 +166,10 @@ class Serving:
         return tuple(self._running.values())
 
     def drain(self) -> None:
-        """Refuses what comes from now on; what runs goes on."""
+        """Refuses what comes from now on; what runs goes on, except what asked to be cut."""
         self.is_draining = True
+        for cut in tuple(self._cut_by_drain):
+            cut(self._ending())
 
     async def idle(self) -> None:
         """Returns when nothing runs or waits for its model."""
@@ -163,6 +179,9 @@ class Serving:
         """Ends everything that runs, with that error."""
         for answering in self.running():
             answering.cut(error)
+
+    def _ending(self) -> EngineUnavailableError:
+        return EngineUnavailableError("the server is shutting down", retry_after_s=_DRAIN_RETRY_S)
 
     def _deadline(self) -> float | None:
         limit_s = self.settings.request_timeout_s

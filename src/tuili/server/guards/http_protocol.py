@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 protocol with limits it lacks: how long headers may be, and how long they may take to come.
 
-Answers what is no HTTP with a JSON body, and lets the application drop a connection whose client does not read.
+Answers what is no HTTP with a JSON body, and lets go of a client that does not read: the application may drop the
+connection while it answers, and what was answered waits for nobody for ever.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._refusal: TuiliError | None = None
         self._is_lingering = False
         self._timer: asyncio.TimerHandle | None = None  # of headers, of a body nobody wants, of lingering
+        self._unread_timer: asyncio.TimerHandle | None = None  # of complete answers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,6 +50,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -93,6 +96,11 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        self._stop_watching()
+        self._watch_unread(None)
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when its parser gives up, a limit of ours included."""
         error = self._refusal or InvalidRequestError("this is no HTTP/1.1 request")
@@ -128,6 +136,19 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def _expect_headers(self) -> None:
         self._is_reading_headers = True
         self._start_timer(self._limits.header_timeout_s, self._give_up)
+
+    def _watch_unread(self, num_before: int | None) -> None:
+        """Lets go of a client that for so long has read nothing of an answer that is complete."""
+        num_unread = self.transport.get_write_buffer_size()
+        if num_before is not None and num_unread >= num_before:
+            self._abort()
+        elif num_unread:
+            self._unread_timer = self.loop.call_later(self._limits.send_timeout_s, self._watch_unread, num_unread)
+
+    def _stop_watching(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _abort(self) -> None:
         """Resets the connection, as the kernel would go on offering what it has to a client that does not read."""

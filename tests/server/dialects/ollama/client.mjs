@@ -26,8 +26,11 @@ try {
   left = error.name
 }
 
+const stopped = await ollama.chat({ model, messages, options: { ...options, stop: ['classic'] } })
+const overlong = [{ role: 'user', content: 'one two three four '.repeat(200) }]
+
 const errors = []
-for (const body of [{ model: 'absent', messages }, { model, messages, format: 'json' }]) {
+for (const body of [{ model: 'absent', messages }, { model, messages, format: 'json' }, { model, messages: overlong }]) {
   try {
     await ollama.chat(body)
   } catch (error) {
@@ -37,4 +40,5 @@ for (const body of [{ model: 'absent', messages }, { model, messages, format: 'j
 const models = (await ollama.list()).models.map((entry) => entry.name)
 console.log(JSON.stringify({
   whole: whole.message.content, streamed, generated: generated.response, done: last.done_reason, left, errors, models,
+  stopped: [stopped.done_reason, stopped.message.content],
 }))

@@ -21,7 +21,11 @@ def test_a_conversation(smollm2_server: Listening, name: str, node_clients: Path
     assert "4" in told["whole"]
     assert told["whole"] == told["streamed"] == told["generated"]
     assert (told["done"], told["left"], told["models"]) == ("stop", "AbortError", [name])
-    (missing, missing_text), (refused, refused_text) = told["errors"]
-    assert (missing, refused) == (404, 400)
+    (missing, missing_text), (refused, refused_text), (long, long_text) = told["errors"]
+    assert (missing, refused, long) == (404, 400, 400)
+    assert "the context holds 512" in long_text
+    assert told["stopped"][0] == "stop"
+    assert "classic" not in told["stopped"][1]
+    smollm2_server.wait_idle()
     assert "absent" in missing_text
     assert "format is not implemented" in refused_text

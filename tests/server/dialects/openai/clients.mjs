@@ -23,6 +23,14 @@ const helper = openai.chat.completions.stream(asked);
 assert.equal(await helper.finalContent(), said);
 await assert.rejects(openai.chat.completions.create({ ...asked, model: "nobody" }), { status: 404, code: "model_not_found" });
 
+const overlong = [{ role: "user", content: "word ".repeat(2000) }];
+for (const stream of [false, true])
+  await assert.rejects(openai.chat.completions.create({ ...asked, messages: overlong, stream }), {
+    status: 400, code: "context_length_exceeded",
+  });
+const cut = await openai.completions.create({ model, prompt: "One, two, three,", stop: ["five"], max_tokens: 30, temperature: 0 });
+assert.deepEqual([cut.choices[0].finish_reason, cut.choices[0].text.includes("five")], ["stop", false]);
+
 const stopped = await openai.chat.completions.create({ ...asked, max_tokens: 900, ignore_eos: true, stream: true });
 for await (const _ of stopped) break; // leaves in the middle
 
@@ -37,5 +45,11 @@ assert.equal(parts, said);
 assert.equal((await stream.usage).outputTokens, whole.usage.completion_tokens);
 assert.equal(await stream.finishReason, generated.finishReason);
 await assert.rejects(generateText({ ...prompt, model: provider("nobody") }), { statusCode: 404 });
+await assert.rejects(generateText({ ...prompt, messages: overlong }), { statusCode: 400 });
+const brief = await generateText({ ...prompt, stopSequences: ["Paris"] });
+assert.ok(!brief.text.includes("Paris") && brief.finishReason === "stop");
+const leaving = new AbortController();
+const left = streamText({ ...prompt, maxOutputTokens: 900, abortSignal: leaving.signal, onError: () => {} });
+for await (const _ of left.textStream) leaving.abort();
 
 console.log("ok");

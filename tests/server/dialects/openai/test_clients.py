@@ -140,6 +140,17 @@ def test_openai_hears_what_is_wrong(client: openai.OpenAI, name: str) -> None:
     assert client.chat.completions.create(model=name, messages=ASK, max_tokens=1, tools=[]).choices
 
 
+def test_openai_leaves_a_stream(server: Listening, client: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "max_tokens": 900, "extra_body": {"ignore_eos": True}, "stream": True}
+    for stream in (
+        client.chat.completions.create(messages=ASK, **asked),
+        client.completions.create(prompt="1", **asked),
+    ):
+        with stream:
+            next(iter(stream))
+    server.wait_idle()
+
+
 def test_openai_raw_answers_and_extra_fields(client: openai.OpenAI, name: str) -> None:
     extra = {"top_k": 5, "min_p": 0.1, "wish": 1, "return_token_ids": True}
     raw = client.chat.completions.with_raw_response.create(
@@ -180,6 +191,7 @@ def test_langchain(server: Listening, client: openai.OpenAI, name: str) -> None:
     told = _run(
         """
         import os
+        import openai
         from langchain_openai import ChatOpenAI, OpenAI
         chat = ChatOpenAI(base_url=os.environ["URL"], model=os.environ["MODEL"], temperature=0, max_tokens=24)
         ask = "Name the capital of France."
@@ -190,14 +202,28 @@ def test_langchain(server: Listening, client: openai.OpenAI, name: str) -> None:
         assert streamed.content == whole.content, (streamed.content, whole.content)
         assert streamed.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"] > 0
         assert [m.content for m in chat.batch([ask, ask])] == [whole.content] * 2
-        plain = OpenAI(base_url=os.environ["URL"], model=os.environ["MODEL"], temperature=0, max_tokens=4)
-        assert plain.invoke("One, two,")
+        plain = OpenAI(base_url=os.environ["URL"], model=os.environ["MODEL"], max_tokens=30, temperature=0)
+        assert "five" not in plain.invoke("One, two, three,", stop=["five"])
+        talk = [("system", "Be brief."), ("human", ask), ("ai", whole.content), ("human", "And of Italy?")]
+        assert chat.invoke(talk).content
+        for wrong, asked in (({"model": "nobody"}, ask), ({}, "word " * 2000)):
+            try:
+                chat.invoke(asked, **wrong)
+                raise AssertionError(wrong)
+            except openai.NotFoundError as error:
+                assert error.code == "model_not_found"
+            except openai.BadRequestError as error:
+                assert error.code == "context_length_exceeded"
+        left = chat.stream("Count to a thousand.", max_tokens=900, extra_body={"ignore_eos": True})
+        next(left)
+        left.close()
         print(whole.content, end="")
         """,
         server,
         name,
     )
     assert told == said
+    server.wait_idle()
 
 
 def test_litellm(server: Listening, client: openai.OpenAI, name: str) -> None:
@@ -212,6 +238,16 @@ def test_litellm(server: Listening, client: openai.OpenAI, name: str) -> None:
         pieces = litellm.completion(messages=talk, max_tokens=24, stream=True, **asked)
         streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
         assert streamed == whole.choices[0].message.content
+        stopped = litellm.completion(messages=talk, max_tokens=24, stop=["France", "Paris"], **asked).choices[0]
+        assert (stopped.finish_reason, "Paris" in stopped.message.content) == ("stop", False)
+        endless = {"max_tokens": 900, "stream": True, "extra_body": {"ignore_eos": True}}
+        left = litellm.completion(messages=talk, **endless, **asked)
+        next(iter(left))  # and leaves it as the program ends
+        try:
+            litellm.completion(messages=talk, **{**asked, "model": "hosted_vllm/nobody"})
+            raise AssertionError("nobody answered")
+        except litellm.NotFoundError:
+            pass
         try:
             litellm.completion(messages=[{"role": "user", "content": "word " * 2000}], **asked)
         except litellm.ContextWindowExceededError:
@@ -222,20 +258,43 @@ def test_litellm(server: Listening, client: openai.OpenAI, name: str) -> None:
         LITELLM_LOCAL_MODEL_COST_MAP="True",
     )
     assert told.partition("said:")[2] == said
+    server.wait_idle()
 
 
 def test_llm(server: Listening, client: openai.OpenAI, name: str, tmp_path: Path) -> None:
     said = client.chat.completions.create(model=name, messages=ASK, **GREEDY).choices[0].message.content or ""
     model = f"- model_id: served\n  model_name: {name}\n  api_base: {server.url}/v1\n"
-    (tmp_path / "extra-openai-models.yaml").write_text(model)
-    env = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
-    command = [sys.executable, "-W", "ignore", "-m", "llm", "-m", "served", ASK[0]["content"]]
-    command += ["-o", "temperature", "0", "-o", "max_tokens", "24"]
-    result = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, check=False
+    wrong = f"- model_id: unknown\n  model_name: nobody\n  api_base: {server.url}/v1\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(model + wrong)
+    told = _run(
+        """
+        import llm
+        import openai
+        model, ask = llm.get_model("served"), "Name the capital of France."
+        greedy = {"temperature": 0, "max_tokens": 24, "key": "none"}
+        talk = model.conversation()
+        streamed = list(talk.prompt(ask, **greedy))
+        assert len(streamed) > 3
+        assert model.prompt(ask, stream=False, **greedy).text() == "".join(streamed)
+        assert talk.prompt("And of Italy?", **greedy).text()
+        assert "Paris" not in model.prompt(ask, stop="Paris", **greedy).text()
+        left = iter(model.prompt("Count to a thousand.", temperature=0, max_tokens=900, key="none"))
+        next(left)
+        left.close()
+        for wrong, asked in ((model, "word " * 2000), (llm.get_model("unknown"), ask)):
+            try:
+                wrong.prompt(asked, **greedy).text()
+                raise AssertionError(asked[:20])
+            except (openai.BadRequestError, openai.NotFoundError, llm.ModelError) as error:
+                assert "context holds" in str(error) or "nobody" in str(error), error
+        print("".join(streamed), end="")
+        """,
+        server,
+        name,
+        LLM_USER_PATH=str(tmp_path),
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.strip() == said.strip()
+    assert told.strip() == said.strip()
+    server.wait_idle()
 
 
 def test_openai_and_ai_from_npm(server: Listening, name: str, node_clients: Path) -> None:
@@ -246,3 +305,4 @@ def test_openai_and_ai_from_npm(server: Listening, name: str, node_clients: Path
     result = subprocess.run(["node", str(script)], env=env, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.splitlines() == ["ok"]
+    server.wait_idle()

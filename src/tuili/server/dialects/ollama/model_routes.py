@@ -79,7 +79,7 @@ async def pull(request: Request) -> Response:
     body = await read_body(request, PullBody)
     serving = _serving(request)
     serving.check_open()
-    told = statuses(serving.pool.pulls, Store(store_dir()), model_name(_given_name(body)))
+    told = statuses(serving.pool.pulls, Store(store_dir()), model_name(_given_name(body)), serving.cut_by_drain)
     request.state.caller.exits.push_async_callback(told.aclose)
     first = await anext(told)  # a name that nobody offers fails here, before the answer begins
     if body.stream is False:
