@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-import platformdirs
-
 from tuili.checks import (
     check_choice,
     check_count,
@@ -146,6 +144,8 @@ def store_dir() -> Path:
     """
     home = os.environ.get("TUILI_HOME")
     if not home:
+        import platformdirs  # backends, which know this file's words, need nothing but their arrays
+
         return Path(platformdirs.user_data_dir("tuili", appauthor=False))
     try:
         path = Path(home).expanduser()

@@ -37,6 +37,13 @@ def load_quantizer(name: str, num_threads: int) -> Quantizer:
     return quantizer
 
 
+def expected_backend(name: str | None, device: str | None) -> str:
+    """What choose_backend will probably say, told without importing torch."""
+    if name is None and device in (None, "auto"):
+        return "torch" if _may_see_a_gpu() else "cpu"
+    return choose_backend(name, device)
+
+
 def choose_backend(name: str | None, device: str | None) -> str:
     """`name`, else torch where a device other than the CPU is asked for, or where torch sees a GPU, else cpu.
 
@@ -52,10 +59,14 @@ def choose_backend(name: str | None, device: str | None) -> str:
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of Linux: NVIDIA's, Windows's for WSL, AMD's
 
 
-def _torch_sees_a_gpu() -> bool:
+def _may_see_a_gpu() -> bool:
     if importlib.util.find_spec("torch") is None:
         return False
-    if sys.platform == "linux" and not any(map(Path.exists, map(Path, _DRIVERS))):
+    return sys.platform != "linux" or any(map(Path.exists, map(Path, _DRIVERS)))
+
+
+def _torch_sees_a_gpu() -> bool:
+    if not _may_see_a_gpu():
         return False
     found: bool = importlib.import_module(f"{__name__}.torch.devices").has_gpu()
     return found

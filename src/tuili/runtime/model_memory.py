@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tuili.backend import CacheGroup
-from tuili.config import KV_CACHE_DTYPES, EngineConfig
+from tuili.backends import expected_backend
+from tuili.config import EngineConfig, KvCacheDtype
 from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
+from tuili.models.spec import ModelSpec
+from tuili.runtime.load_options import cpu_cache_dtype
 from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, LoadOptions
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.modelfile_settings import model_context
@@ -105,12 +108,10 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
 
     Raises what opening headers raises, UnsupportedModelError, and InvalidRequestError for options.
     """
-    from tuili.backends.cpu.footprint import cache_groups, weight_bytes, workspace_bytes
-    from tuili.machine import thread_limits
     from tuili.runtime.plan.outline import open_outline
 
+    sizes = _sizes(options)
     recipe = None if options.quantization in (None, "gguf") else find_recipe(str(options.quantization))
-    dtype = KV_CACHE_DTYPES[options.kv_cache_dtype]
     with open_outline(source, store, recipe) as outline:
         spec, stored = outline.spec, [outline.stored]
     limit = spec.max_position
@@ -119,35 +120,79 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
         raise InvalidRequestError(
             f"max_model_len must be in [1, {limit}] for {source!r:.200}, got {wanted}", param="max_model_len"
         )
-    groups = list(cache_groups(spec, dtype, options.block_size))
+    groups = list(sizes.cache_groups(spec))
     if options.speculative is not None and options.speculative.model is not None:
         with open_outline(options.speculative.model, store) as draft:
-            groups += cache_groups(draft.spec, dtype, options.block_size)
+            groups += sizes.cache_groups(draft.spec)
             stored.append(draft.stored)
     num_seqs, length = options.max_num_seqs, min(wanted or limit, limit)
     num_tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, num_seqs)
     return Footprint(
         groups=groups,
-        config=_engine_config(options, length, num_tokens),
-        weight_bytes=sum(map(weight_bytes, stored)),
-        workspace_bytes=workspace_bytes(
-            spec,
-            num_tokens=num_tokens,
-            num_rows=num_seqs,
-            num_positions=length,
-            num_threads=thread_limits(options.num_threads).num_threads,
-        ),
-        other_bytes=ENGINE_BYTES + spec.vocab_size * TOKENIZER_BYTES,
+        config=_engine_config(options, length, num_tokens, sizes.kv_cache_dtype),
+        weight_bytes=sum(map(sizes.weight_bytes, stored)),
+        workspace_bytes=sizes.workspace_bytes(spec, num_tokens, num_seqs, length),
+        other_bytes=ENGINE_BYTES + sizes.library_bytes + spec.vocab_size * TOKENIZER_BYTES,
         may_shorten=wanted is None,
     )
 
 
-def _engine_config(options: LoadOptions, max_model_len: int, num_tokens: int) -> EngineConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sizes:
+    """How large a model's parts are in one backend."""
+
+    kv_cache_dtype: KvCacheDtype
+    cache_groups: Callable[[ModelSpec], tuple[CacheGroup, ...]]
+    weight_bytes: Callable[[Mapping[str, tuple[str, tuple[int, ...]]]], int]
+    workspace_bytes: Callable[[ModelSpec, int, int, int], int]  # tokens, rows, positions
+    library_bytes: int = 0
+
+
+def _sizes(options: LoadOptions) -> _Sizes:
+    is_torch = expected_backend(options.backend, options.device) == "torch"
+    return _torch_sizes(options) if is_torch else _cpu_sizes(options)
+
+
+def _cpu_sizes(options: LoadOptions) -> _Sizes:
+    from tuili.backends.cpu import footprint
+    from tuili.machine import thread_limits
+
+    dtype = cpu_cache_dtype(options.kv_cache_dtype)
+    num_threads = thread_limits(options.num_threads).num_threads
+    return _Sizes(
+        kv_cache_dtype=dtype,
+        cache_groups=lambda spec: footprint.cache_groups(spec, dtype, options.block_size),
+        weight_bytes=footprint.weight_bytes,
+        workspace_bytes=lambda spec, num_tokens, num_rows, num_positions: footprint.workspace_bytes(
+            spec, num_tokens=num_tokens, num_rows=num_rows, num_positions=num_positions, num_threads=num_threads
+        ),
+    )
+
+
+def _torch_sizes(options: LoadOptions) -> _Sizes:
+    from tuili.runtime import torch_memory
+
+    dtype: KvCacheDtype = options.kv_cache_dtype  # type: ignore[assignment]  # checked by LoadOptions
+    item = torch_memory.item_bytes(options.dtype, options.device)
+    return _Sizes(
+        kv_cache_dtype=dtype,
+        cache_groups=lambda spec: torch_memory.cache_groups(spec, dtype, item, options.block_size),
+        weight_bytes=lambda stored: torch_memory.weight_bytes(stored, item),
+        workspace_bytes=lambda spec, num_tokens, num_rows, num_positions: torch_memory.workspace_bytes(
+            spec, num_tokens=num_tokens, num_positions=num_positions
+        ),
+        library_bytes=torch_memory.LIBRARY_BYTES,
+    )
+
+
+def _engine_config(
+    options: LoadOptions, max_model_len: int, num_tokens: int, kv_cache_dtype: KvCacheDtype
+) -> EngineConfig:
     return EngineConfig(
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=num_tokens,
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
-        kv_cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype],
+        kv_cache_dtype=kv_cache_dtype,
     )

@@ -1,4 +1,4 @@
-"""SmolLM2 and Gemma 3 from their GGUF files against transformers in float32 on the same dequantized weights.
+"""SmolLM2 and Gemma 3 in the reference and in torch against transformers, in float32 on the same dequantized weights.
 
 transformers' side shares nothing with ours but the file's raw bytes: gguf dequantizes, and names, the order of rotary
 rows and Gemma's gains are turned into transformers' form here.
@@ -191,16 +191,24 @@ def check(path: Path, name: str, build: Callable[[GgufFile], PreTrainedModel], s
     assert (~is_clear).sum() <= 2, "so many near-ties would prove little"
     assert (expected.token_ids == continuations)[is_clear].all(), f"{CONTINUATIONS.name} is not transformers' text"
 
+    for backend_name in ("reference", "torch"):
+        compare(path, backend_name, texts, expected)
+
+
+def compare(path: Path, backend_name: str, texts: list[list[int]], expected: Oracle) -> None:
+    """Logits of some texts, and the choice at every clear position of all."""
+    is_clear = expected.leads >= NEAR_TIE
     checkpoint = open_checkpoint(path)
-    backend = load_backend("reference", checkpoint.spec, checkpoint.weights, BackendOptions(max_model_len=64))
-    driver = Driver(backend, num_blocks=80)
+    options = BackendOptions(max_model_len=64, device="cpu")
+    driver = Driver(load_backend(backend_name, checkpoint.spec, checkpoint.weights, options), num_blocks=80)
     compared = driver.step([Work(driver.text(), text, NUM_TOKENS) for text in texts[:NUM_COMPARED]])
     rest = driver.step([Work(driver.text(), text, NUM_TOKENS) for text in texts[NUM_COMPARED:]], want_logits=False)
     assert compared.logits is not None
-    np.testing.assert_allclose(compared.logits.reshape(expected.logits.shape), expected.logits, rtol=0, atol=5e-4)
+    logits = compared.logits.reshape(expected.logits.shape)
+    np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=5e-4, err_msg=backend_name)
     chosen = np.concatenate((compared.token_ids, rest.token_ids)).reshape(expected.token_ids.shape)
     wrong = np.argwhere((chosen != expected.token_ids) & is_clear)
-    assert not wrong.size, f"prompts and positions that differ: {wrong.tolist()}"
+    assert not wrong.size, f"{backend_name}: prompts and positions that differ: {wrong.tolist()}"
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -22,8 +22,9 @@ from tuili.backend import (
 )
 from tuili.backends.torch.cache import PagedCache, is_out_of_memory
 from tuili.backends.torch.devices import cache_dtype, choose_device, choose_dtype
+from tuili.backends.torch.fixed_shapes import FixedShapeOps
 from tuili.backends.torch.model import Model, build_model
-from tuili.backends.torch.ops import choose_ops
+from tuili.backends.torch.ops import Ops, choose_ops
 from tuili.backends.torch.rows import RunningStep, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
@@ -72,12 +73,17 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
     dtype = choose_dtype(options.dtype, device, stored)
     reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=device.type != "cpu")
     try:
-        model = build_model(spec, reader, choose_ops(device, options.deterministic), options.max_model_len)
+        model = build_model(spec, reader, _ops(device, options.deterministic), options.max_model_len)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise InsufficientMemoryError(f"{spec.family}: the weights do not fit on {device}") from error
     return TorchBackend(spec, model, options, device=device, dtype=dtype)
+
+
+def _ops(device: torch.device, deterministic: bool) -> Ops:
+    is_plain = device.type == "cpu"  # where no kernel of ours runs
+    return FixedShapeOps() if deterministic and is_plain else choose_ops(device, deterministic)
 
 
 class TorchBackend:
