@@ -32,7 +32,7 @@ _PeerModel = Annotated[str | None, typer.Option(help="What it runs, if not our f
 _ApiKey = Annotated[str | None, typer.Option(help="For the server.", rich_help_panel=_PEER)]
 
 
-@taking_options(("num_threads", "quantize"), run.command)
+@taking_options(("num_threads", "quantize", "backend", "device", "dtype"), run.command)
 def command(
     model: Annotated[str, typer.Argument(autocompletion=complete_model)] = DEFAULT_MODEL,
     batch: Annotated[str, typer.Option(help="Sequences at once, one row each.")] = "1,4,16",
@@ -72,6 +72,9 @@ def command(
         num_rounds=rounds,
         num_threads=loading["num_threads"],
         quantization=loading["quantize"],
+        backend=loading["backend"],
+        device=loading["device"],
+        dtype=loading["dtype"],
         seed=seed,
         against=against,
         peer_path=peer_path,

@@ -14,7 +14,7 @@ from tuili.cli.terminal import note, printable
 from tuili.errors import InvalidRequestError
 
 
-@taking_options(("num_threads", "quantize", "backend"), run.command)
+@taking_options(("num_threads", "quantize", "backend", "device", "dtype"), run.command)
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_model)],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
@@ -46,7 +46,7 @@ def command(
         raw=raw,
         system=system,
         inside=inside,
-        load=LoadOptions(quantization=loading.pop("quantize"), **loading),
+        load=LoadOptions(quantization=loading.pop("quantize"), owns_process=True, **loading),
     )
     found = explain(model, prompt, options)
     if html is not None:

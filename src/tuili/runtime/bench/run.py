@@ -37,6 +37,9 @@ class BenchOptions:
     num_rounds: int = 3
     num_threads: int = 0
     quantization: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
     seed: int = 0
     against: str | None = None
     peer_path: Path | None = None
@@ -65,6 +68,10 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
     load_options = LoadOptions(
         num_threads=options.num_threads,
         quantization=options.quantization,
+        backend=options.backend,
+        device=options.device,
+        dtype=options.dtype,
+        owns_process=True,
         max_model_len=max_len,
         max_num_seqs=max_num_seqs,
         speculative=None,  # no peer drafts here, and repetitive answers would flatter
@@ -118,7 +125,7 @@ def _check_peer(options: BenchOptions) -> None:
 
 def _run_on_server(url: str, options: BenchOptions, report: Callable[[str], None]) -> BenchReport:
     """Only what can be seen from outside: rates and latency."""
-    for name in ("num_threads", "quantization", "against", "peer_path"):
+    for name in ("num_threads", "quantization", "backend", "device", "against", "peer_path"):
         if getattr(options, name):
             raise InvalidRequestError(f"{name} has no place where a server is measured: {url} decides", param=name)
     report(f"asking {url}")
