@@ -1,0 +1,69 @@
+"""The torch backend in an engine process, as a server runs it, and in LLM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from support.gguf_models import seeds
+from tuili import LLM
+from tuili.engine.child_process import ChildProcess
+from tuili.engine.wire import Load
+from tuili.errors import InvalidRequestError
+from tuili.runtime.loading import LoadOptions
+from tuili.types import SamplingParams, TokenRequest
+
+COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.engine_process"]
+PROMPT = (1, 5, 9, 3)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.write_bytes(seeds()["llama"].encode())
+    return path
+
+
+def written(model: Path, **options: object) -> list[int]:
+    with LLM(str(model), max_num_seqs=2, **options) as llm:
+        (output,) = llm.generate({"prompt_token_ids": list(PROMPT)}, GREEDY, use_tqdm=False)
+    return list(output.outputs[0].token_ids)
+
+
+async def test_an_engine_process_writes_what_the_reference_writes(model: Path) -> None:
+    options = LoadOptions(backend="torch", device="cpu", num_threads=1, max_num_seqs=2)
+    child = await ChildProcess.start(COMMAND, Load(str(model), msgspec.Raw(msgspec.msgpack.encode(options)), None))
+    tokens: list[int] = []
+    request = TokenRequest(request_id="r", prompt_token_ids=PROMPT, sampling=GREEDY, seed=1)
+    async for deltas in child.generate(request):
+        for delta in deltas:
+            tokens += delta.token_ids
+    facts = child.facts
+    assert (facts.num_threads, facts.kv_cache_dtype, facts.isa) == (1, "auto", None)
+    assert facts.weight_bytes > 0
+    await child.aclose()
+    assert tokens == written(model, backend="reference")
+    assert tokens == written(model, backend="torch", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "torch", "num_threads": 2}, "num_threads must be 0 with torch, whose threads are the whole"),
+        ({"backend": "cpu", "device": "cuda"}, "device must be cpu for the cpu backend, got 'cuda'"),
+        ({"backend": "cpu", "kv_cache_dtype": "fp8"}, "kv_cache_dtype must be one of auto, bfloat16, int8 without"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_what_a_backend_does_not_take_is_refused(model: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        written(model, **arguments)
+
+
+def test_a_dtype_without_effect_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(written(model, backend="cpu", dtype="float16")) == 8
+    assert "without effect on the cpu backend: dtype" in caplog.text
