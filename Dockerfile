@@ -10,7 +10,7 @@ WORKDIR /source
 COPY pyproject.toml CMakeLists.txt README.md LICENSE ./
 COPY csrc csrc
 COPY src src
-RUN python -m venv /opt/tuili && /opt/tuili/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/tuili && /opt/tuili/bin/pip install --no-cache-dir '.[otel]'
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/tuili /opt/tuili
