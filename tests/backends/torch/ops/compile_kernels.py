@@ -1,0 +1,103 @@
+"""Compiles kernels for an H200 in bfloat16 and prints what came out, as JSON. `all`: every variant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+import numpy as np
+import torch
+
+from support.ahead_of_time import compiling
+from support.attention_cases import constants, empty_cache, plan_of
+from tuili.backends.torch.ops import (
+    FP8_BLOCK,
+    FP8_ROW,
+    PACKABLE,
+    DenseWeight,
+    HeadConstants,
+    HeadNorm,
+    HeadPositions,
+    pack,
+    pack_fp8,
+)
+from tuili.backends.torch.ops.triton_ops import TritonOps
+from tuili.models.spec import Activation
+from tuili.quant import BY_NAME
+from tuili.quant.format import Tensor
+
+CPU = torch.device("cpu")
+FAST, DETERMINISTIC = TritonOps(CPU, False), TritonOps(CPU, True)
+HALF, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
+Launch = Callable[[], object]
+
+
+def attention(num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, cached: torch.dtype, **a) -> Launch:
+    queries = torch.zeros(66, num_heads, head_dim, dtype=dtype)
+    plan = plan_of((1, 1, 64), (1000, 50, 64), torch.zeros(3, 80, dtype=torch.int32))
+    cache = empty_cache(4, num_kv_heads, head_dim, cached)
+    return lambda: FAST.attend(queries, cache, plan, constants(num_heads, **a))
+
+
+def product(name: str, num_tokens: int, ops: TritonOps = FAST) -> Launch:
+    layouts = {"FP8_ROW": FP8_ROW, "FP8_BLOCK": FP8_BLOCK}
+    x = torch.zeros(num_tokens, 2048, dtype=HALF)
+    if name == "dense":
+        return lambda: ops.linear(x, DenseWeight(torch.zeros(512, 2048, dtype=HALF)))
+    if name in layouts:
+        weight = pack_fp8(torch.zeros(512, 2048), layouts[name])
+    else:
+        layout = BY_NAME[name]
+        weight = pack(Tensor(layout, (512, 2048), np.zeros((512, layout.row_bytes(2048)), np.uint8)))
+    return lambda: ops.linear(x, weight, x[0, :512])
+
+
+def heads(cached: torch.dtype, half: int = 64) -> Launch:
+    q, kv = torch.zeros(64, 16, 128, dtype=HALF), torch.zeros(64, 8, 128, dtype=HALF)
+    norm = HeadNorm(q[0, 0].clone(), None, 1e-6, "rms")
+    positions = HeadPositions(torch.zeros(64, half), torch.zeros(64, half))
+    cache, slots = empty_cache(4, 8, 128, cached), torch.zeros(64, dtype=torch.int32)
+    return lambda: FAST.rotate_and_write(q, kv, kv, HeadConstants(norm, norm), positions, cache, slots)
+
+
+def few() -> Iterator[Launch]:
+    x = torch.zeros(64, 2048, dtype=HALF)
+    yield attention(16, 8, 128, HALF, HALF)
+    yield heads(FP8)
+    yield lambda: FAST.add_and_norm(x, x, x[0], None, 1e-6, "rms")
+    yield product("Q4_K", 1)
+    yield product("Q4_K", 16)
+
+
+def the_rest() -> Iterator[Launch]:
+    x = torch.zeros(64, 2048, dtype=HALF)
+    everything = {"window": 512, "softcap": 30.0, "sinks": True, "alibi": True}
+    yield attention(32, 8, 128, HALF, HALF, **everything)
+    yield attention(16, 8, 128, HALF, FP8)
+    yield attention(16, 8, 128, HALF, INT8, window=512)
+    yield attention(4, 1, 256, HALF, HALF, window=512)
+    yield attention(4, 1, 256, HALF, FP8, softcap=50.0)
+    yield attention(9, 3, 64, torch.float16, torch.float16)
+    yield attention(9, 3, 64, torch.float32, torch.float32)
+    yield attention(71, 1, 64, HALF, HALF, alibi=True)
+    yield from (heads(cached, half) for cached in (HALF, INT8) for half in (64, 16))
+    yield lambda: FAST.norm(x, x[0], x[0], 1e-6, "layer")
+    yield lambda: FAST.finish_logits(x, 1.0, 30.0)
+    yield from (lambda name=name: FAST.activate(x, x, name) for name in get_args(Activation))
+    for name in (*sorted(PACKABLE), "FP8_ROW", "FP8_BLOCK"):
+        yield from (product(name, num_tokens) for num_tokens in (1, 16, 64, 256, 600))
+    yield from (product(name, 64, DETERMINISTIC) for name in ("Q4_K", "FP8_ROW", "dense"))
+
+
+def main() -> None:
+    launches = [*few(), *(the_rest() if sys.argv[1:] == ["all"] else ())]
+    with compiling() as found:
+        for launch in launches:
+            launch()
+    sys.stdout.write(json.dumps([{name: getattr(c, name) for name in c.__slots__} for c in found]))
+
+
+if __name__ == "__main__":
+    main()
