@@ -64,8 +64,7 @@ def heads(cached: torch.dtype, half: int = 64) -> Launch:
 
 def few() -> Iterator[Launch]:
     x = torch.zeros(64, 2048, dtype=HALF)
-    yield attention(16, 8, 128, HALF, HALF)
-    yield heads(FP8)
+    yield attention(8, 4, 64, HALF, HALF)
     yield lambda: FAST.add_and_norm(x, x, x[0], None, 1e-6, "rms")
     yield product("Q4_K", 1)
     yield product("Q4_K", 16)
@@ -74,6 +73,7 @@ def few() -> Iterator[Launch]:
 def the_rest() -> Iterator[Launch]:
     x = torch.zeros(64, 2048, dtype=HALF)
     everything = {"window": 512, "softcap": 30.0, "sinks": True, "alibi": True}
+    yield attention(16, 8, 128, HALF, HALF)
     yield attention(32, 8, 128, HALF, HALF, **everything)
     yield attention(16, 8, 128, HALF, FP8)
     yield attention(16, 8, 128, HALF, INT8, window=512)
@@ -82,7 +82,7 @@ def the_rest() -> Iterator[Launch]:
     yield attention(9, 3, 64, torch.float16, torch.float16)
     yield attention(9, 3, 64, torch.float32, torch.float32)
     yield attention(71, 1, 64, HALF, HALF, alibi=True)
-    yield from (heads(cached, half) for cached in (HALF, INT8) for half in (64, 16))
+    yield from (heads(cached, half) for cached in (HALF, INT8, FP8) for half in (64, 16))
     yield lambda: FAST.norm(x, x[0], x[0], 1e-6, "layer")
     yield lambda: FAST.finish_logits(x, 1.0, 30.0)
     yield from (lambda name=name: FAST.activate(x, x, name) for name in get_args(Activation))

@@ -95,6 +95,19 @@ def _fold(
 
 
 @triton.jit
+def _sequence_of(tile, query_start, num_sequences, TOKENS: tl.constexpr):
+    """The last sequence that begins at this tile or before."""
+    low = 0
+    high = num_sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_before = tl.load(query_start + middle) // TOKENS + middle <= tile
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    return low
+
+
+@triton.jit
 def prefill_kernel(
     out, queries, query_start, seq_lens, block_table, keys, values, key_scales, value_scales, sinks, slopes,
     num_sequences, stride_q_token, stride_q_head, stride_o_token, stride_o_head, stride_table,
@@ -112,17 +125,11 @@ def prefill_kernel(
     # The last tiles of a prompt see most keys: they begin first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    low = 0
-    high = num_sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_before = tl.load(query_start + middle) // TOKENS + middle <= tile
-        low = tl.where(is_before, middle, low)
-        high = tl.where(is_before, high, middle)
-    first_row = tl.load(query_start + low)
-    num_queries = tl.load(query_start + low + 1) - first_row
-    seq_len = tl.load(seq_lens + low)
-    token = (tile - first_row // TOKENS - low) * TOKENS
+    s = _sequence_of(tile, query_start, num_sequences, TOKENS)
+    first_row = tl.load(query_start + s)
+    num_queries = tl.load(query_start + s + 1) - first_row
+    seq_len = tl.load(seq_lens + s)
+    token = (tile - first_row // TOKENS - s) * TOKENS
     if token >= num_queries or (SKIPS_DECODES and num_queries == 1):
         return
 
@@ -148,7 +155,7 @@ def prefill_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_M], tl.float32)
-    table = block_table + low.to(tl.int64) * stride_table
+    table = block_table + s.to(tl.int64) * stride_table
     if not HAS_WINDOW:
         acc, top, mass = _fold(
             acc, top, mass, q, rows, slope, begin, open_end, lowest, keys, values, key_scales, value_scales, table,
