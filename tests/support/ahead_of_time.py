@@ -66,11 +66,13 @@ def _compiled(kernel: Any, values: dict[str, Any], options: dict[str, int], targ
     signature, constants, attributes = {}, {}, {}
     for parameter in kernel.params:
         name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        is_special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_special and isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        is_aligned = isinstance(value, torch.Tensor) or (is_special and isinstance(value, int) and value % 16 == 0)
+        if is_aligned and not parameter.do_not_specialize_on_alignment:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     binary = triton.compile(source, target=target, options=options)

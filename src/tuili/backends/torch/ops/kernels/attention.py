@@ -107,7 +107,10 @@ def _sequence_of(tile, query_start, num_sequences, TOKENS: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_sequences", "stride_table"],
+    do_not_specialize_on_alignment=["query_start", "seq_lens", "block_table"],
+)
 def prefill_kernel(
     out, queries, query_start, seq_lens, block_table, keys, values, key_scales, value_scales, sinks, slopes,
     num_sequences, stride_q_token, stride_q_head, stride_o_token, stride_o_head, stride_table,
@@ -132,7 +135,6 @@ def prefill_kernel(
     token = (tile - first_row // TOKENS - s) * TOKENS
     if token >= num_queries or (SKIPS_DECODES and num_queries == 1):
         return
-
     r = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     tokens = token + r // GROUP
@@ -140,11 +142,9 @@ def prefill_kernel(
     is_row = (tokens < num_queries) & (r < TOKENS * GROUP)
     is_kept = is_row[:, None] & (d < HEAD_DIM)[None, :]
     q_rows = (first_row + tokens).to(tl.int64)
-    q = tl.load(
-        queries + (q_rows * stride_q_token + heads * stride_q_head)[:, None] + d[None, :], mask=is_kept, other=0.0
-    )
+    q_places = queries + (q_rows * stride_q_token + heads * stride_q_head)[:, None] + d[None, :]
+    q = tl.load(q_places, mask=is_kept, other=0.0)
     slope = tl.load(slopes + heads, mask=is_row, other=0.0) if HAS_ALIBI else tl.zeros([BLOCK_M], tl.float32)
-
     first_position = seq_len - num_queries + token
     rows = first_position + r // GROUP
     end = tl.minimum(seq_len, first_position + TOKENS)
@@ -168,12 +168,15 @@ def prefill_kernel(
         window, HEAD_DIM, BLOCK_D, BLOCK_SIZE, BLOCK_N, True, SCALED, HAS_SOFTCAP, HAS_ALIBI, HAS_WINDOW,
     )  # fmt: skip
     if HAS_SINKS:
-        sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * LOG2E
-        acc, mass = _with_sink(acc, top, mass, sink)
-    # Rows that see nothing (padding of a captured graph) become 0.
+        acc, mass = _with_sink(acc, top, mass, tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * LOG2E)
+    _store_rows(out + q_rows * stride_o_token + heads * stride_o_head, acc, mass, d, is_kept)
+
+
+@triton.jit
+def _store_rows(out, acc, mass, d, is_kept):
+    """Rows that see nothing (padding of a captured graph) become 0."""
     result = acc / tl.where(mass == 0.0, 1.0, mass)[:, None]
-    places = out + (q_rows * stride_o_token + heads * stride_o_head)[:, None] + d[None, :]
-    tl.store(places, result.to(out.dtype.element_ty), mask=is_kept)
+    tl.store(out[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=is_kept)
 
 
 @triton.jit
@@ -184,7 +187,10 @@ def _with_sink(acc, top, mass, sink):
     return acc * kept[:, None], mass * kept + tl.exp2(sink - new_top)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["max_chunks", "stride_table"],
+    do_not_specialize_on_alignment=["query_start", "seq_lens", "block_table"],
+)
 def decode_kernel(
     sums, masses, queries, query_start, seq_lens, block_table, keys, values, key_scales, value_scales, slopes,
     max_chunks, stride_q_token, stride_q_head, stride_table,
@@ -234,7 +240,7 @@ def decode_kernel(
         tl.store(masses + at * 2 + 1, mass, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_chunks"], do_not_specialize_on_alignment=["query_start", "seq_lens"])
 def merge_kernel(
     out, sums, masses, query_start, seq_lens, sinks, max_chunks, stride_o_token, stride_o_head, window,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, RUN: tl.constexpr, HAS_SINKS: tl.constexpr,

@@ -97,7 +97,7 @@ def _to_cache(plane, scales, first, second, rest, slots, head, is_token, stride_
     _store_head(plane, first, second, rest, at, is_kept, HALF, BLOCK_HALF, REST, BLOCK_REST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["slots"])
 def heads_kernel(
     out_queries, out_keys, queries, keys, values, cos, sin, factors, query_gain, query_bias, key_gain, key_bias,
     cache_keys, cache_values, key_scales, value_scales, slots, num_tokens, num_heads, num_kv_heads,

@@ -112,7 +112,7 @@ def gemv_kernel(
     tl.store(out + m * num_rows + n, total.to(out.dtype.element_ty), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def gemm_kernel(
     out, x, bias, levels, high, scales, minimums, factors, min_factors, num_tokens, num_rows, num_cols, num_runs,
     stride_x, stride_levels, stride_high, stride_scales, stride_factors,
@@ -177,7 +177,7 @@ def unpack_kernel(
         tl.store(places + 32, highs.to(out.dtype.element_ty), mask=is_row & (k + 32 < num_cols))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def dense_kernel(
     out, x, bias, weight, num_tokens, num_rows, num_cols, stride_x, stride_weight,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
