@@ -18,7 +18,7 @@ from tuili.runtime.beam_search import BeamSearchOutput, run_beam_search
 from tuili.runtime.engine_arguments import EngineArgs
 from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
-from tuili.runtime.outputs import RequestOutput, empty_output
+from tuili.runtime.outputs import RequestOutput, SharedParams, empty_output
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
 from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
@@ -29,6 +29,7 @@ from tuili.types import BeamSearchParams, Done, Event, GenerateRequest, Message,
 Params = SamplingParams | Sequence[SamplingParams] | None
 Bar = bool | Callable[..., Any]
 
+_NOTHING: Any = None  # of a prompt that is not finished yet
 _log = logging.getLogger(__name__)
 _REMEDY = "use chat(), or tokenization_kwargs={'split_special_tokens': False}"
 _NOT_HERE = {
@@ -241,20 +242,21 @@ class LLM:
 
     def _run(self, count: int, requests: Iterable[GenerateRequest], use_tqdm: Bar) -> list[RequestOutput]:
         """Only results stay in memory."""
-        outputs: dict[int, RequestOutput] = {}
+        outputs: list[RequestOutput] = [_NOTHING] * count
         with _Progress(count, use_tqdm) as progress:
             for index, output in self._finished(requests):
                 outputs[index] = output
                 progress.add(output)
-        return [outputs[index] for index in range(len(outputs))]
+        return outputs
 
     def _finished(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[int, RequestOutput]]:
         """(Index of the request, its output) as requests finish; only outputs that still grow stay in memory."""
         growing: dict[int, RequestOutput] = {}
+        share = SharedParams()
 
         def noted() -> Iterator[GenerateRequest]:
             for index, request in enumerate(requests):
-                growing[index] = empty_output(request.request_id, request.sampling.n, request.sampling)
+                growing[index] = empty_output(request.request_id, request.sampling.n, share(request.sampling))
                 yield request
 
         with closing(self._pipeline.run(noted())) as events:

@@ -1,10 +1,17 @@
-"""The result objects of the Python API, under vLLM's names, and the fold from events to them."""
+"""The result objects of the Python API, under vLLM's names, and the fold from events to them.
+
+Batches keep many of them: token ids take four bytes each and are read as lists, sampling parameters are kept once.
+"""
 
 from __future__ import annotations
 
+import copy
+import struct
 import time
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from tuili.types import (
     Done,
@@ -45,13 +52,14 @@ class CompletionOutput:
     def copy(self) -> CompletionOutput:
         """The answer as it is now, which later tokens do not change."""
         logprobs = None if self.logprobs is None else list(self.logprobs)
-        return replace(self, token_ids=list(self.token_ids), logprobs=logprobs)
+        return replace(self, token_ids=_packed(self)[:], logprobs=logprobs)  # type: ignore[arg-type]
 
     def since(self, text_len: int, num_tokens: int, reasoning_len: int = 0) -> CompletionOutput:
         """What came after the first characters and tokens, so many of each."""
         logprobs = None if self.logprobs is None else self.logprobs[num_tokens:]
         text, reasoning = self.text[text_len:], self.reasoning[reasoning_len:]
-        return replace(self, text=text, token_ids=self.token_ids[num_tokens:], logprobs=logprobs, reasoning=reasoning)
+        ids: Any = _packed(self)[num_tokens:]
+        return replace(self, text=text, token_ids=ids, logprobs=logprobs, reasoning=reasoning)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +139,7 @@ class RequestOutput:
         if isinstance(event, TextDelta):
             self._extend(self.outputs[event.index], event)
         elif isinstance(event, PromptTokens):
-            self.prompt, self.prompt_token_ids = event.text, list(event.token_ids)
+            self.prompt, self.prompt_token_ids = event.text, event.token_ids  # type: ignore[assignment]
         elif isinstance(event, Finished):
             output = self.outputs[event.index]
             output.finish_reason, output.stop_reason = event.finish_reason, event.stop_reason
@@ -144,12 +152,15 @@ class RequestOutput:
 
     def copy(self) -> RequestOutput:
         """The output as it is now, which later events do not change."""
-        return replace(self, outputs=[output.copy() for output in self.outputs])
+        return self._with([output.copy() for output in self.outputs])
+
+    def _with(self, outputs: list[CompletionOutput]) -> RequestOutput:
+        return replace(self, outputs=outputs, prompt_token_ids=_PROMPT_IDS.__get__(self))
 
     def _extend(self, output: CompletionOutput, delta: TextDelta) -> None:
         output.text += delta.text
         output.reasoning += delta.reasoning
-        output.token_ids.extend(delta.token_ids)
+        _packed(output).extend(delta.token_ids)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = list(delta.prompt_logprobs)
         if delta.logprobs is None:
@@ -160,8 +171,74 @@ class RequestOutput:
         output.cumulative_logprob = (output.cumulative_logprob or 0.0) + chosen
 
 
-def empty_output(request_id: str, n: int, sampling: SamplingParams | None = None) -> RequestOutput:
-    """The output of a request before its first event."""
+def _packed(output: CompletionOutput) -> array[int]:
+    ids: array[int] = _TOKEN_IDS.__get__(output)
+    return ids
+
+
+def _ids_property(slot: Any) -> Any:
+    """Ids over a slot with an array of them, which is shared where it is given. What is read is a list of its own."""
+
+    def write(output: object, ids: Iterable[int]) -> None:
+        slot.__set__(output, ids if isinstance(ids, array) else array("i", ids))
+
+    return property(lambda output: slot.__get__(output).tolist(), write)
+
+
+def _params_property(slot: Any) -> Any:
+    """Parameters over a slot that may hold (parameters, seed) instead: the same with another seed."""
+
+    def read(output: object) -> SamplingParams | None:
+        found: SamplingParams | tuple[SamplingParams, int | None] | None = slot.__get__(output)
+        if not isinstance(found, tuple):
+            return found
+        params = copy.copy(found[0])
+        object.__setattr__(params, "seed", found[1])
+        return params
+
+    return property(read, slot.__set__)
+
+
+def _metrics_property(slot: Any) -> Any:
+    """Metrics over a slot with their bytes."""
+
+    def read(output: object) -> RequestMetrics | None:
+        packed = slot.__get__(output)
+        return None if packed is None else RequestMetrics(**dict(zip(_METRICS, _LAYOUT.unpack(packed), strict=True)))
+
+    def write(output: object, metrics: RequestMetrics | None) -> None:
+        packed = None if metrics is None else _LAYOUT.pack(*(getattr(metrics, name) for name in _METRICS))
+        slot.__set__(output, packed)
+
+    return property(read, write)
+
+
+_METRICS = tuple(field.name for field in fields(RequestMetrics))
+_LAYOUT = struct.Struct("q5d")  # num_generation_tokens, then moments
+_COMPLETION: Any = CompletionOutput  # whose slots are wrapped
+_REQUEST: Any = RequestOutput
+_TOKEN_IDS, _PROMPT_IDS = _COMPLETION.token_ids, _REQUEST.prompt_token_ids
+_COMPLETION.token_ids, _REQUEST.prompt_token_ids = _ids_property(_TOKEN_IDS), _ids_property(_PROMPT_IDS)
+_REQUEST.metrics = _metrics_property(_REQUEST.metrics)
+_REQUEST.sampling_params = _params_property(_REQUEST.sampling_params)
+_BUT_SEED = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
+
+
+class SharedParams:
+    """Keeps what outputs say of their sampling parameters once for all that differ in their seed alone."""
+
+    def __init__(self) -> None:
+        self._last: SamplingParams | None = None
+
+    def __call__(self, params: SamplingParams) -> Any:
+        """What to give empty_output for `params`."""
+        if self._last is None or any(getattr(self._last, name) != getattr(params, name) for name in _BUT_SEED):
+            self._last = params
+        return self._last, params.seed
+
+
+def empty_output(request_id: str, n: int, sampling: Any = None) -> RequestOutput:
+    """The output of a request before its first event. sampling: SamplingParams, or what SharedParams gives for them."""
     return RequestOutput(request_id, None, [], [CompletionOutput(i) for i in range(n)], sampling_params=sampling)
 
 
@@ -203,8 +280,8 @@ class OutputStream:
         """Only the answers that changed, and of those only what is new."""
         changed = []
         for i, output in enumerate(self._output.outputs):
-            now = (len(output.text), len(output.token_ids), len(output.reasoning), output.finished())
+            now = (len(output.text), len(_packed(output)), len(output.reasoning), output.finished())
             if now != self._told[i]:
                 changed.append(output.since(*self._told[i][:3]))
                 self._told[i] = now
-        return replace(self._output, outputs=changed)
+        return self._output._with(changed)
