@@ -19,6 +19,7 @@ from tuili.errors import InvalidRequestError
 from tuili.sampler_names import DEFAULT_SAMPLERS, parse_samplers
 
 MAX_N = 128
+MAX_LOGIT_BIAS = 100.0  # either way; less than nothing else has, so that it bans
 MAX_STOPS = 16
 MAX_STOP_LEN = 1024
 MAX_WORDS = 1024
@@ -349,7 +350,7 @@ def _token_id(key: object) -> object:
 
 
 def _clamped(bias: float) -> float:
-    return min(max(bias, -100.0), 100.0)
+    return min(max(bias, -MAX_LOGIT_BIAS), MAX_LOGIT_BIAS)
 
 
 def _strings(name: str, values: Sequence[str] | None, limit: int, max_len: int = MAX_STOP_LEN) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from tuili.cli.commands import generate as generate_command
 from tuili.cli.commands import run as run_command
 from tuili.cli.generate_display import format_seconds, showing
 from tuili.cli.sampling_options import SAMPLING_NAMES
+from tuili.errors import InvalidRequestError
 from tuili.runtime.in_flight import Inbox
 from tuili.runtime.jobs.journal import Journal, locked
 from tuili.runtime.jobs.runner import FinishedRow, JobProgress
@@ -102,6 +103,24 @@ def test_another_input_and_other_flags_are_refused_until_restarted(generate: Gen
     assert len(loaded) == 1
     assert generate(*flags, "--restart").code == 0
     assert len(_lines(Path("out.jsonl"))) == 4
+
+
+def test_what_loading_finds_wrong_is_told_before_a_restart_drops_anything(
+    generate: Generate, loaded: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Pipeline:
+        raise InvalidRequestError("max_model_len must be less")
+
+    _write_rows(2)
+    flags = ("-i", "in.txt", "-o", "out.jsonl")
+    generate(*flags)
+    kept = {path: path.read_bytes() for path in Path("out.jsonl.job").iterdir() if path.is_file()}
+    with monkeypatch.context() as changed:
+        changed.setattr("tuili.runtime.loading.open_model", refuse)
+        outcome = generate(*flags, "--restart")
+    assert (outcome.code, outcome.err) == (2, "error: max_model_len must be less\n")
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert len(_lines(Path("out.jsonl"))) == 2
 
 
 def test_rows_may_come_from_tables_objects_and_standard_input(generate: Generate) -> None:

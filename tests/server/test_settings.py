@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tuili.errors import InvalidRequestError
+from tuili.server.setting_kinds import Many
 from tuili.server.settings import ServeSettings, all_settings
 from tuili.server.settings_sources import Resolved, resolve
 
@@ -341,3 +342,29 @@ def test_swap_space_says_that_it_has_no_effect_on_a_cpu() -> None:
     assert note == "swap_space (it has no effect on a CPU, where the KV cache is in host memory anyway)"
     assert resolve({"swap_space": "0"}).notes == ()
     assert ServeSettings().port == 8000
+
+
+EDGES = (
+    *("-1", "0", "1", "2", "65535", "65536", str(2**31), str(2**63 - 1), str(2**63), "9" * 30, "9" * 5000),
+    *("nan", "inf", "-inf", "-0.0", "0.5", "1e308", "1e400", "5e-324", "", " ", "abc", "true", "[1]", "{}", "null"),
+    *("0x10", "1_0", "1,5", "--1", "a\nb\x1b[2J", "\0", "x" * 5000, "\u0661"),
+)
+
+
+@pytest.mark.parametrize("field", all_settings())
+def test_every_setting_at_the_edges_of_its_type(field: str) -> None:
+    """As a flag and as a variable: it is taken, or refused in a short line that names it and says what is allowed."""
+    setting = all_settings()[field]
+    for value in EDGES:
+        flag = [value] if isinstance(setting.kind, Many) else value
+        for source in ({"flags": {setting.name: flag}}, {"environ": {setting.variable: value}}):
+            try:
+                resolve(**source)  # type: ignore[arg-type]
+            except InvalidRequestError as error:
+                told = str(error)
+            else:
+                continue
+            named = "model" if field == "models" else setting.name.replace("_", "-")
+            assert named in told.replace("_", "-").lower(), (value, told)
+            assert len(told) < 1001
+            assert told.isprintable()

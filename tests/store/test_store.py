@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -257,3 +259,21 @@ def test_a_store_that_cannot_be_written_is_said(shop: Shop) -> None:
     shop.root.write_text("a file where the folder should be")
     with pytest.raises(InsufficientStorageError, match=r"the model store cannot be used \(File exists\)"):
         shop.store.pull("tiny")
+
+
+@pytest.mark.parametrize("name", ["assembled", "assembled.json", "deep/assembled"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "socket"])
+def test_special_files_among_partial_ones_hold_up_no_pull(shop: Shop, tmp_path: Path, name: str, kind: str) -> None:
+    special = shop.root / "partial" / "_" / "tiny" / "1" / name
+    special.parent.mkdir(parents=True)
+    made = tmp_path / "elsewhere" if kind == "link" else special
+    os.mknod(made, (stat.S_IFSOCK if kind == "socket" else stat.S_IFIFO) | 0o600)
+    if kind == "link":
+        special.symlink_to(made)
+    shop.add(tiny_model(PART_A))
+    puller = threading.Thread(target=shop.store.pull, args=("tiny:1",), daemon=True)
+    puller.start()
+    puller.join(60)
+    assert not puller.is_alive()
+    assert shop.store.path("tiny:1").is_file()
+    assert made.exists() == (kind == "link")

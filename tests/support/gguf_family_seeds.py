@@ -11,6 +11,7 @@ from support import family_models, gguf_families, tiny_models
 from support.gguf_models import GgufModel, byte_level
 from support.gguf_parsing import parse
 
+# Every family that GGUF knows: OPT is none of llama.cpp's architectures, its files are mutated as folders.
 FAMILIES = (
     *("gpt2", "bloom", "falcon-40b", "falcon-7b", "stablelm-12b", "olmo2", "gemma2", "phi3-window-partial", "smollm3"),
     *("phi3-longrope", "ministral3", "cohere-normed-heads", "cohere2", "granite-biases"),

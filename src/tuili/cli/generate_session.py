@@ -7,10 +7,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuili.checks import check_optional_text, shown
 from tuili.cli.generate_display import showing, summary
@@ -29,6 +29,9 @@ from tuili.runtime.jobs.runner import JobProgress, Keep, RowRunner
 from tuili.runtime.jobs.settings import ModelSettings, PromptSettings
 from tuili.runtime.jobs.task import Result
 from tuili.store.store import Store
+
+if TYPE_CHECKING:
+    from tuili.runtime.pipeline import Pipeline
 
 SOME_FAILED = 3
 _STDIN = "-"
@@ -74,8 +77,13 @@ def generate(model: str, settings: GenerateSettings, sampling: Mapping[str, Any]
         job = replace(job, settings=known)
         if (target := settings.target()) is None:
             return _stream(job, settings, seed)
-        with open_durable(job, target, seed, restart=settings.restart, retries_failed=settings.retry_failed) as durable:
-            return _finish(job, durable, target, settings)
+        with ExitStack() as stack:
+            # Before anything is dropped: what is wrong with the model shows when it is loaded.
+            pipeline = stack.enter_context(_opened(job, settings)) if settings.restart else None
+            durable = stack.enter_context(
+                open_durable(job, target, seed, restart=settings.restart, retries_failed=settings.retry_failed)
+            )
+            return _finish(job, durable, target, settings, pipeline)
 
 
 def _check(settings: GenerateSettings, sampling: Mapping[str, Any]) -> None:
@@ -168,19 +176,24 @@ def _stream(job: Job, settings: GenerateSettings, seed: int | None) -> int:
 
     progress = JobProgress(job.num_rows)
     is_quiet = settings.quiet or sys.stdout.isatty()  # a bar would run through the answers
-    _run(job, job.rows(), job_seed, settings, keep, progress, is_quiet=is_quiet)
+    with _opened(job, settings) as pipeline:
+        _run(job, job.rows(), job_seed, pipeline, settings, keep, progress, is_quiet=is_quiet)
     note(f"{summary(progress)}; --seed {job_seed} repeats them")
     return SOME_FAILED if progress.num_failed else 0
 
 
-def _finish(job: Job, durable: DurableJob, target: Target, settings: GenerateSettings) -> int:
-    """Answers what is left and writes the output."""
+def _finish(
+    job: Job, durable: DurableJob, target: Target, settings: GenerateSettings, pipeline: Pipeline | None
+) -> int:
+    """Answers what is left, with a model that is loaded for that unless it is already, and writes the output."""
     progress = JobProgress(job.num_rows, num_kept=durable.num_kept)
     if durable.num_kept:
         note(f"{durable.num_kept} of {job.num_rows} rows are answered already (in {target.job_folder})")
     if durable.num_kept < job.num_rows:
         try:
-            _run(job, durable.pending(), durable.seed, settings, durable.keep, progress, is_quiet=settings.quiet)
+            with nullcontext(pipeline) if pipeline else _opened(job, settings) as model:
+                rows, is_quiet = durable.pending(), settings.quiet
+                _run(job, rows, durable.seed, model, settings, durable.keep, progress, is_quiet=is_quiet)
         except KeyboardInterrupt:
             durable.sync()
             note(
@@ -197,16 +210,9 @@ def _failures(num_failed: int) -> str:
     return f", {num_failed} of them failed: --retry-failed tries them again" if num_failed else ""
 
 
-def _run(
-    job: Job,
-    rows: Iterator[Row],
-    seed: int,
-    settings: GenerateSettings,
-    keep: Keep,
-    progress: JobProgress,
-    *,
-    is_quiet: bool,
-) -> None:
+@contextmanager
+def _opened(job: Job, settings: GenerateSettings) -> Iterator[Pipeline]:
+    """The job's model, loaded, and with what the job needs of it."""
     with settings.opened(job.settings.model, settings.max_num_seqs) as pipeline:
         if not pipeline.has_chat_template and not settings.raw:
             if settings.system is not None:
@@ -214,6 +220,20 @@ def _run(
             note(f"{pipeline.name} has no chat template: completing prompts as they are")
         if settings.verbose:
             note(f"sampling: {sampling_told(pipeline.default_sampling, job.settings.sampling)}")
-        progress.start()
-        with showing(progress, is_quiet=is_quiet, is_verbose=settings.verbose) as show:
-            RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)
+        yield pipeline
+
+
+def _run(
+    job: Job,
+    rows: Iterator[Row],
+    seed: int,
+    pipeline: Pipeline,
+    settings: GenerateSettings,
+    keep: Keep,
+    progress: JobProgress,
+    *,
+    is_quiet: bool,
+) -> None:
+    progress.start()
+    with showing(progress, is_quiet=is_quiet, is_verbose=settings.verbose) as show:
+        RowRunner(job.task, seed, pipeline, keep, progress, show).run(rows)

@@ -14,6 +14,7 @@ import typer
 
 from tuili.cli.shared_options import Command, with_options
 from tuili.errors import InvalidRequestError
+from tuili.sampling_params import MAX_LOGIT_BIAS
 from tuili.types import SamplingParams
 
 
@@ -36,7 +37,7 @@ _OPTIONS: Mapping[str, _Option] = {
     "stop": _Option(list, "End before this text; repeatable."),
     "include_stop_str_in_output": _Option(bool, "End after the stop text instead."),
     "ignore_eos": _Option(bool, "Pass the end token."),
-    "logit_bias": _Option(dict, "Add to a token's logit, as in 15043+1, 15043-1 or 15043=-1; repeatable."),
+    "logit_bias": _Option(dict, "Add to a token's logit, as in 15043+1 or 15043=-1; 15043-inf bans it; repeatable."),
     "bad_words": _Option(list, "Never write this word; repeatable."),
     "samplers": _Option(str, "Order of the samplers, as in top_k;top_p;temperature or kpt."),
     "repeat_last_n": _Option(int, "Tokens that penalties look back at; -1 is all, 0 turns them off."),
@@ -67,7 +68,8 @@ _TYPES = {
     list: list[str] | None,
     dict: list[str] | None,
 }
-_BIAS = re.compile(r"(\d{1,10})(?:=|(?=[+-]))([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf"
+_BIAS = re.compile(rf"(\d{{1,10}})(?:=|(?=[+-]))([+-]?(?:{_NUMBER}))", re.ASCII | re.IGNORECASE)
 _TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
@@ -141,11 +143,11 @@ def _biases(name: str, texts: Sequence[str]) -> dict[str, float]:
         found = _BIAS.fullmatch(text.strip())
         if found is None:
             raise InvalidRequestError(
-                f"{name} must be a token id and a finite number, as in 15043+1, 15043-1 or 15043=-1, got {text!a:.80}",
+                f"{name} must be a token id and a number, as in 15043+1, 15043-inf or 15043=-1, got {text!a:.80}",
                 param=name,
             )
         token_id = str(int(found[1]))
         if token_id in biases:
             raise InvalidRequestError(f"{name} must name each token at most once, got {token_id} twice", param=name)
-        biases[token_id] = float(found[2])
+        biases[token_id] = min(max(float(found[2]), -MAX_LOGIT_BIAS), MAX_LOGIT_BIAS)  # JSON knows no infinity
     return biases

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from tuili.checks import check_count
+from tuili.checks import check_count, check_optional_count
 from tuili.compat.llama_cpp_arguments import LLAMA_DEFAULT_SEED, llm_options, refuse_given, sampling_params
 from tuili.compat.llama_cpp_responses import ChatResponder, CompletionResponder, Responder
 from tuili.errors import InvalidRequestError
@@ -51,13 +51,14 @@ class Llama:
         type_v: int | None = None,
         **others: Any,
     ) -> None:
-        check_count("last_n_tokens_size", last_n_tokens_size, 0)
+        check_count("last_n_tokens_size", last_n_tokens_size, 0, 2**31 - 1)
+        check_count("seed", seed, -1, 2**64 - 1)
         options = llm_options(n_ctx, n_batch, n_threads, chat_format, (type_k, type_v), others)
         self.model_path = str(model_path)
         self._pipeline = open_model(self.model_path, options)
         self._tokenizer = self._pipeline.tokenizer
         self._last_n = last_n_tokens_size
-        self._seed = seed or LLAMA_DEFAULT_SEED
+        self._seed = seed if seed > 0 else LLAMA_DEFAULT_SEED
         self._num_requests = 0
 
     @classmethod
@@ -260,6 +261,7 @@ class Llama:
 
     def _next_seed(self, given: int | None) -> int:
         """llama-cpp-python's row: each seed is drawn by a generator made of the one before."""
+        check_optional_count("seed", given, -1, 2**64 - 1)
         self._seed = random.Random(self._seed).randint(0, 2**32) if given is None else given
         return self._seed
 

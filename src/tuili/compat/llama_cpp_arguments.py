@@ -6,14 +6,16 @@ Data, and how to read it. docs/coming_from.md lists the same names.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tuili.checks import check_count, check_optional_count, check_optional_text, refusal, shown
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
-from tuili.sampling_params import LogitsProcessor, SamplingParams
+from tuili.sampling_params import MAX_LOGIT_BIAS, LogitsProcessor, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -90,16 +92,20 @@ def llm_options(
     others: Mapping[str, Any],
 ) -> LoadOptions:
     """How to load for one caller at a time. Raises InvalidRequestError naming an argument."""
+    check_count("n_ctx", n_ctx, 0)
+    check_count("n_batch", n_batch)
+    check_optional_count("n_threads", n_threads, 0)
+    check_optional_text("chat_format", chat_format)
     _check_others(others)
-    if kv_types[0] not in _KV_TYPES or kv_types[0] != kv_types[1]:
+    if any(type(kind) not in (int, type(None)) for kind in kv_types) or kv_types not in {(k, k) for k in _KV_TYPES}:
         raise InvalidRequestError(
-            f"type_k and type_v must both be 1 (F16), 30 (BF16) or 8 (Q8_0), got {kv_types[0]} and {kv_types[1]}",
+            f"type_k and type_v must both be 1 (F16), 30 (BF16) or 8 (Q8_0), got {shown(kv_types)}",
             param="type_k",
         )
     if chat_format is not None and chat_format not in _CHAT_FORMATS:
         raise InvalidRequestError(
             f"chat_format must be None, for the model's own template, or one of {sorted(_CHAT_FORMATS)}, "
-            f"got {chat_format!r}",
+            f"got {shown(chat_format)}",
             param="chat_format",
         )
     return LoadOptions(
@@ -120,22 +126,45 @@ def sampling_params(given: Mapping[str, Any], ours: Mapping[str, Any]) -> Sampli
             raise InvalidRequestError(f"{name} is not implemented: {why}", param=name)
     values.pop("penalize_nl", None)  # llama.cpp ignores it as well
     max_tokens, seed = values.pop("max_tokens"), values.pop("seed")
-    if values.get("logit_bias"):
-        values["logit_bias"] = {int(i): float(bias) for i, bias in values["logit_bias"].items()}
+    check_optional_count("max_tokens", max_tokens, -(2**31), 2**31 - 1)
+    check_count("top_k", values["top_k"], -(2**31), 2**31 - 1)
     values["top_k"] = max(values["top_k"], 0)
-    if values.get("logits_processor"):
-        values["logits_processor"] = [_processor(one) for one in values["logits_processor"]]
+    if (biases := values.pop("logit_bias", None)) is not None:
+        values["logit_bias"] = _biases(biases)
+    if (processors := values.pop("logits_processor", None)) is not None:
+        if not isinstance(processors, list | tuple) or not all(map(callable, processors)):
+            raise refusal("logits_processor", processors, "a list of callables")
+        values["logits_processor"] = [_processor(one) for one in processors]
     renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in _KNOWN:
             raise InvalidRequestError(f"unknown argument {name!r}", param=name)
-    return SamplingParams(
-        max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
-        seed=None if seed == LLAMA_DEFAULT_SEED else seed,
-        samplers=_ORDER,
-        **renamed,
-        **ours,
-    )
+    try:
+        return SamplingParams(
+            max_tokens=None if max_tokens is None or max_tokens < 1 else max_tokens,
+            seed=None if seed == LLAMA_DEFAULT_SEED else seed,
+            samplers=_ORDER,
+            **renamed,
+            **ours,
+        )
+    except InvalidRequestError as error:
+        their_name = next((theirs for theirs, our in _RENAMED.items() if our == error.param), None)
+        if their_name is None or error.param is None:
+            raise
+        raise InvalidRequestError(str(error).replace(error.param, their_name, 1), param=their_name) from None
+
+
+def _biases(given: object) -> dict[int, float]:
+    """Infinite ones ban a token, or force it, as the largest finite ones do."""
+    allowed = "a mapping of token ids to numbers"
+    if not isinstance(given, Mapping):
+        raise refusal("logit_bias", given, allowed)
+    try:
+        biases = {int(token_id): float(bias) for token_id, bias in given.items()}
+    except (TypeError, ValueError, OverflowError):
+        raise refusal("logit_bias", given, allowed) from None
+    bounds = {math.inf: MAX_LOGIT_BIAS, -math.inf: -MAX_LOGIT_BIAS}
+    return {token_id: bounds.get(bias, bias) for token_id, bias in biases.items()}
 
 
 def _processor(theirs: Callable[[Any, Any], Any]) -> LogitsProcessor:
@@ -160,7 +189,7 @@ def _check_others(others: Mapping[str, Any]) -> None:
         if name in REFUSED:
             nothing, why = REFUSED[name]
             if value not in nothing:
-                raise InvalidRequestError(f"{name}={value!r:.200} is not implemented: {why}", param=name)
+                raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
         elif name not in IGNORED:
             raise InvalidRequestError(f"unknown argument {name!r}", param=name)
         elif name not in SILENT:

@@ -25,6 +25,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+MAX_SECONDS = 1e9  # some thirty years; what is to last longer is endless
 
 
 class Kind(Protocol):
@@ -138,7 +139,8 @@ class Duration:
     def check(self, name: str, value: object) -> float:
         if isinstance(value, str):
             return self.parse(name, value)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        high = math.inf if self.can_be_endless else MAX_SECONDS
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < high
         if is_number and (self.low <= value or (self.can_be_endless and value < 0)):  # type: ignore[operator]
             return float(value)  # type: ignore[arg-type]
         raise refusal(name, value, self._allowed)
@@ -147,7 +149,8 @@ class Duration:
     def _allowed(self) -> str:
         endless = ", or negative for ever" if self.can_be_endless else ""
         least = f" >= {self.low:g}" if self.low or not self.can_be_endless else ""
-        return f"seconds{least} or a time such as 30s or 5m{endless}"
+        most = "" if self.can_be_endless else f" and < {MAX_SECONDS:g}"
+        return f"seconds{least}{most} or a time such as 30s or 5m{endless}"
 
 
 @dataclass(frozen=True, slots=True)

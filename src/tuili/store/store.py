@@ -173,6 +173,7 @@ class Store:
         workspace = self._workspace(model)
         with storage_errors(), self._locked(model, progress):
             make_folder(workspace)
+            _drop_special_files(workspace)
             fetched = source.fetch(model, self._records.intact(model), workspace, progress)
             if fetched is not None:
                 self._records.publish(model, _manifest(model, source, fetched), fetched.part)
@@ -319,6 +320,13 @@ def _remove_folder(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def _drop_special_files(folder: Path) -> None:
+    """Removes pipes and sockets, and links to them: opening a pipe would wait for ever."""
+    for path in folder.rglob("*"):
+        if path.is_fifo() or path.is_socket():
+            path.unlink()
 
 
 def _can_be_modelfile(path: Path) -> bool:
