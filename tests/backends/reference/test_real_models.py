@@ -211,11 +211,13 @@ def compare(path: Path, backend_name: str, texts: list[list[int]], expected: Ora
     assert not wrong.size, f"{backend_name}: prompts and positions that differ: {wrong.tolist()}"
 
 
+@pytest.mark.timeout(600)  # transformers and two backends, on one thread
 @pytest.mark.usefixtures("one_thread")
 def test_smollm2_writes_what_transformers_writes(smollm2_gguf: Path) -> None:
     check(smollm2_gguf, "smollm2", smollm2, "Ġ", [])
 
 
+@pytest.mark.timeout(600)  # transformers and two backends, on one thread
 @pytest.mark.usefixtures("one_thread")
 def test_gemma3_writes_what_transformers_writes(gemma3_gguf: Path) -> None:
     check(gemma3_gguf, "gemma3", gemma3, "▁", [2])
