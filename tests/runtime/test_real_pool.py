@@ -13,6 +13,7 @@ from tuili.runtime.model_host import LocalHost
 from tuili.runtime.model_memory import read_footprint
 from tuili.runtime.model_pool import ModelPool
 from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+from tuili.runtime.pulls import Pulls
 from tuili.runtime.served_engine import start_served_model
 from tuili.runtime.served_names import ServedNames
 from tuili.runtime.supervised_engine import RestartPolicy
@@ -40,10 +41,11 @@ def pool(smollm2_gguf: Path, gemma3_gguf: Path, tmp_path: Path) -> ModelPool:
     named = tuple(NamedModel(str(path), (name,)) for name, path in paths.items())
     store = Store(tmp_path / "home")
     settings = PoolSettings(models=named, load=LOAD, memory_share=1.0)
-    host = CrampedHost(settings, store, partial(start_served_model, policy=PATIENT))
+    pulls = Pulls(1)
+    host = CrampedHost(settings, store, partial(start_served_model, policy=PATIENT), pulls)
     sizes = [read_footprint(str(paths[name]), store, LOAD, may_cap=False).least() for name in ("smollm", "gemma")]
     host.budget = sum(size.num_bytes for size in sizes) + (8 << 20)
-    return ModelPool(settings, ServedNames(named, store, only_named=True, allow_pull=False), host)
+    return ModelPool(settings, ServedNames(named, store, only_named=True, allow_pull=False), host, pulls)
 
 
 async def _said(pool: ModelPool, name: str, *, seed: int = 3) -> str:
