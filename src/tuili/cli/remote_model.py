@@ -34,7 +34,7 @@ class RemoteModel:
     chat_template: Any
     spec: Any
     license_text: str
-    preamble: Preamble
+    preamble: Preamble = Preamble()
 
     @property
     def has_chat_template(self) -> bool:
