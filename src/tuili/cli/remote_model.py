@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +34,7 @@ class RemoteModel:
     chat_template: Any
     spec: Any
     license_text: str
-    preamble: Preamble = Preamble()
+    preamble: Preamble = field(default_factory=Preamble)
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,11 +73,11 @@ class RemoteModel:
         """What must be said for the same to take effect there: what differs from the library or is in the model's."""
         neutral = SamplingParams()
         said: dict[str, Any] = {}
-        for field in fields(params):
-            value = getattr(params, field.name)
-            is_said = field.name in self.default_sampling or value != getattr(neutral, field.name)
-            if is_said and field.name not in _UNSAID and value is not None:
-                said[field.name] = list(value) if isinstance(value, tuple | frozenset | set) else value
+        for f in fields(params):
+            value = getattr(params, f.name)
+            is_said = f.name in self.default_sampling or value != getattr(neutral, f.name)
+            if is_said and f.name not in _UNSAID and value is not None:
+                said[f.name] = list(value) if isinstance(value, tuple | frozenset | set) else value
         if params.logit_bias:
             said["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias.items()}
         return said
