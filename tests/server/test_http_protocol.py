@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
@@ -14,6 +16,8 @@ from tuili.server.guards.http_protocol import GuardedHttpProtocol
 from tuili.server.http_settings import HttpSettings
 
 SEND_TIMEOUT_S = 30.0
+KEEP_ALIVE_S = 75
+BODY = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n", b"ab", b"cde"
 
 
 class Connection(asyncio.Transport):
@@ -76,3 +80,59 @@ def test_who_reads_slowly_and_stops_is_let_go() -> None:
 
 def test_who_has_read_all_is_not_watched() -> None:
     assert aborted_after(lambda _: 0) is None
+
+
+class IdleConnection(Connection):
+    """Whose client reads everything."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: 0)
+        self.num_answers = 0
+        self.closed_s: float | None = None
+
+    def write(self, data: Any) -> None:
+        self.num_answers += bytes(data).count(b"HTTP/1.1 429")
+
+    def is_closing(self) -> bool:
+        return self.closed_s is not None
+
+    def close(self) -> None:
+        self.closed_s = self.closed_s or self._now_s()
+
+    def abort(self) -> None:
+        self.close()
+
+
+async def refuse_unread(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 429, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "num_answers"),
+    [
+        ((b"".join(BODY),), 1),
+        (BODY, 1),  # refused before its body came
+        ((b"".join(BODY), b"\r\n"), 1),  # an empty line begins no request
+        ((*BODY, b"".join(BODY)), 2),
+    ],
+)
+def test_a_connection_that_asks_no_more_is_closed(pieces: tuple[bytes, ...], num_answers: int) -> None:
+    async def main() -> tuple[int, float | None]:
+        config = uvicorn.Config(
+            refuse_unread, http=GuardedHttpProtocol, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S
+        )
+        config.load()
+        protocol = GuardedHttpProtocol(HttpSettings(), config=config, server_state=ServerState(), app_state={})
+        connection = IdleConnection()
+        protocol.connection_made(connection)
+        for piece in pieces:
+            protocol.data_received(piece)
+            await asyncio.sleep(1)
+        await asyncio.sleep(1000)
+        return connection.num_answers, connection.closed_s
+
+    told, closed_s = run_virtually(main())
+    assert told == num_answers
+    assert closed_s is not None
+    assert closed_s <= KEEP_ALIVE_S + len(pieces)

@@ -62,6 +62,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self._is_reading_headers and self._num_header_bytes > self._limits.max_header_bytes:
             self._too_large()
             self.send_400_response("")
+        self._expect_another()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -136,6 +137,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def _expect_headers(self) -> None:
         self._is_reading_headers = True
         self._start_timer(self._limits.header_timeout_s, self._give_up)
+
+    def _expect_another(self) -> None:
+        """What comes behind a complete answer, as its request's body, stops uvicorn's timer of idle connections."""
+        is_answered = self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing()
+        if is_answered and self._timer is None and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _watch_unread(self, num_before: int | None) -> None:
         """Lets go of a client that for so long has read nothing of an answer that is complete."""
