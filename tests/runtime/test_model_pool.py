@@ -242,6 +242,26 @@ def test_a_busy_model_and_a_pinned_one_lend_of_their_caches_too(make_pool: MakeP
     assert machine.running == ["a", "c"]
 
 
+def test_what_was_taken_back_for_who_left_meanwhile_is_known_and_given_back(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 40, "c": 40}, models=(NamedModel("a"),), is_pinned=True)
+    machine.caches = {"a": (10, 60)}
+
+    async def main() -> None:
+        await pool.start()
+        with pytest.raises(TimeoutError):  # while the cache of a is made smaller
+            async with asyncio.timeout(0.005):
+                await ask(pool, "b")
+        await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 10}
+        await ask(pool, "b")
+        assert cache_mib(pool) == {"a": 10, "b": 0}
+        await pool.unload("b")
+        await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 60}
+
+    run_virtually(main())
+
+
 def test_two_waiters_share_one_eviction(make_pool: MakePool) -> None:
     pool, machine = make_pool()
 

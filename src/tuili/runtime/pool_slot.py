@@ -39,6 +39,7 @@ class Slot:
         self.stays_until_s = 0.0  # these two on the event loop's clock
         self.last_used_s = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
+        self._resizing: asyncio.Task[None] | None = None  # the latest
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +75,11 @@ class Slot:
             self.has_lent = False
 
     async def _resize_cache(self, num_bytes: int) -> None:
+        """The engine does it though whoever asked may leave, so that what came of it is taken note of in any case."""
+        self._resizing = asyncio.create_task(self._note_resized(num_bytes))
+        await asyncio.shield(self._resizing)
+
+    async def _note_resized(self, num_bytes: int) -> None:
         assert self.started is not None
         assert self.plan is not None
         assert self.model is not None
