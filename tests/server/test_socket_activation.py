@@ -48,6 +48,18 @@ def test_a_unix_socket_handed_over_stays_on_the_disk(tmp_path: Path, monkeypatch
         assert os.path.exists(path)  # noqa: PTH110
 
 
+def test_who_closes_leaves_a_socket_that_a_successor_made_at_the_same_place(tmp_path: Path) -> None:
+    addresses = [Address(uds=str(tmp_path / "socket"))]
+    old = open_listeners(addresses)
+    old.sockets[0].close()  # it lets nobody in any more, and answers those it has
+    new = open_listeners(addresses)
+    old.close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
+    new.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_that_listens_elsewhere_than_is_said_is_refused(given: socket.socket) -> None:
     """Who may be let in follows from what is said."""
     other = given.dup()

@@ -51,7 +51,7 @@ class Listeners:
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
         self.addresses: list[Address] = []
-        self._paths: list[str] = []
+        self._made: list[tuple[str, tuple[int, int]]] = []
 
     def add(self, listener: socket.socket, address: Address) -> None:
         self.sockets.append(listener)
@@ -59,14 +59,15 @@ class Listeners:
 
     def add_unix(self, path: str) -> None:
         self.add(_unix_socket(path), Address(uds=path))
-        self._paths.append(path)
+        self._made.append((path, _stamp(path)))
 
     def close(self) -> None:
         for listener in self.sockets:
             listener.close()
-        for path in self._paths:
+        for path, made in self._made:
             with suppress(OSError):
-                os.unlink(path)  # noqa: PTH108
+                if _stamp(path) == made:  # else it is a successor's
+                    os.unlink(path)  # noqa: PTH108
 
 
 def open_listeners(addresses: Sequence[Address], inherited: Sequence[socket.socket] = ()) -> Listeners:
@@ -173,6 +174,12 @@ def _unix_socket(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """By which a socket is known from one made later at the same path, which may get the same inode."""
+    found = os.stat(path)  # noqa: PTH116
+    return found.st_ino, found.st_mtime_ns
 
 
 def _is_answered(path: str) -> bool:
