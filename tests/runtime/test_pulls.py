@@ -77,6 +77,20 @@ async def test_its_failure_is_told_to_all_and_forgotten() -> None:
     assert await steps(pulls, work) == [PullProgress("checking")]
 
 
+async def test_one_that_gets_no_thread_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pulls, work = Pulls(1), Script()
+    work.go_on.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="thread"):
+                await steps(pulls, work)
+    assert await steps(pulls, work) == [PullProgress("checking")]
+
+
 async def test_a_pull_goes_on_for_who_stays_and_ends_when_all_have_left() -> None:
     pulls, work = Pulls(1), Script(PullProgress("a"))
     first, second = (asyncio.create_task(steps(pulls, work)) for _ in range(2))

@@ -76,6 +76,11 @@ def test_a_request_that_is_refused_has_a_span_and_one_that_asks_no_model_has_non
     assert spans_of("/tokenize", {"prompt": "a"}) == ()
 
 
+def test_a_name_of_any_length_takes_little_room_while_its_span_waits() -> None:
+    (span,) = spans_of("/v1/completions", {"model": "m" * 100_000, "prompt": "a"})
+    assert 64 <= len(str(dict(span.attributes or {})["gen_ai.request.model"])) <= 512
+
+
 class Stuck(SpanExporter):
     """Takes no span until it is let."""
 

@@ -46,15 +46,16 @@ class Pulls:
             raise QueueFullError(
                 f"{self._max_pulls} models are being pulled: wait for one of them", retry_after_s=_RETRY_S
             )
+        pull = _Pull()
+        watch = pull.begin(work)  # raises when there is no thread to be had
         self._num_running += 1
-        pull = self._pulls[name] = _Pull()
+        self._pulls[name] = pull
 
         def end(_: object) -> None:
             self._num_running -= 1
             if self._pulls.get(name) is pull:
                 del self._pulls[name]
 
-        watch = pull.begin(work)
         pull.work.add_done_callback(end)
         return pull, watch
 

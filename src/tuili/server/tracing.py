@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MISSING = "otlp_traces_endpoint needs packages that are not installed: pip install 'tuili[otel]'"
 _CLOSE_S = 2.0
 _SEND_TIMEOUT_S = 5.0
+_MAX_TEXT_CHARS = 256  # of a value: thousands of spans may wait, and a request's own words can be as long as its body
 _HEADERS = (b"traceparent", b"tracestate")
 _COMPLETIONS = ("/v1/completions", "/api/generate")
 
@@ -59,7 +60,7 @@ class Tracer:
             context=self._propagator.extract(headers),
             kind=SpanKind.SERVER,
             start_time=end_ns - round(seconds * 1e9),
-            attributes=attributes,
+            attributes={name: _short(value) for name, value in attributes.items()},
         )
         if "error.type" in attributes:
             span.set_status(Status(StatusCode.ERROR))
@@ -85,6 +86,10 @@ def _told_resource() -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector
 
     return OTELResourceDetector().detect()
+
+
+def _short(value: Any) -> Any:
+    return value[:_MAX_TEXT_CHARS] if isinstance(value, str) else value
 
 
 def _attributes(path: str, caller: Caller, status: int, seconds: float) -> dict[str, Any]:
