@@ -30,7 +30,7 @@ class PositionTables:
 
 
 def _rows(rotations: Tensor | None, factors: Tensor | None, positions: Tensor) -> HeadPositions:
-    cos, sin = (None, None) if rotations is None else rotations.index_select(0, positions).chunk(2, -1)
+    cos, sin = (None, None) if rotations is None else rotations.index_select(1, positions)
     return HeadPositions(cos, sin, None if factors is None else factors.index_select(0, positions))
 
 
@@ -42,10 +42,10 @@ def _tables(kind: _Kind, context_len: int, device: torch.device) -> tuple[Tensor
 
 
 def _rotations(rope: RopeSpec, context_len: int) -> NDArray[np.float32]:
-    """[context_len, dim]: cosines, then sines. Angles are float32 products, as the models were trained with."""
+    """[2, context_len, dim / 2]: cosines and sines. Angles are float32 products, as the models were trained with."""
     frequencies = np.array(inverse_frequencies(rope, context_len), np.float32)
     angles = (np.arange(context_len, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
-    waves = np.concatenate((np.cos(angles), np.sin(angles)), axis=1) * attention_factor(rope, context_len)
+    waves = np.stack((np.cos(angles), np.sin(angles))) * attention_factor(rope, context_len)
     return waves.astype(np.float32)
 
 

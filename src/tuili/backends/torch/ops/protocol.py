@@ -96,7 +96,7 @@ class HeadPositions:
     """What is done to queries and keys because of where they stand, for the T tokens of a step.
 
     cos, sin: float32 [T, dim / 2] rotate the pairs (j, j + dim / 2) of a head's first dim values. factors: float32 [T]
-    multiply the queries, before the rotation.
+    multiply the queries, before the rotation. All are contiguous.
     """
 
     cos: Tensor | None = None
