@@ -14,7 +14,9 @@ from support.batches import Driver, Work, sampling_arrays
 from support.random_models import decoder, layer, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
+from tuili.backends.torch import backend as backend_module
 from tuili.backends.torch import quantizer
+from tuili.backends.torch import rows as rows_module
 from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.model import build_model
 from tuili.backends.torch.ops import choose_ops
@@ -175,6 +177,41 @@ def test_a_cache_that_does_not_fit_and_a_closed_backend_are_refused() -> None:
     backend.close()
     with pytest.raises(EngineUnavailableError, match="the torch backend is closed"):
         driver.step([Work(driver.text(), [1])])
+
+
+@pytest.mark.parametrize("message", ["", "CUDA error: out of memory", "cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_step_without_memory_says_so_and_the_next_one_runs(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = decoder()
+    driver = Driver(load_backend("torch", spec, random_weights(spec), OPTIONS))
+    text = driver.text()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(message) if message else torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend_module, "run_rows", fail)
+        with pytest.raises(InsufficientMemoryError, match="a step of 3 tokens found no memory left on cpu") as caught:
+            driver.step([Work(text, TEXT[:3])])
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None  # its frames hold tensors
+    assert driver.step([Work(driver.text(), TEXT[:3])]).token_ids.min() >= 0
+
+
+def test_wanted_logits_come_from_every_tile_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = decoder()
+    weights = random_weights(spec)
+    is_wanted = np.array([False, True, False, False, False, False, True, True])
+    found = []
+    for tile_logits in (1 << 20, 3 * spec.vocab_size):
+        monkeypatch.setitem(rows_module._TILE_LOGITS, "cpu", tile_logits)
+        driver = Driver(load_backend("torch", spec, weights, OPTIONS))
+        found.append(driver.step([Work(driver.text(), TEXT[:8], 8)], want_logits=is_wanted))
+    whole, tiled = found
+    assert tiled.logit_rows is not None
+    assert tiled.logit_rows.tolist() == [1, 6, 7]
+    np.testing.assert_allclose(tiled.logits, whole.logits, rtol=0, atol=1e-5)
+    assert tiled.logits is not None
+    assert tiled.logits.argmax(1).tolist() == tiled.token_ids[is_wanted].tolist()
 
 
 def test_its_quantizer_is_the_exact_one() -> None:

@@ -21,10 +21,19 @@ from tuili.backend import (
     UInt32,
 )
 from tuili.backends.torch.cache import PagedCache, is_out_of_memory
-from tuili.backends.torch.devices import cache_dtype, choose_device, choose_dtype
+from tuili.backends.torch.devices import (
+    cache_dtype,
+    check_cache_dtype,
+    choose_device,
+    choose_dtype,
+    current,
+    free_bytes,
+    release_memory,
+)
 from tuili.backends.torch.fixed_shapes import FixedShapeOps
 from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
+from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.rows import RunningStep, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
@@ -69,15 +78,20 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
         torch.set_num_threads(options.num_threads)
     shapes = tensor_shapes(spec)
     device = choose_device(options.device)
+    check_cache_dtype(options.kv_cache_dtype, device)
     stored = weights[_FIRST_MATRIX].format.name if _FIRST_MATRIX in weights else ""
     dtype = choose_dtype(options.dtype, device, stored)
-    reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=device.type != "cpu")
+    ops = _ops(device, options.deterministic)
+    reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=not isinstance(ops, PlainOps))
     try:
-        model = build_model(spec, reader, _ops(device, options.deterministic), options.max_model_len)
+        with current(device):
+            model = build_model(spec, reader, ops, options.max_model_len)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise InsufficientMemoryError(f"{spec.family}: the weights do not fit on {device}") from error
+        # Its traceback would keep what was loaded so far.
+        message = f"{spec.family}: the weights do not fit on {device}"
+        raise InsufficientMemoryError(message) from error.with_traceback(None)
     return TorchBackend(spec, model, options, device=device, dtype=dtype)
 
 
@@ -117,11 +131,8 @@ class TorchBackend:
 
     @property
     def free_bytes(self) -> int | None:
-        """What the device's memory has left; None where that is the host's."""
-        if self.device.type == "cpu":
-            return None
-        free: int = torch.accelerator.get_memory_info(self.device)[0]
-        return free
+        """See devices.free_bytes."""
+        return free_bytes(self.device)
 
     @property
     def _open_model(self) -> Model:
@@ -136,16 +147,27 @@ class TorchBackend:
     @torch.inference_mode()
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""
-        self._cache.allocate(num_blocks)
+        with current(self.device):
+            self._cache.allocate(num_blocks)
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepHandle:
         """Puts the step on the device and returns at once; the handle waits.
 
-        Raises UnsupportedModelError naming a field it does not read.
+        Raises UnsupportedModelError naming a field it does not read, InsufficientMemoryError.
         """
         _refuse_unread(batch)
         model = self._open_model
+        try:
+            with current(self.device):
+                return self._run(model, batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"a step of {len(batch.input_ids)} tokens found no memory left on {self.device}"
+            raise InsufficientMemoryError(message) from error.with_traceback(None)
+
+    def _run(self, model: Model, batch: Batch) -> StepHandle:
         step = upload_batch(batch, self._uploader)
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
@@ -160,16 +182,16 @@ class TorchBackend:
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         targets = np.full(len(logits), -1, np.int32)
         rules = RowRules(sampling, allow_mask, targets)
-        on_device = torch.from_numpy(logits.copy()).to(self.device)
-        chosen = choose_tokens(on_device, 0, rules, torch.from_numpy(targets).to(self.device))
+        with current(self.device):
+            on_device = torch.from_numpy(logits.copy()).to(self.device)
+            chosen = choose_tokens(on_device, 0, rules, torch.from_numpy(targets).to(self.device))
         return Choices(chosen.token_ids.cpu().numpy(), chosen.sampler_state.cpu().numpy())
 
     def close(self) -> None:
         """Gives the memory back; the backend is of no use afterwards."""
         self._model = None
         self._cache.layers = []
-        if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
+        release_memory(self.device)
 
     def _input_ids(self, step: StepInputs) -> Tensor:
         slots = step.carry_slots

@@ -108,4 +108,5 @@ def _runs(copies: Int32) -> list[int]:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device or the host had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # host, pinned or MPS, cuBLAS
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ _CACHE_DTYPES: Mapping[KvCacheDtype, torch.dtype] = {
     "int8": torch.int8,
     "fp8": torch.float8_e4m3fn,
 }
+_FP8_CAPABILITY = (8, 9)
 
 
 def has_gpu() -> bool:
@@ -71,6 +73,35 @@ def choose_dtype(name: str, device: torch.device, stored_format: str) -> torch.d
         return torch.float32
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else True
     return torch.float16 if stored_format == "F16" or not has_bfloat16 else torch.bfloat16
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes `device` the thread's own meanwhile: where events are recorded, memory is pinned and Triton launches."""
+    if device.type not in ("cuda", "xpu"):
+        return nullcontext()
+    context: AbstractContextManager[Any] = _module(device.type).device(device)
+    return context
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What the device's memory has left; None where that is the host's."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    release_memory(device)  # what torch keeps for later is not in use
+    free: int = _module(device.type).mem_get_info(device)[0]
+    return free
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives back what torch keeps of the device's memory without using it."""
+    if device.type != "cpu":
+        _module(device.type).empty_cache()
+
+
+def check_cache_dtype(name: KvCacheDtype, device: torch.device) -> None:
+    """Raises InvalidRequestError for a cache whose elements the GPU's instructions do not know."""
+    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
+        raise refusal("kv_cache_dtype", name, "auto, bfloat16 or int8 on a GPU of compute capability below 8.9")
 
 
 def cache_dtype(name: KvCacheDtype, dtype: torch.dtype) -> torch.dtype:

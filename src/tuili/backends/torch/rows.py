@@ -47,8 +47,9 @@ def run_rows(model: Model, hidden: Tensor, batch: Batch, step: StepInputs, vocab
             scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
         else:
             scores.append(no_scores(len(logits), k, logits.device))
-        if batch.want_logits is not None:
-            kept.append(logits[torch.from_numpy(batch.want_logits[tile]).to(logits.device)])
+        if logit_rows is not None and step.logit_rows is not None:
+            first, end = np.searchsorted(logit_rows, (start, start + size)).tolist()
+            kept.append(logits.index_select(0, step.logit_rows[first:end] - start))
     return RowResults(
         chosen=Chosen(*map(_joined, zip(*chosen, strict=True))),
         scores=Scores(*map(_joined, zip(*scores, strict=True))),

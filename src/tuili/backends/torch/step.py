@@ -90,6 +90,7 @@ class StepInputs:
     sample_rows: Tensor  # int32 [R]
     targets: Tensor  # int32 [R]
     num_logprobs: Tensor  # int32 [R]
+    logit_rows: Tensor | None  # int32 [W] the rows whose logits are wanted; None: nobody's
     kept_rows: Tensor  # int32 [K] the rows whose choices are their slots' last tokens
     kept_slots: Tensor  # int32 [K]
 
@@ -113,6 +114,8 @@ def upload_batch(batch: Batch, uploader: Uploader) -> StepInputs:
     }
     if batch.carry.any():
         arrays["carry_slots"] = carry_slots(batch)
+    if batch.want_logits is not None:
+        arrays["logit_rows"] = np.flatnonzero(batch.want_logits).astype(np.int32)
     sent = uploader.upload({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return StepInputs(
         input_ids=sent["input_ids"],
@@ -124,6 +127,7 @@ def upload_batch(batch: Batch, uploader: Uploader) -> StepInputs:
         sample_rows=sent["sample_rows"],
         targets=sent["targets"],
         num_logprobs=sent["num_logprobs"],
+        logit_rows=sent.get("logit_rows"),
         kept_rows=sent["kept_rows"],
         kept_slots=sent["kept_slots"],
     )

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("triton")
 
-from support.batches import Driver, Work
+from support.batches import Driver
 from support.random_models import decoder, layer, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
-from tuili.backends.torch.backend import TorchBackend
-from tuili.backends.torch.model import build_model
-from tuili.backends.torch.ops.triton_ops import TritonOps
-from tuili.backends.torch.weights import WeightReader
+from tuili.backends.torch.ops.choose import VARIABLE
 from tuili.models.shapes import tensor_shapes
-from tuili.models.spec import MlpSpec, ModelSpec
+from tuili.models.spec import MlpSpec, ModelSpec, RopeSpec
 
-CPU = torch.device("cpu")
 TEXT = [5, 17, 3, 88, 41, 2, 9, 60]
 OPTIONS = BackendOptions(max_model_len=32, device="cpu")
 GATED = MlpSpec(intermediate_size=96)
 MODELS: dict[str, ModelSpec] = {
     "plain": decoder(),
-    "window and qk norm": decoder(layer(GATED, sliding_window=5, qk_norm="head")),
+    "window, norms of heads, part rotated": decoder(
+        layer(GATED, sliding_window=5, qk_norm="head", head_dim=20, rope=RopeSpec(dim=10)), layer()
+    ),
 }
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "triton")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_kernels_give_the_reference_logits(name: str) -> None:
     spec = MODELS[name]
     weights = random_weights(spec)
-    with torch.inference_mode():
-        reader = WeightReader(weights, tensor_shapes(spec), dtype=torch.float32, device=CPU, keep_packed=True)
-        model = build_model(spec, reader, TritonOps(CPU, deterministic=False), OPTIONS.max_model_len)
-    found = Driver(TorchBackend(spec, model, OPTIONS, device=CPU, dtype=torch.float32))
-    expected = Driver(load_backend("reference", spec, weights, OPTIONS))
+    expected, found = (Driver(load_backend(which, spec, weights, OPTIONS)) for which in ("reference", "torch"))
     np.testing.assert_allclose(found.logits(TEXT, chunk=5), expected.logits(TEXT), rtol=0, atol=2e-5)
+
+
+def test_matrices_stay_packed_where_kernels_read_them() -> None:
+    spec = decoder()
+    weights = random_weights(spec, "Q8_0")
+    expected, found = (load_backend(which, spec, weights, OPTIONS) for which in ("reference", "torch"))
+    assert found.weight_bytes < 0.4 * sum(4 * int(np.prod(shape)) for shape in tensor_shapes(spec).values())
+    np.testing.assert_allclose(Driver(found).logits(TEXT), Driver(expected).logits(TEXT), rtol=0, atol=2e-5)

@@ -37,7 +37,7 @@ def choose_ops(device: torch.device, deterministic: bool = False, environment: M
     if wanted == "plain" or (lack is not None and device.type != "cuda"):
         return PlainOps()
     if lack is not None:
-        _log.warning("slow: attention and packed weights use plain torch, because %s", lack)
+        _log.warning("slow: attention uses plain torch, and no weight stays packed, because %s", lack)
         return PlainOps()
     # The interpreter is for tests, which ask for it by name.
     return _triton_ops(device, deterministic) if device.type == "cuda" else PlainOps()

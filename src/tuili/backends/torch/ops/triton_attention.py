@@ -102,6 +102,8 @@ class _Launch:
             plan.num_sequences, *self._queries.stride()[:2], *self._out.stride()[:2], plan.block_table.stride(0),
             *self._cache_strides(), float(a.scale), float(a.softcap or 0), self._window,
             **self._constants(tile), HAS_SINKS=a.sinks is not None, SKIPS_DECODES=skips_decodes,
+            # Where a prompt is cut decides which tiles are masked, and so which products could be fused with sums.
+            enable_fp_fusion=skips_decodes,
         )  # fmt: skip
 
     def decode(self, num_processors: int) -> None:
