@@ -214,5 +214,19 @@ def test_wanted_logits_come_from_every_tile_of_rows(monkeypatch: pytest.MonkeyPa
     assert tiled.logits.argmax(1).tolist() == tiled.token_ids[is_wanted].tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_callers_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    spec = decoder(layer(rope=None, sinks=True, q_bias=True), position="alibi")
+    weights = random_weights(spec)
+    expected = Driver(load_backend("torch", spec, weights, OPTIONS)).logits(TEXT)
+    torch.set_default_dtype(dtype)
+    try:
+        driver = Driver(load_backend("torch", spec, weights, OPTIONS))
+        assert np.array_equal(driver.logits(TEXT), expected)
+        assert driver.step([Work(driver.text(), TEXT)]).logprobs.dtype == np.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_its_quantizer_is_the_exact_one() -> None:
     assert quantizer(3) is quantize_tensor

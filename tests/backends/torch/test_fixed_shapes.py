@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from support.batches import Driver, Work
 from support.random_models import decoder, layer, random_weights
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
+from tuili.backends.torch.backend import TorchBackend
 from tuili.models.spec import MlpSpec, ModelSpec
 
 TEXT = np.random.default_rng(4).integers(0, 101, 75).tolist()
@@ -44,6 +46,26 @@ def test_logits_have_one_set_of_bits(name: str, dtype: str) -> None:
     logits = driver.step(mixed).logits
     assert logits is not None
     assert np.array_equal(logits, expected[[work.text.length - 1 for work in mixed]])
+
+
+def test_blocks_given_back_behind_a_window_are_not_read() -> None:
+    spec = decoder(layer(sliding_window=9))
+    backend = backend_of(spec)
+    driver = Driver(backend)
+    text = driver.text()
+    expected = Driver(backend_of(spec)).logits(TEXT)[len(TEXT) - 1]
+    driver.step([Work(text, TEXT[:-1])])
+    assert isinstance(backend, TorchBackend)
+    cache = backend._cache.layers[0]
+    gone, kept = text.tables[0][:4], text.tables[0][4:]
+    assert 0 not in kept
+    with torch.inference_mode():
+        for plane in (cache.keys, cache.values):
+            plane[[0, *gone]] = torch.nan
+    text.tables[0][:4] = [-1] * 4
+    found = driver.step([Work(text, TEXT[-1:], 1)]).logits
+    assert found is not None
+    assert np.array_equal(found[0], expected)
 
 
 def test_without_it_the_shape_of_a_batch_shows() -> None:

@@ -141,7 +141,7 @@ class Builder:
         a = layer.mixer
         assert isinstance(a, AttentionSpec)
         has_slopes = self.spec.position == "alibi"
-        slopes = torch.tensor(alibi_slopes(a.num_heads, self.spec.alibi_scale)) if has_slopes else None
+        slopes = alibi_slopes(a.num_heads, self.spec.alibi_scale)
         return Attention(
             self.ops,
             self._heads(name, a),
@@ -151,7 +151,9 @@ class Builder:
                 window=a.sliding_window,
                 softcap=a.logit_softcap,
                 sinks=self.reader.vector(f"{name}sinks.weight"),
-                alibi_slopes=None if slopes is None else slopes.to(self.reader.device),
+                alibi_slopes=torch.tensor(slopes, dtype=torch.float32, device=self.reader.device)
+                if has_slopes
+                else None,
             ),
             self.linear(f"{name}o_proj"),
         )

@@ -48,13 +48,15 @@ def _whole_tile(cache: LayerCache, table: Tensor, end: int, length: int) -> tupl
     """Positions [0, end) of one text as a block of its own; those from `length` on, which nobody sees, are zero."""
     places = torch.arange(length)
     block_size = cache.keys.shape[1]
-    at = (table.long()[places // block_size].clamp(min=0), places % block_size)
+    blocks = table.long()[places // block_size]
+    at = (blocks.clamp(min=0), places % block_size)
 
     def gathered(plane: Tensor | None) -> Tensor | None:
         if plane is None:
             return None
         whole = plane.new_zeros((1, end, *plane.shape[2:]))
         whole[0, :length] = plane[at]
+        whole[0, :length][blocks < 0] = 0  # given back behind a window: another text's by now, which may be anything
         return whole
 
     keys, values, *scales = map(gathered, (cache.keys, cache.values, cache.key_scales, cache.value_scales))

@@ -21,10 +21,10 @@ class Scores(NamedTuple):
 
 def no_scores(num_rows: int, k: int, device: torch.device) -> Scores:
     return Scores(
-        torch.full((num_rows,), torch.nan, device=device),
+        torch.full((num_rows,), torch.nan, dtype=torch.float32, device=device),
         torch.zeros(num_rows, dtype=torch.int32, device=device),
         torch.full((num_rows, k), -1, dtype=torch.int32, device=device),
-        torch.full((num_rows, k), torch.nan, device=device),
+        torch.full((num_rows, k), torch.nan, dtype=torch.float32, device=device),
     )
 
 

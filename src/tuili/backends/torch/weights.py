@@ -70,7 +70,8 @@ class WeightReader:
             return None
         parts = [self.vector(f"{name}.bias") for name in names]
         sizes = map(self.num_rows, names)
-        whole = [torch.zeros(n, device=self.device) if p is None else p for p, n in zip(parts, sizes, strict=True)]
+        zeros = torch.zeros(1, dtype=torch.float32, device=self.device)
+        whole = [zeros.expand(n) if p is None else p for p, n in zip(parts, sizes, strict=True)]
         return torch.cat(whole).to(self.dtype)
 
     def matrices(self, names: ListLike[str]) -> Iterator[tuple[tuple[str, ...], Weight]]:
