@@ -1,4 +1,4 @@
-"""What the torch backend adds to its contract: dtypes, packed weights, small caches, draws on the host, refusals."""
+"""What the torch backend adds to its contract: dtypes, packed weights, small caches, draws, refusals."""
 
 from __future__ import annotations
 
@@ -123,6 +123,23 @@ def test_rows_draw_what_the_reference_draws() -> None:
         assert getattr(found, field).tolist() == getattr(expected, field).tolist(), field
     for field in ("logprobs", "top_logprobs", "sampler_state"):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), rtol=0, atol=1e-4)
+
+
+def test_drawn_tokens_are_carried_as_greedy_ones_are() -> None:
+    spec = decoder()
+    weights = random_weights(spec)
+    rows = [{}, {"temperature": 0.9, "seed": 7, "top_k": 20, "top_p": 0.9}]
+    found = []
+    for name in ("reference", "torch"):
+        driver = Driver(load_backend(name, spec, weights, OPTIONS))
+        texts = [driver.text(), driver.text()]
+        first = driver.step([Work(text, TEXT[:6]) for text in texts], sampling=sampling_arrays(rows))
+        steps = [first.token_ids.tolist()]
+        for _ in range(4):
+            carried = [Work(text, [0], carry=True) for text in texts]
+            steps.append(driver.step(carried, sampling=sampling_arrays(rows)).token_ids.tolist())
+        found.append(steps)
+    assert found[1] == found[0]
 
 
 def test_damaged_logits_choose_nothing_and_leave_a_slot_that_runs_on() -> None:

@@ -35,7 +35,7 @@ from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
 from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.rows import RunningStep, run_rows
-from tuili.backends.torch.sampling import RowRules, choose_tokens
+from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
 from tuili.checks import check_count, refusal
@@ -113,6 +113,7 @@ class TorchBackend:
         mixers = [y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)]
         self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device)
         self._uploader = Uploader(device)
+        self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
         self._last_tokens = torch.zeros(MAX_NUM_SEQS, dtype=torch.int32, device=device)
 
     @property
@@ -172,7 +173,8 @@ class TorchBackend:
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
         flow = model.hidden(self._input_ids(step), step, self._cache)
-        rows = run_rows(model, model.finish(flow, step.sample_rows), batch, step, self.vocab_size)
+        hidden = model.finish(flow, step.sample_rows)
+        rows = run_rows(model, hidden, batch, step, self.vocab_size, self._draw_uploader)
         # Where nothing could be chosen there is no token to go on from, but one to look up if the slot runs on.
         last = rows.chosen.token_ids.index_select(0, step.kept_rows).clamp(min=0)
         self._last_tokens.index_copy_(0, step.kept_slots.long(), last)
@@ -183,8 +185,9 @@ class TorchBackend:
         targets = np.full(len(logits), -1, np.int32)
         rules = RowRules(sampling, allow_mask, targets)
         with current(self.device):
+            draws = plan_draws(rules, max(1, len(logits)), logits.shape[-1], self._draw_uploader, self.device)
             on_device = torch.from_numpy(logits.copy()).to(self.device)
-            chosen = choose_tokens(on_device, 0, rules, torch.from_numpy(targets).to(self.device))
+            chosen = choose_tokens(on_device, 0, draws, torch.from_numpy(targets).to(self.device))
         return Choices(chosen.token_ids.cpu().numpy(), chosen.sampler_state.cpu().numpy())
 
     def close(self) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tuili.backend import Batch, Float32, Int64, StepResult
 from tuili.backends.torch.model import Model
-from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens
+from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
-from tuili.backends.torch.step import Download, StepInputs
+from tuili.backends.torch.step import Download, StepInputs, Uploader
 from tuili.errors import EngineUnavailableError
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
@@ -30,19 +30,22 @@ class RowResults:
     hidden: Tensor | None  # float32 [R, hidden]
 
 
-def run_rows(model: Model, hidden: Tensor, batch: Batch, step: StepInputs, vocab_size: int) -> RowResults:
+def run_rows(
+    model: Model, hidden: Tensor, batch: Batch, step: StepInputs, vocab_size: int, uploader: Uploader
+) -> RowResults:
     """Chooses and scores from the normed hidden states [R, hidden] of the sampled rows."""
-    rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
     logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
     k = min(vocab_size, int(batch.num_logprobs.max(initial=0)))
     size = max(1, _TILE_LOGITS.get(hidden.device.type, _DEVICE_TILE_LOGITS) // vocab_size)
+    rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
+    draws = plan_draws(rules, size, vocab_size, uploader, hidden.device)
     chosen: list[Chosen] = []
     scores: list[Scores] = []
     kept: list[Tensor] = []
     for start in range(0, max(len(hidden), 1), size):
         tile = slice(start, start + size)
         logits = model.logits(hidden[tile])
-        chosen.append(choose_tokens(logits, start, rules, step.targets[tile]))
+        chosen.append(choose_tokens(logits, start, draws, step.targets[tile]))
         if (batch.num_logprobs[tile] >= 0).any():
             scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
         else:
