@@ -237,3 +237,11 @@ def test_what_is_written_of_a_model_is_that_model(opened: Open, tmp_path: Path) 
     assert (again.base, again.system, again.options.num_keep) == (modelfile.base, "a\nb", 3)
     assert again.template == pipeline.chat_template.source
     assert (tmp_path / "home").exists() is False
+
+
+def test_a_template_that_no_modelfile_can_hold_stays_the_bases() -> None:
+    template = '{% if a == "b"\n or c %}\n"""\n{% endif %}'
+    text = modelfile_text("m", template, {"temperature": 0.5})
+    made = parse_modelfile(text.encode(), "Modelfile")
+    assert (made.base, made.template, made.options.sampling) == ("m", None, {"temperature": 0.5})
+    assert "# TEMPLATE" in text

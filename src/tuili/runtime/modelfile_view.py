@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tuili.errors import InvalidRequestError
 from tuili.ollama_terms import ALL_TOKENS, SAMPLING_FIELDS
 from tuili.runtime.modelfile_settings import Preamble
 from tuili.store.modelfile import Modelfile
@@ -35,12 +36,12 @@ def modelfile_text(
 ) -> str:
     """What would make a model of that template and those defaults; the template is Jinja, as its authors wrote it.
 
-    Raises InvalidRequestError for a text that no Modelfile can hold.
+    Raises InvalidRequestError for another text that no Modelfile can hold.
     """
     preamble = Preamble.of(modelfile)
     lines = [f"FROM {base}"]
     if template is not None:
-        lines.append(f"TEMPLATE {_block(template)}")
+        lines.append(_template_line(template))
     if preamble.system is not None:
         lines.append(f"SYSTEM {quoted(preamble.system)}")
     lines += [f"PARAMETER {name} {value}" for name, value in parameters(sampling, modelfile)]
@@ -50,6 +51,10 @@ def modelfile_text(
     return "\n".join(lines) + "\n"
 
 
-def _block(text: str) -> str:
-    """In quotes also where it could do without."""
-    return written if (written := quoted(text)).startswith('"') else f'"""{text}"""'
+def _template_line(template: str) -> str:
+    """In quotes also where it could do without. One that quotes would end too soon was never a Modelfile's."""
+    try:
+        written = quoted(template)
+    except InvalidRequestError:
+        return "# TEMPLATE is the one the weights come with: quotes end one of its lines, which cannot be written here"
+    return f"TEMPLATE {written}" if written.startswith('"') else f'TEMPLATE """{template}"""'
