@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from fastapi import APIRouter
 
@@ -89,3 +91,12 @@ async def test_a_server_of_several_models_is_ready_with_those_that_are(monkeypat
         ready = await client.get("/ready")
         assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
         assert "model small: the engine is failed; model other: the engine is silent" in ready.text
+
+
+async def test_the_cache_is_told_as_large_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with small_app() as (app, client):
+        (model,) = app.state.serving.pool.loaded()
+        at_first = SimpleNamespace(block_size=16, kv_cache_dtype="bfloat16", num_blocks=(10**6,), cache_bytes=7)
+        monkeypatch.setattr(model.client, "facts", at_first, raising=False)
+        told = (await client.get("/metrics")).text
+        assert f'num_gpu_blocks="{sum(model.client.stats().num_blocks)}"' in told

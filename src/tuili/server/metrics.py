@@ -108,7 +108,7 @@ def _cache_family(serving: Serving) -> Family:
     for served in serving.pool.loaded():
         facts: EngineFacts | None = getattr(served.client, "facts", None)
         if facts is not None:
-            told = (facts.block_size, facts.kv_cache_dtype, sum(facts.num_blocks), facts.cache_bytes)
+            told = (facts.block_size, facts.kv_cache_dtype, sum(served.client.stats().num_blocks), facts.cache_bytes)
             family.add_metric([served.name, "0", *map(str, told)], 1)
     return family
 
