@@ -1,7 +1,9 @@
 """The torch backend's kernels on this machine: right first, then how near the machine's limits.
 
-    python -m benchmarks.gpu.kernels [--device cuda] [--out kernels.json]
-    TRITON_INTERPRET=1 python -m benchmarks.gpu.kernels --device cpu     (tiny sizes, slow: that it runs)
+    python -m benchmarks.gpu.kernels --records kernels.jsonl [--device cuda] [--part checks|times] [--share 0/8]
+    TRITON_INTERPRET=1 python -m benchmarks.gpu.kernels --device cpu ... (tiny sizes, slow: that it runs)
+
+Most of the checks' time is compiling: processes that take a share each compile side by side.
 
 Every kernel is compared with its plain torch twin, in bfloat16 too where there is a GPU (the interpreter multiplies
 bfloat16 wrongly). Limits are measured here: torch's copy and torch's product. Bytes are those that must move: weights,
@@ -10,16 +12,14 @@ or keys and values. Exit code 1: a kernel is wrong.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.gpu.records import Record, Recorder, stage_arguments
 from benchmarks.gpu.timing import Launch, copy_rate, matmul_rate, seconds_each
 from torch import Tensor
 
@@ -47,17 +47,23 @@ from tuili.quant.format import Tensor as FileTensor
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest value
 BLOCK_SIZE = 16
 CACHE_BYTES = 160 << 20  # copies of data take more than this together, so that no cache holds them
-Record = dict[str, Any]
 
 
 class Bench:
     """A device, its operations and what was found."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, share: tuple[int, int] = (0, 1)) -> None:
+        """share: which of how many equal parts of the checks are this process's."""
         self.device, self.is_tiny = device, device.type != "cuda"
+        self._share, self._num_turns = share, 0
         self.plain, self.fast, self.exact = PlainOps(), TritonOps(device, False), TritonOps(device, True)
         self.dtypes = (torch.float32, torch.float16) if self.is_tiny else (torch.bfloat16, torch.float16, torch.float32)
         self.dtype = torch.float16 if self.is_tiny else torch.bfloat16
+
+    def is_mine(self) -> bool:
+        """Whether the next group of checks, counted from the first, is in this process's share."""
+        self._num_turns += 1
+        return self._num_turns % self._share[1] == self._share[0]
 
     def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, device=self.device).to(dtype or self.dtype)
@@ -112,6 +118,8 @@ def check_attention(bench: Bench) -> Iterator[Record]:
         for shape in heads:
             slopes, sinks = bench.randn(2, shape[0], dtype=torch.float32)
             for cached in (dtype, torch.int8, torch.float8_e4m3fn):
+                if not bench.is_mine():
+                    continue
                 step = bench.attention(*lens, shape, dtype, cached)
                 for a in (
                     AttentionConstants(shape[2] ** -0.5),
@@ -128,14 +136,14 @@ def check_products(bench: Bench) -> Iterator[Record]:
     rows, cols = (40, 256) if bench.is_tiny else (1000, 2560)
     for name in (*sorted(PACKABLE), "FP8_ROW", "FP8_BLOCK"):
         weight = bench.weight(name, rows, cols)
-        for dtype in bench.dtypes[: 1 if bench.is_tiny else 3]:
+        for dtype in filter(lambda _: bench.is_mine(), bench.dtypes[: 1 if bench.is_tiny else 3]):
             for num_tokens in (1, 5) if bench.is_tiny else (1, 5, 16, 33, 200, 600):
                 x, bias = bench.randn(num_tokens, cols, dtype=dtype), bench.randn(rows, dtype=dtype)
                 expected = torch.nn.functional.linear(x, unpack(weight).to(dtype), bias)
                 for which, ops in (("fast", bench.fast), ("deterministic", bench.exact)):
                     label = f"product {name} tokens {num_tokens} {which}"
                     yield checked(label, dtype, ops.linear(x, weight, bias), expected)
-        if not bench.is_tiny:
+        if not bench.is_tiny and bench.is_mine():
             x = bench.randn(300, cols)
             together, alone = bench.exact.linear(x, weight), bench.exact.linear(x[211:212], weight)
             same = torch.equal(alone, together[211:212])
@@ -149,7 +157,7 @@ def check_products(bench: Bench) -> Iterator[Record]:
 
 
 def check_rows_and_heads(bench: Bench) -> Iterator[Record]:
-    for dtype in bench.dtypes:
+    for dtype in filter(lambda _: bench.is_mine(), bench.dtypes):
         x, residual = bench.randn(5, 2048, dtype=dtype), bench.randn(5, 2048, dtype=dtype)
         for found, expected in zip(
             bench.fast.add_and_norm(x, residual, x[0], None, 1e-6, "rms", 0.7),
@@ -261,34 +269,34 @@ def time_rows(bench: Bench, copied: float) -> Iterator[Record]:
         yield timed(bench, f"silu and product {tokens} x 6144", launches, gate.nbytes * 1.5, copied, 0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    bench = Bench(torch.device(arguments.device))
-    records: list[Record] = []
-    for check in (check_rows_and_heads, check_attention, check_products):
-        for record in check(bench):
-            records.append(record)
-            if not record["ok"]:
-                print("WRONG", record)
-    num_checks, wrong = len(records), [r for r in records if not r["ok"]]
-    print(f"{num_checks} checks, {len(wrong)} wrong")
+def check(recorder: Recorder, bench: Bench) -> None:
+    for checks in (check_rows_and_heads, check_attention, check_products):
+        recorder.attempt(checks.__name__, partial(checks, bench))
+
+
+def measure(recorder: Recorder, bench: Bench) -> None:
     copied = copy_rate(bench.device, 1 << 14 if bench.is_tiny else 4 << 30)
     multiplied = matmul_rate(bench.device, 64 if bench.is_tiny else 8192, bench.dtype)
-    print(f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.1f} TFLOP/s")
-    for times in (
-        time_products(bench, copied, multiplied), time_attention(bench, copied, multiplied), time_rows(bench, copied)
-    ):  # fmt: skip
-        for r in times:
-            records.append(r)
-            print(f"{r['kernel']:44} {r['us']:10.1f} us {r['rate']:9.2f} {r['unit']:8} {r['share_of_limit']:6.1%}")
-    if arguments.out is not None:
-        found = {"copy_bytes_per_s": copied, "operations_per_s": multiplied, "records": records}
-        arguments.out.write_text(json.dumps(found, indent=1))
-    return 1 if wrong else 0
+    recorder.add({"name": "copy", "value": copied / 1e9, "unit": "GB/s"})
+    recorder.add({"name": "product", "value": multiplied / 1e12, "unit": "TFLOP/s"})
+    recorder.attempt("time_attention", lambda: time_attention(bench, copied, multiplied))
+    recorder.attempt("time_rows", lambda: time_rows(bench, copied))
+    recorder.attempt("time_products", lambda: time_products(bench, copied, multiplied))
+
+
+def main() -> int:
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--part", choices=("checks", "times"))
+    parser.add_argument("--share", default="0/1", help="I/N: the checks of process I of N")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    index, _, number = arguments.share.partition("/")
+    recorder, bench = Recorder(arguments.records), Bench(torch.device(arguments.device), (int(index), int(number)))
+    if arguments.part != "times":
+        check(recorder, bench)
+    if arguments.part != "checks":
+        measure(recorder, bench)
+    return 1 if recorder.num_failures else 0
 
 
 if __name__ == "__main__":
