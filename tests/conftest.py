@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 from support import assets
 
+# Triton makes of its own functions what runs in its interpreter, or what does not, when anybody first imports it.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # The same examples each time, however long a busy machine takes over one.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

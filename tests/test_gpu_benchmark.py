@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 
 @pytest.fixture(autouse=True)

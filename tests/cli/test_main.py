@@ -55,7 +55,7 @@ def test_version(cli: Cli) -> None:
         (("run", ""), "prompt is empty"),
         (("run",), "no prompt: give one, pipe text in, or chat from a terminal"),
         (("pull", "a\x1b[2J"), "model name 'a\\x1b[2J' must be"),
-        (("show", "smollm2", "--path", "--template"), "only one of --rendered, --tokens, --path"),
+        (("show", "smollm2", "--path", "--template"), "only one of --tokens, --path, --rendered"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(cli: Cli, arguments: tuple[str, ...], message: str) -> None:

@@ -1,13 +1,10 @@
-"""Kernels run in Triton's interpreter here, which must be asked for before they are imported."""
+"""Kernels run in Triton's interpreter here, which tests/conftest.py asks for."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
