@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from support.fake_backend import FakeBackend, Handle
 from tuili.backend import Batch
 
+PATIENCE_S = 240.0  # after which a test that failed lets go of its engine
+
 
 @dataclass
 class GatedBackend(FakeBackend):
@@ -18,7 +20,8 @@ class GatedBackend(FakeBackend):
 
     def execute(self, batch: Batch) -> Handle:
         self.num_begun += 1
-        self.gate.acquire()
+        if not self.gate.acquire(timeout=PATIENCE_S):
+            raise RuntimeError("nobody let this step through")
         return super().execute(batch)
 
     def let(self, num_steps: int = 1 << 20) -> None:
