@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -45,11 +44,17 @@ def can_show_live() -> bool:
 
 
 def _paint(text: str) -> None:
-    columns, rows = shutil.get_terminal_size()
+    columns, rows = _window_size()
     lines = [line[:columns] for line in text.splitlines()[:rows]]
     body = f"{_END_OF_LINE}\n".join(lines)
     sys.stdout.write(f"{_HOME}{body}{_END_OF_LINE}{_END_OF_SCREEN}")
     sys.stdout.flush()
+
+
+def _window_size() -> tuple[int, int]:
+    """Columns and rows as they are now; exported COLUMNS and LINES would be those of some time ago."""
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size.columns or 80, size.lines or 24
 
 
 @contextmanager
