@@ -22,8 +22,8 @@ from support.small_model import small_model
 from tuili.engine.client import InProcess
 from tuili.errors import ModelNotFoundError
 from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.pulls import Pulls
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_model import ModelCard
 from tuili.server.app import create_app
 from tuili.server.dialect import Dialect
 from tuili.server.guards.http_protocol import guarded_protocol

@@ -16,7 +16,7 @@ def create_app() -> FastAPI:
     are the host's business. Raises InvalidRequestError.
     """
     from tuili.program_log import hand_down
-    from tuili.runtime.model_pool import open_pool
+    from tuili.runtime.pool.model_pool import open_pool
     from tuili.server import app  # slow to import
     from tuili.server.settings_sources import resolve
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from tuili.errors import DeadlineError, TuiliError
 from tuili.runtime.answer import Answer, abort_stopped
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller
 from tuili.server.pacer import Pacer

@@ -19,7 +19,7 @@ from starlette.routing import Match
 import tuili
 from tuili import registry
 from tuili.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, TuiliError
-from tuili.runtime.model_pool import ModelPool
+from tuili.runtime.pool.model_pool import ModelPool
 from tuili.server import dialects
 from tuili.server.dialect import Dialect, scoped
 from tuili.server.dispatch import Dispatch

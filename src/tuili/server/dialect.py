@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError, TuiliError
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.pool.served_model import ModelCard
 from tuili.types import Event
 
 Scope = Literal["public", "infer", "manage"]

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric as Family
 
 from tuili.engine.wire import EngineFacts
 from tuili.runtime.metrics import Counter, Gauge, Histogram, Metric
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.request_log import RequestLog
 from tuili.server.serving import Serving
 

@@ -15,7 +15,7 @@ from tuili.server.setting_kinds import Choice, Count, Duration, JsonObject, Many
 
 if TYPE_CHECKING:  # slow to import: the command line shows help without
     from tuili.runtime.loading import LoadOptions
-    from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
+    from tuili.runtime.pool.settings import NamedModel, PoolSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +203,7 @@ class ModelSettings:
 
     def pool(self) -> PoolSettings:
         """What the pool of models needs of them."""
-        from tuili.runtime.model_pool_settings import PoolSettings
+        from tuili.runtime.pool.settings import PoolSettings
 
         return PoolSettings(
             models=self._named_models(),
@@ -224,7 +224,7 @@ class ModelSettings:
         )
 
     def _named_models(self) -> tuple[NamedModel, ...]:
-        from tuili.runtime.model_pool_settings import NamedModel
+        from tuili.runtime.pool.settings import NamedModel
 
         if len(self.models) == 1:
             return (NamedModel(self.models[0], self.served_model_name),)

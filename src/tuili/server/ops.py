@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 import tuili
 from tuili.errors import EngineUnavailableError, TuiliError
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering, Part
 from tuili.server.body import read_body
 from tuili.server.dialect import Scope, scoped

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from tuili.errors import EngineUnavailableError, InvalidRequestError
 from tuili.program_log import start_logging
-from tuili.runtime.model_pool import ModelPool, open_pool
+from tuili.runtime.pool.model_pool import ModelPool, open_pool
 from tuili.server.app import create_app
 from tuili.server.guards.bind import check_bind
 from tuili.server.guards.http_protocol import guarded_protocol

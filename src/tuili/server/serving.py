@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from tuili.errors import DeadlineError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.front import Front
-from tuili.runtime.model_pool import ModelPool
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.model_pool import ModelPool
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.admission import Admission, Seats, Ticket
 from tuili.server.answering import Answering, Part
 from tuili.server.caller import Caller

@@ -12,7 +12,7 @@ import pytest
 
 from support.fake_backend import FakeBackend
 from support.served import Listening, SmallPool, listening, small_app, small_model
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.pool.served_model import ModelCard
 
 NAMES = [f"m{i:02}" for i in range(45)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tuili.errors import DownloadError
-from tuili.runtime.pulls import Pulls
+from tuili.runtime.pool.pulls import Pulls
 from tuili.server.dialects.ollama.pulling import statuses
 from tuili.store.progress import ProgressCallback, PullProgress
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuili.checks import shown
 from tuili.errors import InvalidRequestError
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.pool.served_model import ModelCard
 from tuili.server.dialect import ModelList
 
 _DEFAULT_LIMIT, _MAX_LIMIT = 20, 1000

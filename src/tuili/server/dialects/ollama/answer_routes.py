@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tuili.errors import ForbiddenError
 from tuili.runtime.front import Front
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.body import read_body
 from tuili.server.caller import Caller
 from tuili.server.dialect import scoped

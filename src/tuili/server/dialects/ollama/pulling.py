@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from tuili.errors import TuiliError
-from tuili.runtime.pulls import Pulls
+from tuili.runtime.pool.pulls import Pulls
 from tuili.store.progress import PullProgress
 from tuili.store.store import Store
 

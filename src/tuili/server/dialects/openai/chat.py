@@ -14,7 +14,7 @@ from tuili.runtime.front import Front
 from tuili.runtime.openai.fields import CHAT
 from tuili.runtime.openai.logprobs import ChatLogprobs, prompt_logprobs
 from tuili.runtime.openai.requests import conversation, without_unimplemented
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import ChatBody, given

@@ -12,7 +12,7 @@ import tuili
 from tuili.errors import InvalidRequestError
 from tuili.runtime.front import Front
 from tuili.runtime.openai.logprobs import TokenBytes
-from tuili.runtime.served_model import ServedModel
+from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.serving import Serving
 from tuili.types import Finished, GenerateRequest
 

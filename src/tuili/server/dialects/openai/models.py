@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuili.runtime.served_model import ModelCard
+from tuili.runtime.pool.served_model import ModelCard
 from tuili.server.dialect import ModelList
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tuili.config import SpeculativeConfig
-from tuili.runtime import served_engine
 from tuili.runtime.loading import LoadOptions
+from tuili.runtime.pool import served_engine
 
 
 def test_a_draft_model_that_is_being_fetched_holds_up_neither_other_work_nor_the_end(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tuili.errors import InvalidRequestError, ModelNotFoundError
-from tuili.runtime.model_pool_settings import NamedModel
-from tuili.runtime.served_names import ServedNames
+from tuili.runtime.pool.served_names import ServedNames
+from tuili.runtime.pool.settings import NamedModel
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuili.checks import shown
 from tuili.errors import InvalidRequestError, ModelNotFoundError
-from tuili.runtime.model_pool_settings import NamedModel
+from tuili.runtime.pool.settings import NamedModel
 from tuili.store.names import parse_model_name
 from tuili.store.store import Store, existing_path
 

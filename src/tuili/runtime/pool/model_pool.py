@@ -18,14 +18,14 @@ from functools import partial
 
 from tuili.config import store_dir
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, TuiliError
-from tuili.runtime.model_host import LocalHost, ModelHost, StartModel
-from tuili.runtime.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
-from tuili.runtime.model_pool_settings import PoolSettings
-from tuili.runtime.pool_slot import Slot
-from tuili.runtime.pulls import Pulls
-from tuili.runtime.served_engine import start_served_model
-from tuili.runtime.served_model import ModelCard, ServedModel
-from tuili.runtime.served_names import KnownModel, ServedNames
+from tuili.runtime.pool.model_host import LocalHost, ModelHost, StartModel
+from tuili.runtime.pool.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_engine import start_served_model
+from tuili.runtime.pool.served_model import ModelCard, ServedModel
+from tuili.runtime.pool.served_names import KnownModel, ServedNames
+from tuili.runtime.pool.settings import PoolSettings
+from tuili.runtime.pool.slot import Slot
 from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 

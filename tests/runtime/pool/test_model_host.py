@@ -10,12 +10,12 @@ import pytest
 
 from support.small_model import small_front
 from tuili.errors import ModelFileError
-from tuili.runtime.model_host import LocalHost
-from tuili.runtime.model_memory import MemoryPlan
-from tuili.runtime.model_pool_settings import PoolSettings
-from tuili.runtime.pulls import Pulls
-from tuili.runtime.served_model import StartedModel
-from tuili.runtime.served_names import KnownModel
+from tuili.runtime.pool.model_host import LocalHost
+from tuili.runtime.pool.model_memory import MemoryPlan
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_model import StartedModel
+from tuili.runtime.pool.served_names import KnownModel
+from tuili.runtime.pool.settings import PoolSettings
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams
 

@@ -14,7 +14,7 @@ from tuili.errors import TuiliError
 from tuili.runtime.engine_start import named_by_path, start_engine
 from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
-from tuili.runtime.served_model import StartedModel
+from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.weights.checkpoint import open_checkpoint
 

@@ -18,12 +18,12 @@ from tuili.machine import available_memory
 from tuili.runtime.fetching import find_model
 from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions
-from tuili.runtime.model_memory import Footprint, MemoryPlan, read_footprint
-from tuili.runtime.model_pool_settings import PoolSettings
-from tuili.runtime.pulls import Pulls
+from tuili.runtime.pool.model_memory import Footprint, MemoryPlan, read_footprint
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_model import StartedModel
+from tuili.runtime.pool.served_names import KnownModel
+from tuili.runtime.pool.settings import PoolSettings
 from tuili.runtime.sampling_defaults import configured_sampling
-from tuili.runtime.served_model import StartedModel
-from tuili.runtime.served_names import KnownModel
 from tuili.store.progress import ProgressCallback
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store

@@ -12,12 +12,12 @@ import pytest
 
 from support.virtual_loop import run_virtually
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, ModelFileError, ModelNotFoundError
-from tuili.runtime.model_memory import MemoryPlan
-from tuili.runtime.model_pool import ModelPool
-from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
-from tuili.runtime.pulls import Pulls
-from tuili.runtime.served_model import StartedModel
-from tuili.runtime.served_names import KnownModel, ServedNames
+from tuili.runtime.pool.model_memory import MemoryPlan
+from tuili.runtime.pool.model_pool import ModelPool
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_model import StartedModel
+from tuili.runtime.pool.served_names import KnownModel, ServedNames
+from tuili.runtime.pool.settings import NamedModel, PoolSettings
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
 

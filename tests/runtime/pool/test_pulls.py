@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tuili.errors import DownloadError, QueueFullError
-from tuili.runtime.pulls import Pulls
+from tuili.runtime.pool.pulls import Pulls
 from tuili.store.progress import ProgressCallback, PullProgress
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tuili.runtime.loading import LoadOptions
-from tuili.runtime.model_host import LocalHost
-from tuili.runtime.model_memory import read_footprint
-from tuili.runtime.model_pool import ModelPool
-from tuili.runtime.model_pool_settings import NamedModel, PoolSettings
-from tuili.runtime.pulls import Pulls
-from tuili.runtime.served_engine import start_served_model
-from tuili.runtime.served_names import ServedNames
+from tuili.runtime.pool.model_host import LocalHost
+from tuili.runtime.pool.model_memory import read_footprint
+from tuili.runtime.pool.model_pool import ModelPool
+from tuili.runtime.pool.pulls import Pulls
+from tuili.runtime.pool.served_engine import start_served_model
+from tuili.runtime.pool.served_names import ServedNames
+from tuili.runtime.pool.settings import NamedModel, PoolSettings
 from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams, TextDelta

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuili.runtime.model_memory import MemoryPlan
-from tuili.runtime.served_model import ServedModel, StartedModel
-from tuili.runtime.served_names import KnownModel
+from tuili.runtime.pool.model_memory import MemoryPlan
+from tuili.runtime.pool.served_model import ServedModel, StartedModel
+from tuili.runtime.pool.served_names import KnownModel
 
 # A model in use is asked to leave after this many times what loading took, and not before so many seconds: models
 # that do not fit together take turns instead of thrashing.
