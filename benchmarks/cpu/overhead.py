@@ -137,6 +137,7 @@ class NullBackend:
     """A model of no cost."""
 
     vocab_size = 1000
+    is_asynchronous = False
 
     def __init__(self) -> None:
         self.execute = StandIn([7])

@@ -6,6 +6,7 @@ Bounds are docs/torch.md's, as shares of the largest logit. Models are small and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from benchmarks.gpu.records import Record, Recorder, stage_arguments
 
 from support.batches import Driver, Work
 from support.random_models import decoder, layer, random_weights
-from tuili.backend import Backend, BackendOptions
+from tuili.backend import Backend, BackendOptions, Batch, StepHandle
 from tuili.backends import load_backend
+from tuili.backends.torch.graphs import CudaCapture, repeat
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.models.spec import MlpSpec
@@ -92,6 +94,29 @@ class Checks:
                 yield {"check": f"deterministic {dtype} {name}", "error": error, "bound": 0.0, "ok": error == 0}
             driver.backend.close()
 
+    def orders(self) -> Iterator[Record]:
+        """Graphs, and steps that are built while another runs, change no token in deterministic mode; none waits."""
+        number, length = (3, 4) if self.is_smoke else (20, 32)
+        rng = np.random.default_rng(3)
+        prompts = [rng.integers(0, self.spec.vocab_size, rng.integers(3, 60)).tolist() for _ in range(number)]
+        is_cuda = self.options.device != "cpu"
+        expected: list[list[int]] = []
+        for is_ahead, has_graphs in ((False, False), (False, True), (True, False), (True, True)):
+            backend: Any = self.backend(deterministic=True, dtype="float32" if self.is_smoke else "bfloat16")
+            backend.is_asynchronous = is_ahead
+            capture = CudaCapture(torch.device(backend.device)) if is_cuda else repeat
+            backend.graphs = backend.captured_by(capture) if has_graphs else None
+            found = sampled(backend, prompts, length)
+            expected = expected or found
+            graphs = backend.graphs
+            name = f"tokens {'with' if has_graphs else 'without'} graphs, steps {'ahead' if is_ahead else 'in turn'}"
+            is_captured = not has_graphs or len(graphs) > 0
+            yield {"check": name, "ok": found == expected and is_captured, "graphs": len(graphs) if graphs else 0}
+            with refused_waits(backend, is_cuda):  # kernels are compiled, graphs captured
+                again = sampled(backend, prompts, length)
+            yield {"check": f"{name}, none waits", "ok": again == expected}
+            backend.close()
+
     def greedy_texts(self) -> Iterator[Record]:
         """In float32, the reference's tokens; where two logits were nearer than NEAR_TIE, either goes."""
         number, length = (2, 4) if self.is_smoke else (20, 32)
@@ -112,6 +137,45 @@ class Checks:
                     )
                 }
             yield record
+
+
+def sampled(backend: Backend, prompts: list[list[int]], length: int) -> list[list[int]]:
+    """Tokens of all as one batch; every other one is drawn, some say logprobs, and they end at different times."""
+    config = EngineConfig(
+        max_model_len=512, max_num_seqs=8, max_num_batched_tokens=48, block_size=16, kv_cache_dtype="auto",
+        kv_cache_memory_bytes=64 << 20,
+    )  # fmt: skip
+    engine, answers = Engine(backend, config), [Answer() for _ in prompts]
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        sampling = SamplingParams(
+            temperature=0.9 * (i % 2), top_p=0.9, max_tokens=length + i, stop_token_ids=[1, 2, 3], ignore_eos=True,
+            logprobs=2 if i % 3 == 0 else None,
+        )  # fmt: skip
+        engine.add(
+            TokenRequest(request_id=str(i), prompt_token_ids=tuple(prompt), sampling=sampling, seed=i), answer.take
+        )
+    while engine.step():
+        pass
+    return [answer.tokens for answer in answers]
+
+
+@contextmanager
+def refused_waits(backend: Any, is_cuda: bool) -> Iterator[None]:
+    """A step that waits for the device while it is handed over is an error."""
+    execute = backend.execute
+
+    def checked(batch: Batch) -> StepHandle:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            handle: StepHandle = execute(batch)
+            return handle
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    if is_cuda:
+        backend.execute = checked
+    yield
+    backend.execute = execute
 
 
 class Answer:
@@ -166,7 +230,7 @@ def main() -> int:
 
 def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
     checks = Checks(str(device), is_smoke)
-    for measure in (checks.dtypes, checks.greedy_texts, checks.packed, checks.caches, checks.company):
+    for measure in (checks.dtypes, checks.greedy_texts, checks.orders, checks.packed, checks.caches, checks.company):
         recorder.attempt(measure.__name__, measure)
 
 

@@ -191,6 +191,13 @@ class Backend(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether execute() returns before the step is done: the next step may be handed over meanwhile.
+
+        Steps are computed in the order in which they came. A batch may then `carry` what the one before it chooses.
+        """
+
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
         """The block tables this model needs, and what a block of each costs."""
 
@@ -201,7 +208,10 @@ class Backend(Protocol):
         """
 
     def execute(self, batch: Batch) -> StepHandle:
-        """Runs one step. Refuses by name any field it does not implement (UnsupportedModelError)."""
+        """Runs one step, or begins to; it reads the batch before it returns.
+
+        Refuses by name any field it does not implement (UnsupportedModelError).
+        """
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         """The same sampler on given logits [R, vocab]."""

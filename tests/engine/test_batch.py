@@ -52,10 +52,11 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
+@pytest.mark.parametrize("is_asynchronous", [False, True])
 @pytest.mark.parametrize("windows", [(None,), (20,), (None, 17)])
-def test_decoding_keeps_one_batch(windows: tuple[int | None, ...], kept: list[bool]) -> None:
+def test_decoding_keeps_one_batch(windows: tuple[int | None, ...], is_asynchronous: bool, kept: list[bool]) -> None:
     requests = [ask(f"r{i}", LONG[: 9 + i], max_tokens=60, logprobs=i, temperature=0.5, seed=i) for i in range(4)]
-    run(make_engine(FakeBackend(windows=windows)), requests)
+    run(make_engine(FakeBackend(windows=windows, is_asynchronous=is_asynchronous)), requests)
     assert kept == [False, False, *[True] * 58]
 
 

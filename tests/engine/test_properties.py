@@ -104,7 +104,7 @@ CLOCKS = st.integers(0, 9).map(
 def engines(draw: st.DrawFn) -> dict[str, object]:
     max_num_seqs = draw(st.integers(1, 6))
     return {
-        "backend": FakeBackend(windows=draw(GROUPS)),
+        "backend": FakeBackend(windows=draw(GROUPS), is_asynchronous=draw(st.booleans())),
         "blocks": draw(st.integers(7, 20)),  # 7 hold one whole context
         "max_model_len": CONTEXT,
         "max_num_seqs": max_num_seqs,

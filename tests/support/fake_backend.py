@@ -8,6 +8,7 @@ it can see. It checks what a real backend must be able to rely on, and computes 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -127,8 +128,10 @@ class Plane:
 @dataclass
 class Handle:
     outcome: StepResult | Exception
+    told: Callable[[], None] = lambda: None  # has been asked for its outcome
 
     def result(self) -> StepResult:
+        self.told()
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -149,6 +152,9 @@ class FakeBackend:
     keep_batches: bool = False
     closed: bool = False
     is_frugal: bool = True  # what falls behind a window is to be freed before the next step
+    is_asynchronous: bool = False
+    num_carried: int = 0  # tokens that came from the step before
+    max_under_way: int = 0  # steps whose outcome nobody had asked for
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
         self.block_size = block_size
@@ -164,6 +170,9 @@ class FakeBackend:
 
     def allocate_cache(self, num_blocks: list[int]) -> None:
         self.num_blocks = list(num_blocks)
+        self.last_tokens: dict[int, int] = {}  # by slot
+        self.is_lost = False  # a step has failed and nobody knows yet
+        self.under_way: set[int] = set()
         self.planes = [
             Plane(
                 np.full(count * self.block_size, -1, np.int32),
@@ -180,15 +189,27 @@ class FakeBackend:
         if self.num_steps in self.fail_on:
             self._scribble(batch)
             if self.fail_late:
-                return Handle(self.error)
+                self.is_lost = True
+                return Handle(self.error, self._tell_loss)
             raise self.error
+        if self.is_lost:
+            return Handle(self.error)
         try:
             self._check_shapes(batch)
             self._copy(batch.block_copies)
             self._check_ownership(batch)
-            return Handle(self._compute(batch))
+            return self._started(self._compute(batch))
         except AssertionError as error:
             raise ContractViolation(str(error)) from error
+
+    def _started(self, result: StepResult) -> Handle:
+        number = self.num_steps
+        self.under_way.add(number)
+        self.max_under_way = max(self.max_under_way, len(self.under_way))
+        return Handle(result, lambda: self.under_way.discard(number))
+
+    def _tell_loss(self) -> None:
+        self.is_lost = False
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         chosen = [self._choose(row, sampling, r, allow_mask) for r, row in enumerate(logits)]
@@ -259,16 +280,26 @@ class FakeBackend:
 
     def _compute(self, batch: Batch) -> StepResult:
         chains = np.zeros(len(batch.input_ids), dtype=np.uint64)
+        input_ids = batch.input_ids.copy()
+        assert self.is_asynchronous or not batch.carry.any()
         for s, seq_len in enumerate(batch.seq_lens.tolist()):
             first, last = batch.query_start[s], batch.query_start[s + 1]
+            if batch.carry[s]:
+                input_ids[last - 1] = self.last_tokens[int(batch.slots[s])]
+                self.num_carried += 1
             assert batch.positions[first:last].tolist() == list(range(seq_len - int(last - first), seq_len))
             for t in range(first, last):
-                chains[t] = self._write(batch, s, t)
-        return self._answer(batch, chains)
+                chains[t] = self._write(batch, s, t, int(input_ids[t]))
+        result = self._answer(batch, chains)
+        for r, t in enumerate(batch.sample_rows.tolist()):
+            if batch.targets[r] < 0:
+                s = int(np.searchsorted(batch.query_start, t, side="right")) - 1
+                self.last_tokens[int(batch.slots[s])] = int(result.token_ids[r])
+        return result
 
-    def _write(self, batch: Batch, s: int, t: int) -> int:
+    def _write(self, batch: Batch, s: int, t: int, token_id: int) -> int:
         """Writes token t in every group, then reads all that it can see."""
-        position, token_id = int(batch.positions[t]), int(batch.input_ids[t])
+        position = int(batch.positions[t])
         found = set()
         for g, window in enumerate(self.windows):
             plane, table = self.planes[g], batch.block_tables[g, s]

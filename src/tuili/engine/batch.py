@@ -45,15 +45,17 @@ class BatchBuilder:
         """Whether these are the tokens right after those of the kept batch, for which it has room."""
         if len(chunks) != len(self._sequences):
             return False
-        for (sequence, start, end, draft), kept in zip(chunks, self._sequences, strict=True):
-            if sequence is not kept or end != start + 1 or draft:
+        for chunk, kept in zip(chunks, self._sequences, strict=True):
+            if chunk.sequence is not kept or chunk.end != chunk.start + 1 or chunk.draft:
                 return False
         assert self._batch is not None
         room: int = self._batch.block_tables.shape[2] * self._blocks.block_size
         return max([chunk.end for chunk in chunks]) <= room
 
     def _advance(self, batch: Batch, chunks: ListLike[Chunk]) -> None:
-        batch.input_ids[:] = [sequence.token_ids[start] for sequence, start, _, _ in chunks]
+        # All chose a token in the step before: their tokens are all known by now, or none is.
+        batch.carry[:] = chunks[0].is_carried
+        batch.input_ids[:] = 0 if chunks[0].is_carried else [c.sequence.token_ids[c.start] for c in chunks]
         for counted in (batch.positions, batch.seq_lens, batch.sampling.position):
             np.add(counted, 1, out=counted)
         if self._steps_left and self._blocks.num_changes == self._num_changes:
@@ -91,7 +93,7 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
     np.cumsum(lengths, out=query_start[1:])
     input_ids: list[int] = []
     for chunk in chunks:
-        input_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+        input_ids += (0,) if chunk.is_carried else chunk.sequence.token_ids[chunk.start : chunk.end]
         input_ids += chunk.draft
     positions = np.arange(len(input_ids), dtype=np.int32) + np.repeat(starts - query_start[:-1], lengths)
     blocks = tables[:, np.repeat(slots, lengths), positions // block_size]
@@ -105,7 +107,7 @@ def build_batch(chunks: ListLike[Chunk], tables: Int32, block_size: int, block_c
         slot_mapping=np.ascontiguousarray(blocks * np.int32(block_size) + positions % block_size),
         block_copies=block_copies,
         slots=slots,
-        carry=np.zeros(len(chunks), dtype=np.bool_),
+        carry=np.array([chunk.is_carried for chunk in chunks], dtype=np.bool_),
         sample_rows=np.array(sample_rows, dtype=np.int32),
         targets=np.array(targets, dtype=np.int32),
         num_logprobs=np.array(counts, dtype=np.int32),

@@ -83,7 +83,7 @@ class Follower:
         return self.next()
 
     def next(self) -> Chunk:
-        return Chunk(self.twin, self.num_computed, self.twin.num_tokens)
+        return Chunk.of(self.twin, self.num_computed, self.twin.num_tokens)
 
     def take(self, token_id: int) -> bool:
         """Takes the guess that next() led to; whether more are wanted. Nothing is guessed behind an answer's end."""
@@ -224,7 +224,7 @@ class DraftModel:
             start = follower.num_computed
             end = start + min(follower.lag - 1, budget)
             if start < end and self._blocks.grow(follower.sequence.slot, start, end):
-                chunks.append(Chunk(follower.twin, start, end))
+                chunks.append(Chunk.of(follower.twin, start, end))
                 follower.num_computed = end
                 budget -= end - start
         if chunks:

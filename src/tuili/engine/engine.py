@@ -1,14 +1,15 @@
 """The engine: requests in, token deltas out, one step at a time.
 
-schedule -> build -> execute -> commit -> deliver. Single-threaded; knows token ids only. Every
-answer of every request ends in exactly one terminal delta, whatever happens.
+schedule -> build -> execute -> commit -> deliver. Where the backend allows it, the next step is built and handed over
+before the result of the one under way is waited for: it assumes that every answer goes on, and what it computes for
+one that ended is left aside. Single-threaded; knows token ids only. Every answer of every request ends in exactly one
+terminal delta, whatever happens.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
 from operator import eq
@@ -21,17 +22,19 @@ from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.engine.cache_size import CacheSize
+from tuili.engine.deltas import damage, ending, endings, progress
 from tuili.engine.draft_model import DraftBackend, DraftModel
-from tuili.engine.endings import damage, ending, endings
+from tuili.engine.launch import Launch, Refusal
 from tuili.engine.logprobs import token_logprobs
+from tuili.engine.outbox import Outbox
 from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.processors import choose_processed
 from tuili.engine.scheduler import Scheduler
-from tuili.engine.sequence import Chunk, Sequence, Sink
+from tuili.engine.sequence import Chunk, Sequence, Sink, Status
 from tuili.engine.speculative import Drafter, speculation
 from tuili.engine.stats import EngineStats
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
-from tuili.types import FinishReason, TokenDelta, TokenRequest
+from tuili.types import FinishReason, TokenRequest
 
 LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
 _log = logging.getLogger(__name__)
@@ -79,8 +82,9 @@ class Engine:
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
         self._groups: dict[str, BeamGroup] = {}  # of the requests that search beams
-        self._outbox: deque[tuple[Sink, TokenDelta]] = deque()
-        self._delivering = False
+        self._outbox = Outbox(self._silence)
+        self._ahead: Launch | None = None  # the step under way, handed over while the one before it was
+        self._landed = 0.0  # when the last result came
         self._closed = False
         self._num_arrivals = 0
         self._num_steps = 0
@@ -135,7 +139,7 @@ class Engine:
             for i in list(sequence.indexes):
                 if index is None or i == index:
                     self._end(sequence, i, "abort")
-        self._deliver()
+        self._outbox.deliver()
 
     def reset_prefix_cache(self) -> None:
         """Later requests reuse nothing computed so far; sequences under way keep what they hold."""
@@ -148,31 +152,53 @@ class Engine:
 
         A backend that fails ends the sequences of that step with an error, and no others.
         """
-        started = self._clock()
+        launch, self._ahead = self._ahead or self._launch(self._clock(), self._schedule()), None
+        assert launch is not None or not self._live, "sequences wait, but none can run"
+        if launch is not None:
+            if self._backend.is_asynchronous and self._speculation is None and launch.can_be_followed:
+                self._ahead = self._launch(self._clock(), self._scheduler.schedule(is_ahead=True))
+            self._land(launch)
+        return self.has_work()
+
+    def _schedule(self) -> list[Chunk]:
         chunks = self._scheduler.schedule()
         while not chunks and (idle := self._scheduler.last_idle()) is not None:
             self._park(idle)
             chunks = self._scheduler.schedule()
+        return chunks if self._speculation is None else self._speculation.extend(chunks)
+
+    def _launch(self, started: float, chunks: list[Chunk]) -> Launch | None:
+        """Hands a step to the backend; what that raises is told when the step lands."""
+        if not chunks:
+            return None
+        self._num_steps += 1
+        try:
+            handle = self._backend.execute(self._batches.build(chunks))
+        except Exception as error:
+            return Launch(chunks, Refusal(error), started)
+        self._scheduler.begin(chunks)
+        return Launch(chunks, handle, started)
+
+    def _land(self, launch: Launch) -> None:
+        """Waits for a step and delivers what came of it."""
+        chunks = launch.chunks
+        try:
+            result = launch.handle.result()
+            self._scheduler.commit(chunks)
+            result, failures = choose_processed(chunks, result, self._backend)
+        except Exception as error:
+            self._fail(chunks, error)
+            self._outbox.deliver()
+            return
+        self._commit(chunks, result, failures)
+        self._outbox.deliver()
+        now = self._clock()
+        seconds = now - max(launch.started, self._landed)  # before that the backend was busy with another
+        self._landed = now
         if self._speculation is not None:
-            chunks = self._speculation.extend(chunks)
-        if chunks:
-            self._num_steps += 1
-            try:
-                result = self._backend.execute(self._batches.build(chunks)).result()
-                result, failures = choose_processed(chunks, result, self._backend)
-            except Exception as error:
-                self._fail(chunks, error)
-                self._deliver()
-            else:
-                self._commit(chunks, result, failures)
-                self._deliver()
-                seconds = self._clock() - started
-                if self._speculation is not None:
-                    seconds -= self._speculation.drafting_s
-                    self._speculation.observe(seconds)
-                self._scheduler.observe(chunks, seconds)
-        assert chunks or not self._live, "sequences wait, but none can run"
-        return self.has_work()
+            seconds -= self._speculation.drafting_s
+            self._speculation.observe(seconds)
+        self._scheduler.observe(chunks, seconds)
 
     def has_work(self) -> bool:
         return bool(self._live)
@@ -215,8 +241,8 @@ class Engine:
         error = error or EngineUnavailableError("the engine is closed")
         for sequences in self._live.values():
             for sequence in sequences[:1] if sequences[0].beams else sequences:
-                self._outbox.extend((sequence.sink, delta) for delta in endings(sequence, "error", error))
-        self._deliver()  # before anything that a broken state could keep from happening
+                self._outbox.put(sequence.sink, *endings(sequence, "error", error))
+        self._outbox.deliver()  # before anything that a broken state could keep from happening
         for sequence in self._sequences():
             self._drop(sequence)
 
@@ -235,22 +261,35 @@ class Engine:
         row = 0
         token_ids = result.token_ids.tolist()
         for chunk in chunks:
-            sequence, samples, draft = chunk.sequence, chunk.samples, chunk.draft
-            self._scheduler.commit(chunk)
-            self._num_computed_tokens += chunk.num_tokens
-            if sequence.prompt_logprobs is not None:
-                rows = range(row, row + len(chunk.scored))
-                sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in rows]
-                row = rows.stop
-            for answer in self._fork_answers(sequence) if samples else ():
-                end = row + 1 + len(draft)
-                if answer.beams is not None:
-                    self._groups[sequence.request.request_id].tell(answer, result, row)
-                elif not self._choose(answer, draft, token_ids[row:end], result, row):
+            scored = range(row, row + len(chunk.scored))
+            answers = self._take(chunk, scored, result)
+            row = scored.stop
+            for index in chunk.samples:
+                end = row + 1 + len(chunk.draft)
+                answer = answers.get(index)
+                if answer is None:  # ended since the step was handed over
+                    pass
+                elif answer.beams is not None:
+                    self._groups[answer.request.request_id].tell(answer, result, row)
+                elif not self._choose(answer, chunk.draft, token_ids[row:end], result, row):
                     self._end_all(answer, failures.get(row) or damage())
                 row = end
         for group in [group for group in self._groups.values() if group.is_ready]:
             self._advance(group)
+
+    def _take(self, chunk: Chunk, scored: range, result: StepResult) -> dict[int, Sequence]:
+        """Takes note of a chunk's tokens; by index, the answers that choose one now, each a sequence of its own."""
+        sequence = chunk.sequence
+        if sequence.status is Status.FINISHED:
+            return {}
+        self._num_computed_tokens += chunk.num_tokens
+        if sequence.prompt_logprobs is not None:
+            sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in scored]
+        if not chunk.samples:
+            return {}
+        twins = [self._scheduler.fork(sequence, index) for index in sequence.indexes[1:]]
+        self._live[sequence.request.request_id] += twins
+        return {answer.indexes[0]: answer for answer in (sequence, *twins)}
 
     def _advance(self, group: BeamGroup) -> None:
         """Every beam of a group has told its candidates: the best go on, or the search is over."""
@@ -265,16 +304,8 @@ class Engine:
             return self._end_all(first, TuiliError("the beam search failed"))
         results = group.results()
         self._num_output_tokens += sum(len(delta.token_ids) for delta in results)
-        self._outbox.extend((first.sink, delta) for delta in results)
+        self._outbox.put(first.sink, *results)
         return self._drop_all(first.request.request_id)
-
-    def _fork_answers(self, sequence: Sequence) -> list[Sequence]:
-        """One sequence for each answer that `sequence` stood for, itself first."""
-        if len(sequence.indexes) == 1:
-            return [sequence]
-        twins = [self._scheduler.fork(sequence, index) for index in sequence.indexes[1:]]
-        self._live[sequence.request.request_id] += twins
-        return [sequence, *twins]
 
     def _choose(
         self, sequence: Sequence, draft: tuple[int, ...], chosen: list[int], result: StepResult, row: int
@@ -308,36 +339,20 @@ class Engine:
         self, sequence: Sequence, taken: tuple[int, ...], reason: FinishReason | None, result: StepResult, row: int
     ) -> None:
         self._num_output_tokens += len(taken)
-        logprobs, prompt_logprobs = None, None
-        if (count := sequence.num_logprobs) >= 0:
-            logprobs = tuple([token_logprobs(result, r, count) for r in range(row, row + len(taken))])
-        if sequence.prompt_logprobs and sequence.num_output_tokens == len(taken):
-            prompt_logprobs = tuple(sequence.prompt_logprobs)
-        delta = TokenDelta(
-            request_id=sequence.request.request_id,
-            index=sequence.indexes[0],
-            token_ids=taken,
-            finish_reason=reason,
-            stop_token_id=taken[-1] if reason == "stop" and sequence.stop_reason is None else None,
-            stop_reason=sequence.stop_reason,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            sampler_state=sequence.sampler_state if sequence.sampling.carries_state else None,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            cache_miss=sequence.cache_miss,
-            scheduled_s=sequence.scheduled_s,
-        )
+        delta = progress(sequence, taken, reason, result, row)
         if reason is not None:
             self._drop(sequence)
-        self._outbox.append((sequence.sink, delta))
+        self._outbox.put(sequence.sink, delta)
 
     def _fail(self, chunks: ListLike[Chunk], error: Exception) -> None:
         """A step failed: its sequences end, the others start over, as the cache cannot be trusted any more."""
         _log.error("a step of %d sequences failed", len(chunks), exc_info=error)
         if not isinstance(error, TuiliError) or isinstance(error, InvalidRequestError):  # no caller made the batch
             error = TuiliError("the backend failed while computing a step")
+        self._ahead = None  # it read what this one was to write
         for chunk in chunks:
-            self._end_all(chunk.sequence, error)
+            if chunk.sequence.status is not Status.FINISHED:
+                self._end_all(chunk.sequence, error)
         self._scheduler.recompute_all()
 
     def _end_all(self, sequence: Sequence, error: TuiliError) -> None:
@@ -348,7 +363,7 @@ class Engine:
         """Ends one answer early; of beams, all."""
         if sequence.beams is not None:
             if sequence.request.request_id in self._live:
-                self._outbox.extend((sequence.sink, delta) for delta in endings(sequence, reason, error))
+                self._outbox.put(sequence.sink, *endings(sequence, reason, error))
                 self._drop_all(sequence.request.request_id)
             return
         delta = ending(sequence, index, reason, error)
@@ -356,7 +371,7 @@ class Engine:
             self._drop(sequence)
         else:
             sequence.indexes.remove(index)
-        self._outbox.append((sequence.sink, delta))
+        self._outbox.put(sequence.sink, delta)
 
     def _drop_all(self, request_id: str) -> None:
         for sequence in list(self._live[request_id]):
@@ -369,25 +384,10 @@ class Engine:
         if not self._live[request_id]:
             del self._live[request_id]
             self._groups.pop(request_id, None)
-
-    def _deliver(self) -> None:
-        """Empties the outbox in order. A sink may call add() and abort(): what they say comes after."""
-        if self._delivering:
-            return
-        self._delivering = True
-        try:
-            while self._outbox:
-                sink, delta = self._outbox.popleft()
-                try:
-                    sink(delta)
-                except Exception as error:
-                    _log.warning("the sink of request %r failed: it is aborted", delta.request_id, exc_info=error)
-                    self._silence(delta.request_id)
-        finally:
-            self._delivering = False
+        if not self._live:
+            self._ahead = None  # it computes for nobody
 
     def _silence(self, request_id: str) -> None:
-        """Drops a request whose sink is broken, without a word to it."""
+        """Drops a request whose sink is broken."""
         if request_id in self._live:
             self._drop_all(request_id)
-        self._outbox = deque(entry for entry in self._outbox if entry[1].request_id != request_id)

@@ -54,20 +54,25 @@ class Scheduler:
         sequence.status = Status.WAITING
         insort(self.waiting, sequence, key=_key)
 
-    def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, decodes first; their blocks are theirs and writable."""
+    def schedule(self, *, is_ahead: bool = False) -> list[Chunk]:
+        """The chunks of the next step, decodes first; their blocks are theirs and writable.
+
+        is_ahead: the step before is under way. Nobody is preempted then: where one finds no blocks there are no chunks.
+        """
         preemptions = self.num_preemptions
         budget = self._config.max_num_batched_tokens
         chunks: list[Chunk] = []
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         for sequence in self.running:
-            if not sequence.num_remaining_tokens:  # a beam that waits for others
+            if not sequence.num_remaining_tokens:  # a beam that waits for others, or one whose last token is coming
                 continue
             (decodes if sequence.num_remaining_tokens == 1 else prompts).append(sequence)
-        budget, stalled = self._continue(decodes, budget, chunks)
+        budget, stalled = self._continue(decodes, budget, chunks, is_ahead)
         self._pace.begin(len(chunks), len(prompts) + min(len(self.waiting), len(self._free_slots)))
-        budget, is_stalled = self._continue(prompts, budget, chunks)
+        budget, is_stalled = self._continue(prompts, budget, chunks, is_ahead)
+        if is_ahead and (stalled or is_stalled):
+            return []
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
@@ -82,11 +87,28 @@ class Scheduler:
         num_prompt_tokens = sum(size for _, size in prompts)
         self._pace.observe(sum(chunk.num_tokens for chunk in chunks) - num_prompt_tokens, prompts, seconds)
 
-    def commit(self, chunk: Chunk) -> None:
-        """Takes note that a chunk is computed: its full blocks can be found from now on."""
-        sequence, size = chunk.sequence, self.blocks.block_size
-        sequence.num_computed_tokens = chunk.end
-        first, last = chunk.start // size, chunk.end // size
+    def begin(self, chunks: ListLike[Chunk]) -> None:
+        """Takes note that a step is under way. The next one comes after it: what it computes can be found already."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.num_computed_tokens = chunk.end
+            if not chunk.is_carried:
+                self._register(sequence, chunk.start, chunk.end)
+            if chunk.samples:
+                sequence.num_awaited += 1
+
+    def commit(self, chunks: ListLike[Chunk]) -> None:
+        """Takes note that a step is done, with what the one before chose known: a block may have become full by it."""
+        for chunk in chunks:
+            if chunk.samples:
+                chunk.sequence.num_awaited -= 1
+            if chunk.is_carried and chunk.sequence.status is Status.RUNNING:
+                self._register(chunk.sequence, chunk.start, chunk.end)
+
+    def _register(self, sequence: Sequence, start: int, end: int) -> None:
+        """Makes the blocks that tokens [start, end) fill findable."""
+        size = self.blocks.block_size
+        first, last = start // size, end // size
         if first < last and self._config.enable_prefix_caching:
             hashes = sequence.block_hashes.first(last, sequence.token_ids)
             self.blocks.register(sequence.slot, first, hashes[first:])
@@ -96,9 +118,10 @@ class Scheduler:
 
     def accept(self, sequence: Sequence, num_tokens: int) -> None:
         """Takes note that `num_tokens` tokens of a draft are the sequence's own, and computed; the rest is nobody's."""
-        start = sequence.num_computed_tokens
-        self.commit(Chunk(sequence, start, start + num_tokens))
-        self.blocks.shrink(sequence.slot, start + num_tokens)
+        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+        sequence.num_computed_tokens = end
+        self._register(sequence, start, end)
+        self.blocks.shrink(sequence.slot, end)
 
     def fork(self, sequence: Sequence, index: int) -> Sequence:
         """Splits answer `index` off a sequence; unless that runs and a slot is free, it waits and computes all anew."""
@@ -136,24 +159,28 @@ class Scheduler:
             assert all(s.status is status for s in sequences)
             assert sorted(sequences, key=_key) == sequences, "sequences are out of order"
         assert not any(s.num_computed_tokens for s in self.waiting), "a waiting sequence claims computed tokens"
+        assert not any(s.num_awaited for s in self.waiting), "a waiting sequence claims a token under way"
         slots = [s.slot for s in self.running] + self._free_slots
         assert sorted(slots) == list(range(self._config.max_num_seqs)), "a slot is lost or taken twice"
         assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
         self.blocks.check()
 
-    def _continue(self, sequences: ListLike[Sequence], budget: int, chunks: list[Chunk]) -> tuple[int, bool]:
+    def _continue(
+        self, sequences: ListLike[Sequence], budget: int, chunks: list[Chunk], is_ahead: bool
+    ) -> tuple[int, bool]:
         """Adds chunks of running sequences; what is left of the budget, and whether one found no blocks."""
         stalled = False
         for sequence in sequences:
             if not budget or sequence.status is not Status.RUNNING:
                 continue
-            start, end = sequence.num_computed_tokens, len(sequence.token_ids)
+            start = sequence.num_computed_tokens
+            end = start + sequence.num_remaining_tokens
             if end - start > 1:
                 end = start + self._share(sequence, start, budget, chunks)
                 if end == start:
                     break
-            chunk = Chunk(sequence, start, end)
-            if self._make_room(chunk, chunks):
+            chunk = Chunk.of(sequence, start, end)
+            if self._make_room(chunk, chunks, is_ahead):
                 chunks.append(chunk)
                 budget -= end - start
             else:
@@ -172,11 +199,11 @@ class Scheduler:
         widest = max(sequence.num_prompt_logprobs, sequence.num_logprobs, *(c.sequence.num_logprobs for c in chunks))
         return max(MAX_LOGPROB_ENTRIES // max(widest, 1) - len(chunks), 1)
 
-    def _make_room(self, chunk: Chunk, chunks: ListLike[Chunk]) -> bool:
+    def _make_room(self, chunk: Chunk, chunks: ListLike[Chunk], is_ahead: bool) -> bool:
         """Gets the chunk its blocks, from those after it in order if need be; False when it must wait a step."""
         sequence = chunk.sequence
         while not self.blocks.grow(sequence.slot, chunk.start, chunk.end):
-            victim = self._victim(sequence, chunks)
+            victim = None if is_ahead else self._victim(sequence, chunks)
             if victim is None:
                 return False
             (self._requeue if victim.num_remaining_tokens else self._park)(victim)
@@ -210,7 +237,7 @@ class Scheduler:
             self._count_prefix(sequence)
             grown = self.blocks.grow(sequence.slot, start, start + size)
             assert grown, "a context that fits has no room"
-            chunks.append(Chunk(sequence, start, start + size))
+            chunks.append(Chunk.of(sequence, start, start + size))
             budget -= size
 
     def _reusable(self, sequence: Sequence) -> list[bytes]:
@@ -254,7 +281,7 @@ class Scheduler:
 
     def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_awaited = 0
         self.add(sequence)
 
 

@@ -48,6 +48,7 @@ class Sequence:
         "history",
         "indexes",
         "max_len",
+        "num_awaited",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_logprobs",
@@ -91,6 +92,7 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_awaited = 0  # tokens that steps under way choose
         self.num_cached_tokens: int | None = None  # known once it is admitted for the first time
         self.cache_miss: CacheMiss | None = None  # why those are not more
         self.scheduled_s: float | None = None  # when that was, on the monotonic clock
@@ -116,8 +118,11 @@ class Sequence:
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Tokens to compute before the next one can be chosen: 1 when decoding."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens to compute before the next one can be chosen: 1 when decoding, 0 when the last one is on its way."""
+        total = len(self.token_ids) + self.num_awaited
+        if self.num_awaited and total >= self.max_len:
+            return 0
+        return total - self.num_computed_tokens
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -125,8 +130,8 @@ class Sequence:
         return (*self.order, self.indexes[0])
 
     def bias(self, num_ahead: int) -> Bias | None:
-        """What to add to the logits of the token that `num_ahead` others precede from here."""
-        below = self.num_output_tokens + num_ahead < self.request.sampling.min_tokens
+        """What to add to the logits of the token that `num_ahead` others precede, behind those awaited."""
+        below = self.num_output_tokens + self.num_awaited + num_ahead < self.request.sampling.min_tokens
         return self.sampling.bias_below_min_tokens if below else self.sampling.bias
 
     @property
@@ -215,30 +220,44 @@ class Sequence:
 class Chunk(NamedTuple):
     """Tokens [start, end) of a sequence, computed in one step, and a draft of what may follow them.
 
-    A draft is computed as if it had been chosen; it comes only behind the last token of a single answer.
+    Its rows are settled when it is made, whatever becomes of the sequence meanwhile. A draft is computed as if it had
+    been chosen; it comes only behind the last token of a single answer.
     """
 
     sequence: Sequence
     start: int
     end: int
+    samples: tuple[int, ...]  # the answers whose next token is chosen from the logits at end - 1: none before the end
+    scored: range  # prompt positions whose logprobs it finds; position p is predicted by token p - 1
+    is_carried: bool  # its only token is the one that the step under way chooses
     draft: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(sequence: Sequence, start: int, end: int) -> Chunk:
+        """With the rows that these tokens have now."""
+        num_known = len(sequence.token_ids)
+        is_last = end == num_known + sequence.num_awaited
+        samples = tuple(sequence.indexes) if is_last else ()
+        return Chunk(sequence, start, end, samples, _scored(sequence, start, end), end > num_known)
 
     @property
     def num_tokens(self) -> int:
         return self.end - self.start + len(self.draft)
 
     @property
-    def samples(self) -> list[int]:
-        """The answers whose next token is chosen from the logits at end - 1: none before the end."""
-        return self.sequence.indexes if self.end == len(self.sequence.token_ids) else []
+    def can_be_followed(self) -> bool:
+        """Whether the step behind it can be built before the token that it chooses is known."""
+        if not self.samples:
+            return True
+        is_one = len(self.samples) == 1 and self.sequence.beams is None
+        return is_one and self.sequence.sampling.is_steady and not self.draft
 
-    @property
-    def scored(self) -> range:
-        """Prompt positions whose logprobs this chunk finds; position p is predicted by token p - 1."""
-        known = self.sequence.prompt_logprobs
-        if known is None:
-            return NO_POSITIONS
-        return range(max(self.start + 1, len(known)), min(self.end + 1, self.sequence.num_prompt_tokens))
+
+def _scored(sequence: Sequence, start: int, end: int) -> range:
+    known = sequence.prompt_logprobs
+    if known is None:
+        return NO_POSITIONS
+    return range(max(start + 1, len(known)), min(end + 1, sequence.num_prompt_tokens))
 
 
 def _num_logprobs(wanted: int | None, vocab_size: int) -> int:

@@ -43,6 +43,8 @@ def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions
 class CpuBackend:
     """A loaded model. One thread at a time; several Python threads may wait for it, as a step holds no lock."""
 
+    is_asynchronous = False
+
     def __init__(self, spec: ModelSpec, model: _native.Model, groups: LayerGroups, options: BackendOptions) -> None:
         self._spec = spec
         self._open_model: _native.Model | None = model

@@ -91,6 +91,8 @@ def _dequantized(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 class ReferenceBackend:
     """A loaded model, its cache and the token each slot sampled last."""
 
+    is_asynchronous = False
+
     def __init__(self, spec: ModelSpec, weights: dict[str, Float32], options: BackendOptions) -> None:
         self._spec = spec
         self._weights = weights

@@ -31,10 +31,11 @@ from tuili.backends.torch.devices import (
     release_memory,
 )
 from tuili.backends.torch.fixed_shapes import FixedShapeOps
+from tuili.backends.torch.graphs import Capture, CudaCapture, Decoded, DecodeGraphs
 from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
 from tuili.backends.torch.ops.plain import PlainOps
-from tuili.backends.torch.rows import RunningStep, run_rows
+from tuili.backends.torch.rows import GreedyStep, RunningStep, is_greedy, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
@@ -101,7 +102,10 @@ def _ops(device: torch.device, deterministic: bool) -> Ops:
 
 
 class TorchBackend:
-    """A loaded model, its cache and the token each slot sampled last, all on one device."""
+    """A loaded model, its cache and the token each slot sampled last, all on one device.
+
+    is_asynchronous and graphs, the decode steps that are captured, may be changed before the first step.
+    """
 
     def __init__(
         self, spec: ModelSpec, model: Model, options: BackendOptions, *, device: torch.device, dtype: torch.dtype
@@ -114,7 +118,13 @@ class TorchBackend:
         self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device)
         self._uploader = Uploader(device)
         self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
-        self._last_tokens = torch.zeros(MAX_NUM_SEQS, dtype=torch.int32, device=device)
+        self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
+        self._max_model_len = options.max_model_len
+        self.is_asynchronous = device.type != "cpu"
+        self.graphs: DecodeGraphs | None = None
+        if device.type == "cuda":
+            with current(device):
+                self.graphs = self.captured_by(CudaCapture(device))
 
     @property
     def vocab_size(self) -> int:
@@ -148,6 +158,8 @@ class TorchBackend:
     @torch.inference_mode()
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""
+        if self.graphs is not None:
+            self.graphs.forget()
         with current(self.device):
             self._cache.allocate(num_blocks)
 
@@ -169,16 +181,47 @@ class TorchBackend:
             raise InsufficientMemoryError(message) from error.with_traceback(None)
 
     def _run(self, model: Model, batch: Batch) -> StepHandle:
+        if self.graphs is not None and (decoded := self.graphs.run(batch, self._cache.block_size)) is not None:
+            return self._decoded(batch, decoded)
         step = upload_batch(batch, self._uploader)
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
         flow = model.hidden(self._input_ids(step), step, self._cache)
         hidden = model.finish(flow, step.sample_rows)
-        rows = run_rows(model, hidden, batch, step, self.vocab_size, self._draw_uploader)
-        # Where nothing could be chosen there is no token to go on from, but one to look up if the slot runs on.
-        last = rows.chosen.token_ids.index_select(0, step.kept_rows).clamp(min=0)
-        self._last_tokens.index_copy_(0, step.kept_slots.long(), last)
+        wanted = hidden if batch.want_hidden else None
+        rows = run_rows(
+            lambda tile: model.logits(hidden[tile]), wanted, batch, step, self.vocab_size, self._draw_uploader
+        )
+        self._keep(rows.chosen.token_ids.index_select(0, step.kept_rows), step.kept_slots)
         return RunningStep(rows)
+
+    def _decoded(self, batch: Batch, decoded: Decoded) -> StepHandle:
+        """The rest of a step that a graph has run, which has kept the largest logits' tokens."""
+        if is_greedy(batch):
+            return GreedyStep(decoded.token_ids)
+        logits, step = decoded.logits, decoded.step
+        rows = run_rows(lambda tile: logits[tile], None, batch, step, self.vocab_size, self._draw_uploader)
+        self._keep(rows.chosen.token_ids, step.kept_slots[: len(logits)])
+        return RunningStep(rows)
+
+    def _keep(self, token_ids: Tensor, slots: Tensor) -> None:
+        # Where nothing could be chosen there is no token to go on from, but one to look up if the slot runs on.
+        self._last_tokens.index_copy_(0, slots.long(), token_ids.clamp(min=0))
+
+    def captured_by(self, capture: Capture) -> DecodeGraphs:
+        """Graphs of this model's decode steps, none of them captured yet."""
+        return DecodeGraphs(
+            self._decode,
+            self._last_tokens,
+            vocab_size=self.vocab_size,
+            max_model_len=self._max_model_len,
+            capture=capture,
+        )
+
+    def _decode(self, step: StepInputs) -> Tensor:
+        """Logits [rows, vocab] of a step in which each token is a row."""
+        model = self._open_model
+        return model.logits(model.finish(model.hidden(self._input_ids(step), step, self._cache), None))
 
     @torch.inference_mode()
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
@@ -192,7 +235,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Gives the memory back; the backend is of no use afterwards."""
-        self._model = None
+        self._model = self.graphs = None
         self._cache.layers = []
         release_memory(self.device)
 

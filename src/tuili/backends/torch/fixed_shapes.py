@@ -25,9 +25,11 @@ class FixedShapeOps(PlainOps):
 
     def attend(self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, attention: AttentionConstants) -> Tensor:
         """Tile by tile: in each the queries lie where their positions are, the others are zero and thrown away."""
-        out = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        out = torch.zeros_like(queries, memory_format=torch.contiguous_format)
         bounds, lengths = plan.query_start.tolist(), plan.seq_lens.tolist()
         for s, length in enumerate(lengths):
+            if not length:
+                continue
             begin, end = bounds[s], bounds[s + 1]
             first = length - (end - begin)  # position of the first query
             for start in range(first // TILE * TILE, length, TILE):

@@ -42,10 +42,12 @@ class Model:
             x, residual = layer(x, residual, where)
         return x, residual
 
-    def finish(self, flow: Flow, rows: Tensor) -> Tensor:
-        """The final norm of some rows: [R, hidden]."""
+    def finish(self, flow: Flow, rows: Tensor | None) -> Tensor:
+        """The final norm of some rows, or of all: [R, hidden]."""
         x, residual = flow
-        normed, _ = self.final(x.index_select(0, rows), None if residual is None else residual.index_select(0, rows))
+        if rows is not None:
+            x, residual = x.index_select(0, rows), None if residual is None else residual.index_select(0, rows)
+        normed, _ = self.final(x, residual)
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:

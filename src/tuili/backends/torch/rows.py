@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 
 from tuili.backend import Batch, Float32, Int64, StepResult
-from tuili.backends.torch.model import Model
 from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
-from tuili.backends.torch.step import Download, StepInputs, Uploader
+from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
 from tuili.errors import EngineUnavailableError
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
@@ -31,20 +31,29 @@ class RowResults:
 
 
 def run_rows(
-    model: Model, hidden: Tensor, batch: Batch, step: StepInputs, vocab_size: int, uploader: Uploader
+    logits_of: Callable[[slice], Tensor],
+    hidden: Tensor | None,
+    batch: Batch,
+    step: StepInputs,
+    vocab_size: int,
+    uploader: Uploader,
 ) -> RowResults:
-    """Chooses and scores from the normed hidden states [R, hidden] of the sampled rows."""
+    """Chooses and scores the sampled rows by their raw logits, float32 [n, vocab] of some rows that follow each other.
+
+    hidden [R, hidden]: their normed hidden states, where these are wanted.
+    """
+    device, num_rows = step.targets.device, len(batch.targets)
     logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
     k = min(vocab_size, int(batch.num_logprobs.max(initial=0)))
-    size = max(1, _TILE_LOGITS.get(hidden.device.type, _DEVICE_TILE_LOGITS) // vocab_size)
+    size = max(1, _TILE_LOGITS.get(device.type, _DEVICE_TILE_LOGITS) // vocab_size)
     rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
-    draws = plan_draws(rules, size, vocab_size, uploader, hidden.device)
+    draws = plan_draws(rules, size, vocab_size, uploader, device)
     chosen: list[Chosen] = []
     scores: list[Scores] = []
     kept: list[Tensor] = []
-    for start in range(0, max(len(hidden), 1), size):
-        tile = slice(start, start + size)
-        logits = model.logits(hidden[tile])
+    for start in range(0, max(num_rows, 1), size):
+        tile = slice(start, min(start + size, num_rows))
+        logits = logits_of(tile)
         chosen.append(choose_tokens(logits, start, draws, step.targets[tile]))
         if (batch.num_logprobs[tile] >= 0).any():
             scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
@@ -58,8 +67,14 @@ def run_rows(
         scores=Scores(*map(_joined, zip(*scores, strict=True))),
         logits=_joined(tuple(kept)) if kept else None,
         logit_rows=logit_rows,
-        hidden=hidden.float() if batch.want_hidden else None,
+        hidden=None if hidden is None else hidden.float(),
     )
+
+
+def is_greedy(batch: Batch) -> bool:
+    """Whether every row wants the largest logit's token and nothing else."""
+    rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
+    return bool((batch.num_logprobs < 0).all()) and not rules.drawn_rows().any()
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
@@ -77,10 +92,7 @@ class RunningStep:
 
     def result(self) -> StepResult:
         """Waits for the device. Raises EngineUnavailableError when it failed."""
-        try:
-            arrays = iter(self._download.arrays())
-        except RuntimeError as error:
-            raise EngineUnavailableError(f"the device failed: {str(error).splitlines()[0]}") from error
+        arrays = iter(_arrived(self._download))
         token_ids, sampler_state, logprobs, ranks, top_ids, top_logprobs = (next(arrays) for _ in range(6))
         has_logits, has_hidden = self._has
         logits: Float32 | None = next(arrays) if has_logits else None
@@ -95,3 +107,31 @@ class RunningStep:
             logit_rows=self._logit_rows,
             hidden=next(arrays) if has_hidden else None,
         )
+
+
+class GreedyStep:
+    """The handle of a step whose rows want nothing but their token."""
+
+    def __init__(self, token_ids: Tensor) -> None:
+        self._download = Download([token_ids])
+
+    def result(self) -> StepResult:
+        """As RunningStep.result."""
+        (token_ids,) = _arrived(self._download)
+        num_rows = len(token_ids)
+        nothing = np.full(num_rows, np.nan, np.float32)
+        return StepResult(
+            token_ids=token_ids,
+            logprobs=nothing,
+            ranks=np.zeros(num_rows, np.int32),
+            top_ids=np.empty((num_rows, 0), np.int32),
+            top_logprobs=np.empty((num_rows, 0), np.float32),
+            sampler_state=nothing,
+        )
+
+
+def _arrived(download: Download) -> list[Array]:
+    try:
+        return download.arrays()
+    except RuntimeError as error:
+        raise EngineUnavailableError(f"the device failed: {str(error).splitlines()[0]}") from error

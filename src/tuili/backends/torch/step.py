@@ -30,8 +30,10 @@ class Uploader:
     valid until the next upload, which the device does in order.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, is_fixed: bool = False) -> None:
+        """is_fixed: what lies on the device stays where it is as long as no upload is larger than the first."""
         self._device = device
+        self._is_direct = device.type == "cpu" and not is_fixed
         self._is_cuda = device.type == "cuda"
         self._hosts: list[Tensor] = []
         self._sent: list[Any] = []  # events: that copy is done
@@ -40,6 +42,19 @@ class Uploader:
 
     def upload(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         """Views on the device by name, int32 or float32."""
+        views: dict[str, Tensor] = {}
+        sent, places = self._sent_arrays(arrays)
+        for place, (name, array) in zip(places, arrays.items(), strict=True):
+            views[name] = sent[place : place + array.size].view(_TYPES[array.dtype]).view(array.shape)
+        return views
+
+    def refresh(self, arrays: Mapping[str, Array]) -> None:
+        """Has the views of the upload before, of the same shapes, show these numbers; where it is fixed."""
+        assert not self._is_direct
+        self._sent_arrays(arrays)
+
+    def _sent_arrays(self, arrays: Mapping[str, Array]) -> tuple[Tensor, list[int]]:
+        """All numbers on the device, and where each array begins among them."""
         places, size = [], 0
         for array in arrays.values():
             places.append(size)
@@ -50,11 +65,7 @@ class Uploader:
         numbers = host.numpy()
         for place, array in zip(places, arrays.values(), strict=True):
             numbers[place : place + array.size] = array.reshape(-1).view(np.int32)
-        views: dict[str, Tensor] = {}
-        sent = self._send(host, size)
-        for place, (name, array) in zip(places, arrays.items(), strict=True):
-            views[name] = sent[place : place + array.size].view(_TYPES[array.dtype]).view(array.shape)
-        return views
+        return self._send(host, size), places
 
     def _grow(self, size: int) -> None:
         capacity = max(1024, 1 << (size - 1).bit_length())
@@ -69,7 +80,7 @@ class Uploader:
         return self._hosts[self._turn]
 
     def _send(self, host: Tensor, size: int) -> Tensor:
-        if self._device.type == "cpu":
+        if self._is_direct:
             return host
         self._on_device[:size].copy_(host[:size], non_blocking=self._is_cuda)
         if self._is_cuda:

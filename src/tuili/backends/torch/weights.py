@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tuili.backends.torch.ops import PACKABLE, DenseWeight, PackedWeight, pack
+from tuili.backends.torch.staging import PIECE_BYTES, Staging, in_order
 from tuili.errors import ModelFileError
 from tuili.models.shapes import Shape
 from tuili.quant.format import Tensor as FileTensor
 
 Weight = DenseWeight | PackedWeight
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_CHUNK = 1 << 24  # weights dequantized at once
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class WeightReader:
         self._shapes = shapes
         self._keep_packed = keep_packed
         self._unpacked: Counter[str] = Counter()
+        self._staging = Staging(device)
         self.dtype = dtype
         self.device = device
         self.num_bytes = 0
@@ -104,46 +105,67 @@ class WeightReader:
 
     def _matrix(self, tensors: ListLike[FileTensor]) -> Weight:
         if self._kind(tensors[0]) != "dense":
-            weight = stacked([pack(tensor).to(self.device) for tensor in tensors])
+            weight = self._packed(tensors)
             self.num_bytes += weight.num_bytes
             return weight
         self._unpacked.update(t.format.name for t in tensors if t.format.name not in _FLOATS)
         num_rows, num_cols = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
         whole = torch.empty((num_rows, num_cols), dtype=self.dtype, device=self.device)
-        parts = (part for tensor in tensors for part in _floats(tensor))
         start = 0
-        for part in parts:
-            whole[start : start + len(part)].copy_(part)
-            start += len(part)
+        for tensor in tensors:
+            for part in self._floats(tensor):
+                whole[start : start + len(part)].copy_(part)
+                start += len(part)
         return DenseWeight(self._counted(whole))
+
+    def _floats(self, tensor: FileTensor) -> Iterator[Tensor]:
+        """Rows of a matrix, a few at a time, as floats of the file's dtype or float32 where that is quantized.
+
+        The first are on the device; they are gone when the next are asked for.
+        """
+        pieces = (piece.data for piece in _pieces(tensor))
+        if (dtype := _FLOATS.get(tensor.format.name)) is None:
+            yield from map(torch.from_numpy, in_order(tensor.format.dequantize, pieces))
+            return
+        for part in self._staging.through(pieces):
+            on_device = part.to(self.device, non_blocking=True)
+            yield on_device.view(dtype).view(-1, tensor.shape[-1])
+
+    def _packed(self, tensors: ListLike[FileTensor]) -> PackedWeight:
+        """Matrices of one format and width as one, packed a few rows at a time."""
+        num_rows, start = sum(tensor.shape[0] for tensor in tensors), 0
+        whole: PackedWeight | None = None
+        for part in in_order(pack, (piece for tensor in tensors for piece in _pieces(tensor))):
+            whole = whole or self._room_for(part, num_rows)
+            for plane, rows in zip(whole.planes(), part.planes(), strict=True):
+                if plane is not None and rows is not None:
+                    plane[start : start + len(rows)].copy_(rows)
+            start += part.shape[0]
+        assert whole is not None
+        return whole
+
+    def _room_for(self, part: PackedWeight, num_rows: int) -> PackedWeight:
+        """Planes like those of `part`, on the device, of so many rows."""
+        levels, scales, *rest = [
+            None if plane is None else torch.empty((num_rows, *plane.shape[1:]), dtype=plane.dtype, device=self.device)
+            for plane in part.planes()
+        ]
+        assert levels is not None
+        assert scales is not None
+        return PackedWeight(part.format, (num_rows, part.shape[1]), levels, scales, *rest)
 
     def _counted(self, tensor: Tensor) -> Tensor:
         self.num_bytes += tensor.nbytes
         return tensor
 
 
-def _floats(tensor: FileTensor) -> Iterator[Tensor]:
-    """Rows of a matrix, a few at a time, as floats of the file's dtype or float32 where that is quantized."""
-    step = max(1, _CHUNK // tensor.shape[-1])
-    for start in range(0, len(tensor.data), step):
-        rows = tensor.data[start : start + step]
-        if (dtype := _FLOATS.get(tensor.format.name)) is not None:
-            yield torch.from_numpy(np.array(rows, order="C")).view(dtype)  # a copy: the mapped file is read-only
-        else:
-            yield torch.from_numpy(tensor.format.dequantize(rows))
-
-
-def stacked(weights: ListLike[PackedWeight]) -> PackedWeight:
-    """Matrices of one format and width as one."""
-    if len(weights) == 1:
-        return weights[0]
-    first = weights[0]
-    columns = zip(*(weight.planes() for weight in weights), strict=True)
-    planes = [None if column[0] is None else torch.cat([p for p in column if p is not None]) for column in columns]
-    levels, scales, *rest = planes
-    assert levels is not None
-    assert scales is not None
-    return PackedWeight(first.format, (sum(w.shape[0] for w in weights), first.shape[1]), levels, scales, *rest)
+def _pieces(tensor: FileTensor) -> Iterator[FileTensor]:
+    """The matrix, a few rows at a time."""
+    rows = tensor.data
+    step = max(1, PIECE_BYTES // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        yield FileTensor(tensor.format, (len(part), tensor.shape[-1]), part)
 
 
 def rows_of(weight: PackedWeight, ids: Tensor) -> PackedWeight:

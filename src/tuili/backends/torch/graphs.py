@@ -1,0 +1,216 @@
+"""Decode steps as captured graphs: hundreds of launches become one. Knows a batch's fields; no layers, no sampling.
+
+A graph is captured when a batch of its size is first met, and computes rows up to that size: the last of them fill it
+up and belong to nobody. All it reads from the host lies at fixed addresses, which every step writes anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuili.backend import Batch
+from tuili.backends.torch.ops import AttentionPlan
+from tuili.backends.torch.step import Array, StepInputs, Uploader, carry_slots
+
+NUM_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+CONTEXT_LENS = (2048, 8192, 32768, 131072, 524288)  # that attention reckons with; the last is as long as it must be
+_MAX_LOGIT_BYTES = 1 << 28  # of the buffer that all graphs write their logits to
+
+Work = Callable[[], None]
+Capture = Callable[[Work], Work]
+_log = logging.getLogger(__name__)
+
+
+class CudaCapture:
+    """Makes CUDA graphs that share one pool of memory: one of them runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> Work:
+        """What runs `work` again on the same memory. It is run once on the way: kernels compile, libraries settle."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        replay: Work = graph.replay
+        return replay
+
+
+def repeat(work: Work) -> Work:
+    """The slow twin of a capture, on any device: does the same work on the same memory."""
+    work()
+    return work
+
+
+class Decoded(NamedTuple):
+    """On the device until the next step: what n rows found."""
+
+    logits: Tensor  # float32 [n, vocab]
+    token_ids: Tensor  # int32 [n] of the largest logits, -1 where there is no finite maximum
+    step: StepInputs  # with more rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    uploader: Uploader
+    step: StepInputs
+    replay: Work
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOutputs:
+    """What every graph writes to."""
+
+    logits: Tensor  # float32 [rows, vocab]
+    token_ids: Tensor  # int32 [rows]
+    last_tokens: Tensor  # int32 [slots + 1] by slot; the last is that of rows that belong to nobody
+
+
+class DecodeGraphs:
+    """The graphs of one model and cache, by numbers of rows and lengths of context."""
+
+    def __init__(
+        self,
+        decode: Callable[[StepInputs], Tensor],
+        last_tokens: Tensor,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        capture: Capture,
+    ) -> None:
+        """`decode` computes the logits [rows, vocab] of a step in which every row is one sequence's only token."""
+        self._decode = decode
+        self._capture: Capture | None = capture  # None: one has failed
+        self._last_tokens = last_tokens
+        most_rows = max(1, _MAX_LOGIT_BYTES // (4 * vocab_size))
+        self._num_rows = [n for n in NUM_ROWS if n <= most_rows]
+        self._context_lens = [n for n in CONTEXT_LENS if n < max_model_len] + [max_model_len]
+        self._vocab_size = vocab_size
+        self._outputs: GraphOutputs | None = None
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def forget(self) -> None:
+        """The cache is about to lie elsewhere."""
+        self._graphs.clear()
+
+    def run(self, batch: Batch, block_size: int) -> Decoded | None:
+        """Runs a decode step; None, and nothing done, for one that is no graph's."""
+        count = len(batch.seq_lens)
+        if count > self._num_rows[-1] or not _is_decode(batch):
+            return None
+        rows = self._num_rows[bisect_left(self._num_rows, count)]
+        context = self._context_lens[bisect_left(self._context_lens, int(batch.seq_lens.max()))]
+        num_blocks = -(-context // block_size)
+        graph = self._graphs.get((rows, context)) or self._captured(batch, rows, context, num_blocks)
+        if graph is None:
+            return None
+        graph.uploader.refresh(decode_arrays(batch, count, rows, num_blocks, len(self._last_tokens) - 1))
+        graph.replay()
+        assert self._outputs is not None
+        return Decoded(self._outputs.logits[:count], self._outputs.token_ids[:count], graph.step)
+
+    def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> _Graph | None:
+        """A new graph, tried with rows that all belong to nobody; None once one could not be captured."""
+        if self._capture is None:
+            return None
+        try:
+            outputs = self._outputs = self._outputs or self._made_outputs()
+            uploader = Uploader(self._last_tokens.device, is_fixed=True)
+            arrays = decode_arrays(batch, 0, rows, num_blocks, len(self._last_tokens) - 1)
+            step = _step(uploader.upload(arrays), rows, context)
+            graph = _Graph(uploader, step, self._capture(lambda: self._work(step, outputs, rows)))
+        except Exception as error:
+            self._capture = None
+            _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
+            return None
+        self._graphs[rows, context] = graph
+        return graph
+
+    def _made_outputs(self) -> GraphOutputs:
+        device, rows = self._last_tokens.device, self._num_rows[-1]
+        return GraphOutputs(
+            torch.empty((rows, self._vocab_size), dtype=torch.float32, device=device),
+            torch.empty(rows, dtype=torch.int32, device=device),
+            self._last_tokens,
+        )
+
+    def _work(self, step: StepInputs, outputs: GraphOutputs, rows: int) -> None:
+        """Waits for nothing and allocates nothing that outlives it."""
+        logits, token_ids = outputs.logits[:rows], outputs.token_ids[:rows]
+        logits.copy_(self._decode(step))
+        top, best = logits.max(-1)
+        token_ids.copy_(torch.where(top.isfinite(), best, -1))
+        outputs.last_tokens.index_copy_(0, step.kept_slots.long(), token_ids.clamp(min=0))
+
+
+def _is_decode(batch: Batch) -> bool:
+    """Whether every sequence has one token, from whose logits one more is chosen."""
+    count = len(batch.seq_lens)
+    if not len(batch.input_ids) == len(batch.sample_rows) == count or len(batch.block_copies):
+        return False
+    is_plain = batch.want_logits is None and not batch.want_hidden and bool((batch.targets < 0).all())
+    return is_plain and bool((batch.sample_rows == np.arange(count)).all())
+
+
+def decode_arrays(batch: Batch, count: int, rows: int, num_blocks: int, spare_slot: int) -> dict[str, Array]:
+    """The first `count` sequences of a decode step and as many of nobody's as make `rows`.
+
+    Those write to no slot, see nothing, and leave their token at spare_slot. Tables are num_blocks wide.
+    """
+    tables = batch.block_tables[:, :count, :num_blocks]
+    filled = np.full((len(tables), rows, num_blocks), -1, np.int32)
+    filled[:, :count, : tables.shape[2]] = tables
+
+    def padded(array: Array, value: int) -> Array:
+        whole = np.full((*array.shape[:-1], rows), value, np.int32)
+        whole[..., :count] = array[..., :count]
+        return whole
+
+    return {
+        "input_ids": padded(batch.input_ids, 0),
+        "positions": padded(batch.positions, 0),
+        "carry_slots": padded(carry_slots(batch), -1),
+        "slot_mapping": padded(batch.slot_mapping, -1),
+        "query_start": np.arange(rows + 1, dtype=np.int32),
+        "seq_lens": padded(batch.seq_lens, 0),
+        "block_tables": filled,
+        "rows": np.arange(rows, dtype=np.int32),
+        "targets": padded(batch.targets, -1),
+        "num_logprobs": padded(batch.num_logprobs, -1),
+        "kept_slots": padded(batch.slots, spare_slot),
+    }
+
+
+def _step(sent: dict[str, Tensor], rows: int, context: int) -> StepInputs:
+    tables = sent["block_tables"]
+    return StepInputs(
+        input_ids=sent["input_ids"],
+        positions=sent["positions"],
+        carry_slots=sent["carry_slots"],
+        slot_mapping=sent["slot_mapping"],
+        plans=tuple(AttentionPlan(sent["query_start"], sent["seq_lens"], table, 1, context, rows) for table in tables),
+        block_copies=tables.new_empty((0, 3)),
+        sample_rows=sent["rows"],
+        targets=sent["targets"],
+        num_logprobs=sent["num_logprobs"],
+        logit_rows=None,
+        kept_rows=sent["rows"],
+        kept_slots=sent["kept_slots"],
+    )
