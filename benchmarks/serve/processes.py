@@ -19,8 +19,11 @@ from pathlib import Path
 import psutil
 from benchmarks.serve.client import Address, ask, get, run
 
+from tuili.runtime.bench.peers import vllm
+
 _READY = re.compile(r"tuili serves .* on http://([0-9.]+):(\d+)")
 _START_S = 120.0
+_VLLM_START_S = 1200.0
 
 
 @dataclass
@@ -31,12 +34,9 @@ class Server:
     address: Address
 
     def pids(self) -> dict[str, int]:
-        """By what they do: http, and engine where that is a process of its own."""
+        """By what they do: http, and its children; the first is the engine where that is a process of its own."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return {
-            "http": self.process.pid,
-            **{name: child.pid for name, child in zip(["engine"], children, strict=False)},
-        }
+        return {"http": self.process.pid, **{f"child{n}" if n else "engine": c.pid for n, c in enumerate(children)}}
 
     def cpu_s(self) -> dict[str, float]:
         """Processor time so far, by process."""
@@ -111,31 +111,52 @@ def _pass_on(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def llama_server(binary: Path, model: str, num_slots: int, context_len: int, num_threads: int) -> Iterator[Server]:
     """llama.cpp's server with a slot for each client, once it is healthy; killed in the end."""
+    command = [str(binary), "-m", model, "-t", str(num_threads), "--cache-ram", "0", "--no-webui"]
+    command += ["-np", str(num_slots), "-c", str(num_slots * context_len)]
+    with _healthy(command, {"LD_LIBRARY_PATH": str(binary.parent)}, _START_S) as server:
+        yield server
+
+
+@contextmanager
+def vllm_server(
+    python: Path, directory: Path, dtype: str, max_num_seqs: int, context_len: int, num_threads: int
+) -> Iterator[Server]:
+    """vLLM's server of a Hugging Face directory, once it is healthy, which takes minutes; killed in the end.
+
+    Eager: what it compiles for a processor was slower to come than all that is measured.
+    """
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory), "--dtype", dtype]
+    command += ["--max-model-len", str(context_len), "--max-num-seqs", str(max_num_seqs), "--enforce-eager"]
+    command += ["--no-enable-prefix-caching"]
+    variables = {**vllm.environment(python, num_threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with _healthy(command, variables, _VLLM_START_S) as server:
+        yield server
+
+
+@contextmanager
+def _healthy(command: list[str], variables: Mapping[str, str], limit_s: float) -> Iterator[Server]:
+    """The command with --host and --port of its own. Raises RuntimeError when it does not become healthy."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [str(binary), "-m", model, "--host", "127.0.0.1", "--port", str(port), "-t", str(num_threads)]
-    command += ["-np", str(num_slots), "-c", str(num_slots * context_len), "--cache-ram", "0", "--no-webui"]
     process = subprocess.Popen(
-        command,
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "LD_LIBRARY_PATH": str(binary.parent)},
+        env={**os.environ, **variables},
     )
     try:
         server = Server(process, ("127.0.0.1", port))
-        _await_health(server)
+        until_s = time.monotonic() + limit_s
+        while run(ask(server.address, get("/health"))).status != 200:
+            if process.poll() is not None or time.monotonic() > until_s:
+                raise RuntimeError(f"{process.args} did not start")
+            time.sleep(0.05)
         yield server
     finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
         _end(process)
-
-
-def _await_health(server: Server) -> None:
-    until_s = time.monotonic() + _START_S
-    while run(ask(server.address, get("/health"))).status != 200:
-        if server.process.poll() is not None or time.monotonic() > until_s:
-            raise RuntimeError(f"{server.process.args} did not start")
-        time.sleep(0.05)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
