@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.gpu import on_device
 from benchmarks.gpu.records import Record, Recorder, stage_arguments
 
 from support.batches import Driver, Work
@@ -233,6 +234,10 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
     checks = Checks(str(device), is_smoke)
     for measure in (checks.dtypes, checks.greedy_texts, checks.orders, checks.packed, checks.caches, checks.company):
         recorder.attempt(measure.__name__, measure)
+    recorder.attempt("draws", lambda: on_device.draws(str(device), is_smoke))
+    if device.type == "cuda":
+        recorder.attempt("waits", lambda: on_device.waits(str(device)))
+        recorder.attempt("failure", on_device.failure)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ from tuili.quant.format import Tensor as FileTensor
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest value
 BLOCK_SIZE = 16
+_BATCHED = ("Q4_0", "Q4_K", "Q8_0", "FP8_ROW")  # formats whose products are timed for several tokens, too
+_HEADS = ("Q4_0", "Q6_K", "Q8_0")  # and for a vocabulary's rows
 CACHE_BYTES = 160 << 20  # copies of data take more than this together, so that no cache holds them
 
 
@@ -217,10 +219,10 @@ def time_products(bench: Bench, copied: float, multiplied: float) -> Iterator[Re
         weights = [DenseWeight(dense.clone()) for _ in range(copies)]
         launches: list[Launch] = [lambda w=w, x=x: bench.fast.linear(x, w) for w in weights]
         yield timed(bench, f"dense {rows}x{cols} tokens 1", launches, dense.nbytes, copied, 0)
-        for name in ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "FP8_ROW"):
+        for name in _HEADS if rows > 100_000 else (*sorted(PACKABLE), "FP8_ROW"):
             packed = bench.weight(name, rows, cols)
             others = [packed, *(_clone(packed) for _ in range(_copies(bench, packed.num_bytes) - 1))]
-            for num_tokens in (1,) if bench.is_tiny or rows > 8192 else (1, 8, 64, 512):
+            for num_tokens in (1,) if bench.is_tiny or rows > 8192 or name not in _BATCHED else (1, 8, 64, 512):
                 x_many = bench.randn(num_tokens, cols)
                 launches = [lambda w=w, x=x_many: bench.fast.linear(x, w) for w in others]
                 label = f"{name} {rows}x{cols} tokens {num_tokens}"

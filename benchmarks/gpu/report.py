@@ -1,7 +1,11 @@
-"""The results of all stages as one page and, where matplotlib is installed, one plot. Measures nothing."""
+"""The results of all stages as one page and, where matplotlib is installed, one plot. Measures nothing.
+
+python -m benchmarks.gpu.report FOLDER: makes both anew, of results that another machine measured.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,3 +90,13 @@ def _plot(path: Path, points: Sequence[Record], limits: Mapping[str, float]) -> 
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    write_report(folder, sorted(path.stem for path in folder.glob("*.jsonl")))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tuili.checks import check_choice, check_count, check_flag, check_optional_text
 from tuili.config import DTYPES, KvCacheDtype, check_device
+from tuili.errors import UnsupportedModelError
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -68,6 +69,14 @@ class CacheGroup:
     block_bytes: int
     block_size: int
     window: int | None = None
+
+
+def window_groups(windows: ListLike[int | None], block_bytes: ListLike[int], block_size: int) -> tuple[CacheGroup, ...]:
+    """A group for each window, of which None is full attention, and what a block of each takes."""
+    return tuple(
+        CacheGroup(kind="full" if window is None else "window", block_bytes=size, block_size=block_size, window=window)
+        for window, size in zip(windows, block_bytes, strict=True)
+    )
 
 
 class SamplerKind(IntEnum):
@@ -169,6 +178,34 @@ class StepResult:
         assert self.logit_rows[place] == row, "a row's logits were not asked for"
         logits: Float32 = self.logits[place]
         return logits
+
+
+def empty_result(batch: Batch, vocab_size: int, hidden_size: int) -> StepResult:
+    """Arrays of a batch's shapes to be filled in: nothing is chosen, wanted or scored yet."""
+    num_rows, k = len(batch.sample_rows), min(vocab_size, int(batch.num_logprobs.max(initial=0)))
+    logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
+    return StepResult(
+        token_ids=np.full(num_rows, -1, np.int32),
+        logprobs=np.full(num_rows, np.nan, np.float32),
+        ranks=np.zeros(num_rows, np.int32),
+        top_ids=np.full((num_rows, k), -1, np.int32),
+        top_logprobs=np.full((num_rows, k), np.nan, np.float32),
+        sampler_state=np.full(num_rows, np.nan, np.float32),
+        logits=None if logit_rows is None else np.empty((len(logit_rows), vocab_size), np.float32),
+        logit_rows=logit_rows,
+        hidden=np.empty((num_rows, hidden_size), np.float32) if batch.want_hidden else None,
+    )
+
+
+def refuse_unread(batch: Batch, backend_name: str) -> None:
+    """Raises UnsupportedModelError naming the fields that no backend reads yet."""
+    unread = {
+        "adapter_ids": batch.adapter_ids is not None,
+        "input_embeds": batch.input_embeds is not None,
+        "positions [3, T]": batch.positions.ndim != 1,
+    }
+    if names := [name for name, is_used in unread.items() if is_used]:
+        raise UnsupportedModelError(f"batch: the {backend_name} backend does not implement {', '.join(names)}")
 
 
 class Choices(NamedTuple):

@@ -21,6 +21,7 @@ TuiliError
  ├─ DownloadError (502)                          a source answered wrongly or not at all
  ├─ PeerError (502)                              a program to compare with is missing or failed
  ├─ EngineUnavailableError (503)                 loading, draining, restarting
+ │   └─ DeviceFailureError                       a GPU's driver lets this process compute no more
  ├─ DeadlineError (504)                          no answer within the time allowed
  ├─ InsufficientMemoryError (507)                the model or its cache does not fit
  └─ InsufficientStorageError (507)               the disk is full
@@ -213,6 +214,12 @@ class EngineUnavailableError(TuiliError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeviceFailureError(EngineUnavailableError):
+    """A GPU failed in a way that its driver ends all computing of the process with: only a new process helps."""
+
+    code = "device_failed"
 
 
 class DeadlineError(TuiliError):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support import tiny_models
-from support.batches import Driver, Work, greedy, sampling_arrays
+from support.batches import UNREAD, Driver, Work, greedy, sampling_arrays
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
 from tuili.errors import UnsupportedModelError
@@ -92,12 +92,10 @@ def test_a_window_never_reads_the_blocks_behind_it(gemma: Backend) -> None:
 def test_a_copied_block_continues_a_text_of_its_own(gemma: Backend) -> None:
     expected = Driver(gemma).logits([*TEXT[:20], *TEXT[:5]])[20:]
     driver = Driver(gemma)
-    first, fork = driver.text(), driver.text()
+    first = driver.text()
     driver.step([Work(first, TEXT[:20])])
-    fork.length, copies = 20, []
-    for g, table in enumerate(first.tables):
-        fork.tables[g] = [table[0], driver.new_block(g)]  # the full block is shared, the half-full one copied
-        copies.append((g, table[1], fork.tables[g][1]))
+    fork, copies = driver.fork(first)
+    assert len(copies) == len(driver.groups)
     batch = driver.batch([Work(first, TEXT[20:25], 5), Work(fork, TEXT[:5], 5)], copies)
     logits = gemma.execute(batch).result().logits
     assert logits is not None
@@ -201,14 +199,7 @@ def test_cache_groups_state_what_their_layers_need(gemma: Backend, llama: Backen
     assert llama.vocab_size == 97
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"adapter_ids": np.zeros(1, np.int32)}, "adapter_ids"),
-        ({"input_embeds": np.zeros((1, 32), np.float32)}, "input_embeds"),
-        ({"positions": np.zeros((3, 1), np.int32)}, r"positions \[3, T\]"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "field"), UNREAD)
 def test_fields_it_does_not_read_are_refused_by_name(
     name: str, llama: Backend, changes: dict[str, Any], field: str
 ) -> None:

@@ -8,16 +8,24 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import pytest
 
 from support.answers import Answers, ask, assert_solo, make_engine
 from support.fake_backend import VOCAB, solo
 from support.gated_backend import GatedBackend
+from tuili.backend import Batch
 from tuili.engine.client import InProcess
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
-from tuili.errors import ContextLengthError, EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.errors import (
+    ContextLengthError,
+    DeviceFailureError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    TuiliError,
+)
 from tuili.types import TokenDelta, TokenRequest
 
 PROMPT = [(5 * i + 1) % VOCAB for i in range(20)]
@@ -158,6 +166,27 @@ def test_an_internal_error_ends_everything_and_says_so(caplog: pytest.LogCapture
     assert "blocks do not add up" in caplog.text
     loop._thread.join(30)
     with pytest.raises(EngineUnavailableError):
+        loop.submit(ask("c", PROMPT), Waiting())
+    loop.close()
+
+
+def test_a_device_that_failed_ends_everything_and_is_named_to_whoever_comes_later() -> None:
+    backend = GatedBackend()
+    loop, sinks = EngineLoop(make_engine(backend, max_num_seqs=1)), [Waiting() for _ in range(3)]
+
+    def fail(batch: Batch) -> NoReturn:
+        raise DeviceFailureError("cuda:0 failed")
+
+    for i, sink in enumerate(sinks):
+        loop.submit(ask(f"r{i}", PROMPT), sink)
+    backend.execute = fail  # type: ignore[method-assign]
+    backend.gate.release(100)
+    for i, sink in enumerate(sinks):
+        error = sink.wait().last(f"r{i}").error
+        assert isinstance(error, DeviceFailureError)
+    loop._thread.join(30)
+    assert isinstance(loop.failure, DeviceFailureError)
+    with pytest.raises(DeviceFailureError, match="cuda:0 failed"):
         loop.submit(ask("c", PROMPT), Waiting())
     loop.close()
 

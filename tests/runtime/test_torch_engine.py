@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from support.gguf_models import seeds
 from tuili import LLM
+from tuili.backends.torch import backend
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import Load
-from tuili.errors import InvalidRequestError
+from tuili.errors import DeviceFailureError, InvalidRequestError
 from tuili.runtime.loading import LoadOptions
 from tuili.types import SamplingParams, TokenRequest
 
@@ -67,3 +69,16 @@ def test_what_a_backend_does_not_take_is_refused(model: Path, arguments: dict[st
 def test_a_dtype_without_effect_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(written(model, backend="cpu", dtype="float16")) == 8
     assert "without effect on the cpu backend: dtype" in caplog.text
+
+
+def test_a_device_that_fails_is_said_and_the_model_can_still_be_closed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(backend, "run_rows", fail)
+    with LLM(str(model), max_num_seqs=2, backend="torch", device="cpu") as llm:
+        for _ in range(2):
+            with pytest.raises(DeviceFailureError, match=r"assert triggered\. .* load the model in a new process"):
+                llm.generate({"prompt_token_ids": list(PROMPT)}, GREEDY, use_tqdm=False)

@@ -53,6 +53,13 @@ def sampling_arrays(rows: Sequence[Mapping[str, Any]]) -> SamplingArrays:
     )
 
 
+UNREAD: Sequence[tuple[Mapping[str, np.ndarray], str]] = (
+    ({"adapter_ids": np.zeros(1, np.int32)}, "adapter_ids"),
+    ({"input_embeds": np.zeros((1, 32), np.float32)}, "input_embeds"),
+    ({"positions": np.zeros((3, 1), np.int32)}, r"positions \[3, T\]"),
+)  # fields that no backend implements, and how a refusal names them
+
+
 def greedy(num_rows: int) -> SamplingArrays:
     return sampling_arrays([{}] * num_rows)
 
@@ -90,6 +97,17 @@ class Driver:
     def text(self) -> Text:
         self._num_texts += 1
         return Text(slot=self._num_texts - 1, tables=[[] for _ in self.groups])
+
+    def fork(self, text: Text) -> tuple[Text, list[tuple[int, int, int]]]:
+        """A text that goes on from this one: full blocks are shared, of the others there are copies to be made."""
+        twin, copies = self.text(), []
+        twin.length, num_full = text.length, text.length // self.block_size
+        for g, table in enumerate(text.tables):
+            twin.tables[g] = table[:num_full]
+            for block in table[num_full:]:
+                twin.tables[g].append(self.new_block(g))
+                copies.append((g, block, twin.tables[g][-1]))
+        return twin, copies
 
     def new_block(self, group: int) -> int:
         return self._free[group].pop()

@@ -3,7 +3,8 @@
     python -m support.fake_engine KEY=VALUE ... DESCRIPTOR PARENT
 
 aborts_on=T: the process aborts at a step whose last input token of a sequence is T. hangs_on=T: such a step never ends.
-breaks_on=T: the engine's own code raises there. hangs_once=FILE: the tenth step never ends, unless FILE exists.
+breaks_on=T: the engine's own code raises there. hangs_once=FILE: the tenth step never ends, unless FILE exists;
+loses_device_once=FILE: the device fails in it.
 works_on=T: such a step is four seconds of work.
 step_s=S: a step takes S seconds. fails_from=FILE: loading fails from the third start on; FILE counts them.
 """
@@ -21,7 +22,7 @@ from tuili.backend import Batch
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
-from tuili.errors import InsufficientMemoryError
+from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.runtime import engine_process
 from tuili.runtime.running_engine import RunningEngine
 
@@ -57,10 +58,18 @@ class FaultyBackend(FakeBackend):
                 pass
         if self._bears_not("breaks_on", last):
             raise Breakdown
-        if "hangs_once" in self.faults and self.num_steps == 10 and not Path(self.faults["hangs_once"]).exists():
-            Path(self.faults["hangs_once"]).touch()
+        if self._is_first("hangs_once"):
             threading.Event().wait()
+        if self._is_first("loses_device_once"):
+            raise DeviceFailureError("cuda:0 failed: CUDA error: device-side assert triggered")
         return super().execute(batch)
+
+    def _is_first(self, fault: str) -> bool:
+        """At the tenth step of the first process."""
+        if fault not in self.faults or self.num_steps != 10 or Path(self.faults[fault]).exists():
+            return False
+        Path(self.faults[fault]).touch()
+        return True
 
     def _bears_not(self, fault: str, token_ids: list[int]) -> bool:
         return int(self.faults.get(fault, -1)) in token_ids

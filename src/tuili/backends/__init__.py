@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +33,11 @@ def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], opti
     return backend
 
 
+def backend_name(backend: Backend) -> str:
+    """Of BACKENDS: that of the package it is from."""
+    return type(backend).__module__.removeprefix(f"{__name__}.").partition(".")[0]
+
+
 def load_quantizer(name: str, num_threads: int) -> Quantizer:
     """How the backend called `name` quantizes weights. Raises InvalidRequestError for a name not in BACKENDS."""
     quantizer: Quantizer = _module(name).quantizer(num_threads)
@@ -47,7 +54,7 @@ def expected_backend(name: str | None, device: str | None) -> str:
 def choose_backend(name: str | None, device: str | None) -> str:
     """`name`, else torch where a device other than the CPU is asked for, or where torch sees a GPU, else cpu.
 
-    Imports torch only on a machine that has a GPU's driver.
+    Imports torch only where it may see one: with NVIDIA's or AMD's driver, or on a Mac of Apple's own processors.
     """
     if name is not None:
         return name
@@ -57,12 +64,22 @@ def choose_backend(name: str | None, device: str | None) -> str:
 
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of Linux: NVIDIA's, Windows's for WSL, AMD's
+_WINDOWS_DRIVERS = ("System32/nvcuda.dll", "System32/amdhip64.dll")
+_HIDDEN = ("", "-1")  # CUDA_VISIBLE_DEVICES where no GPU is to be seen
 
 
 def _may_see_a_gpu() -> bool:
+    """Whether it is worth the seconds of importing torch to ask it."""
     if importlib.util.find_spec("torch") is None:
         return False
-    return sys.platform != "linux" or any(map(Path.exists, map(Path, _DRIVERS)))
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in _HIDDEN:
+        return False
+    if sys.platform == "win32":
+        root = Path(os.environ.get("SYSTEMROOT", "C:/Windows"))
+        return any((root / name).exists() for name in _WINDOWS_DRIVERS)
+    return any(map(Path.exists, map(Path, _DRIVERS)))
 
 
 def _torch_sees_a_gpu() -> bool:

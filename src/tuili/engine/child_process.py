@@ -25,6 +25,8 @@ from tuili.engine.admission import check_request
 from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import (
+    EXIT_DEVICE,
+    EXIT_INTERNAL,
     Abort,
     CacheResized,
     Close,
@@ -49,6 +51,7 @@ from tuili.types import TokenDelta, TokenRequest
 READY_HEARTBEAT_S = 5.0
 _WORK_CPU_S = 0.05  # from one heartbeat to the next: less is no work
 _STDERR = 2
+_EXIT_TEXTS = {EXIT_INTERNAL: "an internal error", EXIT_DEVICE: "its device failed"}
 _log = logging.getLogger(__name__)
 
 
@@ -161,6 +164,8 @@ class ChildProcess(asyncio.Protocol):
     def exit_text(self) -> str:
         """How it ended."""
         code = self.process.returncode
+        if code in _EXIT_TEXTS:
+            return f"exit code {code}, {_EXIT_TEXTS[code]}"
         return "still runs" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
 
     @property

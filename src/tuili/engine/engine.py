@@ -33,7 +33,7 @@ from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink, Status
 from tuili.engine.speculative import Drafter, speculation
 from tuili.engine.stats import EngineStats
-from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.errors import DeviceFailureError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenRequest
 
 LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
@@ -150,7 +150,8 @@ class Engine:
     def step(self) -> bool:
         """Computes one step and delivers what came of it; False when nothing is left to do.
 
-        A backend that fails ends the sequences of that step with an error, and no others.
+        A backend that fails ends the sequences of that step with an error, and no others. Raises DeviceFailureError
+        when it can compute nothing any more: then the engine is of use to close() only.
         """
         launch, self._ahead = self._ahead or self._launch(self._clock(), self._schedule()), None
         assert launch is not None or not self._live, "sequences wait, but none can run"
@@ -345,7 +346,12 @@ class Engine:
         self._outbox.put(sequence.sink, delta)
 
     def _fail(self, chunks: ListLike[Chunk], error: Exception) -> None:
-        """A step failed: its sequences end, the others start over, as the cache cannot be trusted any more."""
+        """A step failed: its sequences end, the others start over, as the cache cannot be trusted any more.
+
+        Raises the error when there will be no other step.
+        """
+        if isinstance(error, DeviceFailureError):
+            raise error
         _log.error("a step of %d sequences failed", len(chunks), exc_info=error)
         if not isinstance(error, TuiliError) or isinstance(error, InvalidRequestError):  # no caller made the batch
             error = TuiliError("the backend failed while computing a step")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tuili.engine.engine import Engine
 from tuili.engine.sequence import Sink
 from tuili.engine.stats import EngineStats
-from tuili.errors import EngineUnavailableError, TuiliError
+from tuili.errors import DeviceFailureError, EngineUnavailableError, TuiliError
 from tuili.types import TokenDelta, TokenRequest
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class EngineLoop:
         self._inbox: list[Callable[[], None]] = []
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._open = True
+        self._failure: EngineUnavailableError | None = None
         self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tuili-engine", daemon=True)
         self._thread.start()
@@ -72,6 +73,11 @@ class EngineLoop:
         """Whether requests are taken."""
         return self._open
 
+    @property
+    def failure(self) -> EngineUnavailableError | None:
+        """Why it stopped by itself, if it did."""
+        return self._failure
+
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Has `listener` called in the engine's thread whenever all deltas of a step have gone out."""
         with self._wake:
@@ -101,7 +107,7 @@ class EngineLoop:
             )
         with self._wake:
             if not self._open:
-                raise EngineUnavailableError("the engine is closed")
+                raise EngineUnavailableError("the engine is closed") if self._failure is None else self._failure
             self._inbox.append(command)
             self._wake.notify()
 
@@ -134,6 +140,9 @@ class EngineLoop:
         except BaseException as failure:
             _log.critical("the engine stopped", exc_info=failure)
             error = EngineUnavailableError("the engine stopped after an internal error")
+            if isinstance(failure, DeviceFailureError):
+                error = failure.with_traceback(None)
+            self._failure = error
         with self._wake:
             self._open = False
             commands, self._inbox = self._inbox, []

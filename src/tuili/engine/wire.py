@@ -30,6 +30,7 @@ from tuili.types import (
 
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 256 << 20  # logprobs over a whole vocabulary are the largest of messages
+EXIT_INTERNAL, EXIT_DEVICE = 70, 71  # of a process whose engine, or device, can do no more (EX_SOFTWARE, EX_OSERR)
 
 Entry = tuple[int, float, int | None]  # token id, logprob, rank
 Message = TypeVar("Message")

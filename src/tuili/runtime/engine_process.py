@@ -20,11 +20,14 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
 from tuili.engine.loop import EngineLoop
 from tuili.engine.wire import (
+    EXIT_DEVICE,
+    EXIT_INTERNAL,
     Abort,
     CacheResized,
     Close,
@@ -45,7 +48,7 @@ from tuili.engine.wire import (
     token_request,
     wire_delta,
 )
-from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
+from tuili.errors import DeviceFailureError, EngineUnavailableError, ModelFileError, TuiliError
 from tuili.machine import process_memory
 from tuili.program_log import start_logging
 from tuili.runtime.loading import LoadOptions, open_engine
@@ -56,7 +59,6 @@ from tuili.weights.mapped_file import file_stamps
 HEARTBEAT_S = 1.0
 IDLE_HEARTBEAT_S = 2.0
 BUSY_HEARTBEAT_S = 0.25
-EXIT_INTERNAL = 70  # EX_SOFTWARE
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
 _log = logging.getLogger(__name__)
@@ -147,13 +149,15 @@ class EngineProcess:
     def take_delta(self, sink: RequestSink, delta: TokenDelta) -> None:
         """Called in the engine's thread. An engine that broke down is of no more use: whoever restarts it goes on."""
         if isinstance(delta.error, EngineUnavailableError) and not self._is_closing:
-            os._exit(EXIT_INTERNAL)
+            _leave(delta.error)
         self._arrived.append(wire_delta(sink.stream, delta))
         if not sink.num_unfinished:
             self._requests.pop(sink.stream, None)
 
     def _flush(self) -> None:
         """Called in the engine's thread after each step: all that came of it is one frame."""
+        if (failure := self._loop.failure) is not None:
+            _leave(failure)
         if not self._arrived:
             return
         arrived, self._arrived = self._arrived, []
@@ -222,6 +226,12 @@ class RequestSink:
     def __call__(self, delta: TokenDelta) -> None:
         self.num_unfinished -= delta.finish_reason is not None
         self._process.take_delta(self, delta)
+
+
+def _leave(failure: EngineUnavailableError) -> NoReturn:
+    """Ends a process that can compute nothing any more."""
+    _log.critical("the engine process ends: %s", failure)
+    os._exit(EXIT_DEVICE if isinstance(failure, DeviceFailureError) else EXIT_INTERNAL)
 
 
 def facts_of(running: RunningEngine, stamps: frozenset[tuple[str, int, int, int]]) -> EngineFacts:

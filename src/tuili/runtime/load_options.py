@@ -44,8 +44,8 @@ class LoadOptions:
     """How to load. None lets the model and the machine decide.
 
     max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
-    backend None is torch where that sees a GPU, else cpu; device, dtype and deterministic are for torch
-    (docs/torch.md). kv_cache_dtype is auto, bfloat16 or int8, or fp8 with torch.
+    backend None is torch where that sees a GPU and runs the model, else cpu; device, dtype and deterministic are for
+    torch (docs/torch.md). kv_cache_dtype is auto, bfloat16 or int8, or fp8 with torch.
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
     from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
     quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
@@ -111,7 +111,7 @@ def resolved(options: LoadOptions) -> LoadOptions:
     backend = choose_backend(options.backend, options.device)
     if backend == "torch":
         if options.num_threads and not options.owns_process:
-            raise refusal("num_threads", options.num_threads, "0 with torch, whose threads are the whole process's")
+            return _without_torch(options)
         num_threads = thread_limits(options.num_threads).num_threads if options.owns_process else 0
         return replace(options, backend=backend, num_threads=num_threads)
     if options.device not in (None, "auto", "cpu"):
@@ -123,6 +123,20 @@ def resolved(options: LoadOptions) -> LoadOptions:
             backend,
         )
     return replace(options, backend=backend, kv_cache_dtype=cpu_cache_dtype(options.kv_cache_dtype))
+
+
+def _without_torch(options: LoadOptions) -> LoadOptions:
+    """For threads that torch cannot have to itself."""
+    allowed = "0 with torch, whose threads are the whole process's"
+    if not is_automatic(options):
+        raise refusal("num_threads", options.num_threads, allowed)
+    _log.warning("the cpu backend computes, not the GPU: num_threads must be %s, not %d", allowed, options.num_threads)
+    return resolved(replace(options, backend="cpu"))
+
+
+def is_automatic(options: LoadOptions) -> bool:
+    """Whether the backend is for the machine and the model to decide."""
+    return options.backend is None and options.device in (None, "auto")
 
 
 def cpu_cache_dtype(name: str) -> KvCacheDtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,12 @@ from tuili.config import (
     EngineConfig,
     store_dir,
 )
-from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
+from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
 from tuili.runtime.load_options import LoadOptions as LoadOptions
-from tuili.runtime.load_options import resolved
+from tuili.runtime.load_options import is_automatic, resolved
 from tuili.runtime.memory import CACHE_SHARE, DEVICE_CACHE_SHARE, size_cache
 from tuili.runtime.modelfile_settings import (
     Preamble,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     Loaded = TypeVar("Loaded", Pipeline, RunningEngine)
 
 DEFAULT_BATCHED_TOKENS = 512
+_log = logging.getLogger(__name__)
 
 
 def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -> Pipeline:
@@ -59,14 +61,15 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
     Raises what find_model raises, ModelFileError, UnsupportedModelError, InsufficientMemoryError, and
     InvalidRequestError for options the model cannot meet.
     """
-    options = resolved(options or LoadOptions())
+    given = options or LoadOptions()
+    options = resolved(given)
     name = model if isinstance(model, str) else fspath(model) if isinstance(model, PathLike) else None
     if not isinstance(name, str) or not name:
         raise refusal("model", model, "a name or a path")
     path = find_model(name)
     start = time.monotonic()
     with _without_collection():
-        return _unchanged(path, lambda: _load(name, path, options, start))
+        return _unchanged(path, lambda: _load(name, path, options, start, _otherwise(given, options)))
 
 
 def open_engine(path: Path, options: LoadOptions) -> RunningEngine:
@@ -76,9 +79,15 @@ def open_engine(path: Path, options: LoadOptions) -> RunningEngine:
     the model's. Raises as open_model.
     """
     start = time.monotonic()
-    options = resolved(replace(options, owns_process=True))
+    given = replace(options, owns_process=True)
+    options = resolved(given)
     with _without_collection():
-        return _unchanged(path, lambda: _load_engine(path, options, start))
+        return _unchanged(path, lambda: _load_engine(path, options, start, _otherwise(given, options)))
+
+
+def _otherwise(given: LoadOptions, options: LoadOptions) -> LoadOptions | None:
+    """What to load with where torch, which `given` left to us to choose, refuses the model."""
+    return replace(given, backend="cpu") if is_automatic(given) and options.backend == "torch" else None
 
 
 def _unchanged(path: Path, load: Callable[[], Loaded]) -> Loaded:
@@ -98,11 +107,11 @@ def _unchanged(path: Path, load: Callable[[], Loaded]) -> Loaded:
     return loaded
 
 
-def _load_engine(path: Path, options: LoadOptions, start: float) -> RunningEngine:
+def _load_engine(path: Path, options: LoadOptions, start: float, otherwise: LoadOptions | None) -> RunningEngine:
     checkpoint, free_bytes = open_checkpoint(path), available_memory()
     speculative = options.speculative
     drafts = None if speculative is None or speculative.model is None else open_checkpoint(Path(speculative.model))
-    backends = _load_backends(checkpoint, drafts, options)
+    backends, options = _load_backends(checkpoint, drafts, options, otherwise)
     return _start_engine(checkpoint, drafts, backends, options, free_bytes, start)
 
 
@@ -134,7 +143,7 @@ def _start_engine(
     )
 
 
-def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline:
+def _load(name: str, path: Path, options: LoadOptions, start: float, otherwise: LoadOptions | None) -> Pipeline:
     checkpoint = open_checkpoint(path)
     if options.max_model_len is None:
         modelfile = Store(store_dir()).modelfile(name)
@@ -143,7 +152,7 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
     vocabulary = tokenizer_source(checkpoint, options)
     free_bytes = available_memory()
     with ThreadPoolExecutor(1) as executor:
-        packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options)
+        packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options, otherwise)
         # Packing needs the interpreter's lock now and then only: meanwhile the rest is imported and made.
         import tuili.runtime.running_engine  # noqa: F401
         from tuili.runtime.pipeline import Pipeline
@@ -152,7 +161,7 @@ def _load(name: str, path: Path, options: LoadOptions, start: float) -> Pipeline
         front = open_front(name, checkpoint, vocabulary, options.chat_template)
         if draft_checkpoint is not None:
             check_vocabulary(checkpoint, front.tokenizer, draft_checkpoint, open_tokenizer(draft_checkpoint))
-        backends = packing.result()
+        backends, options = packing.result()
     running = _start_engine(checkpoint, draft_checkpoint, backends, options, free_bytes, start)
     return Pipeline(
         front=replace(front, max_model_len=running.engine.config.max_model_len),
@@ -229,9 +238,22 @@ def _draft_checkpoint(options: LoadOptions) -> Checkpoint | None:
 
 
 def _load_backends(
+    checkpoint: Checkpoint, draft_checkpoint: Checkpoint | None, options: LoadOptions, otherwise: LoadOptions | None
+) -> tuple[tuple[Backend, Backend | None], LoadOptions]:
+    """The model, the one that drafts for it as far as its positions reach, and the options they were loaded with."""
+    try:
+        return _load_pair(checkpoint, draft_checkpoint, options), options
+    except UnsupportedModelError as error:
+        if otherwise is None:
+            raise
+        _log.warning("the cpu backend computes, not the GPU: %s", error)
+    options = resolved(replace(otherwise, max_model_len=options.max_model_len))
+    return _load_pair(checkpoint, draft_checkpoint, options), options
+
+
+def _load_pair(
     checkpoint: Checkpoint, draft_checkpoint: Checkpoint | None, options: LoadOptions
 ) -> tuple[Backend, Backend | None]:
-    """The model, and the one that drafts for it as far as its positions reach."""
     limit = checkpoint.spec.max_position
     wanted = options.max_model_len or limit
     if wanted > limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tuili.backend import CacheGroup
+from tuili.backend import CacheGroup, window_groups
 from tuili.backends import expected_backend
 from tuili.config import KvCacheDtype
 from tuili.models.spec import AttentionSpec, MlpSpec, ModelSpec
@@ -36,20 +36,16 @@ def cache_groups(spec: ModelSpec, dtype: KvCacheDtype, item: int, block_size: in
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
     value = _CACHE_BYTES.get(dtype, item)
     windows = sorted({a.sliding_window for a in mixers}, key=lambda window: window or 0)
-    return tuple(
-        CacheGroup(
-            kind="full" if window is None else "window",
-            block_bytes=block_size
-            * sum(
-                2 * a.num_kv_heads * (a.head_dim * value + (_FLOAT if value == 1 else 0))
-                for a in mixers
-                if a.sliding_window == window
-            ),
-            block_size=block_size,
-            window=window,
+    sizes = [
+        block_size
+        * sum(
+            2 * a.num_kv_heads * (a.head_dim * value + (_FLOAT if value == 1 else 0))
+            for a in mixers
+            if a.sliding_window == window
         )
         for window in windows
-    )
+    ]
+    return window_groups(windows, sizes, block_size)
 
 
 def workspace_bytes(spec: ModelSpec, *, num_tokens: int, num_positions: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.batches import Driver, Work, greedy, sampling_arrays
+from support.batches import UNREAD, Driver, Work, greedy, sampling_arrays
 from support.random_models import decoder, layer, random_weights
 from tuili.backend import Backend, BackendOptions
 from tuili.backends import load_backend
@@ -59,12 +59,10 @@ def test_a_window_never_reads_the_blocks_behind_it(backend: Backend) -> None:
 def test_a_copied_block_continues_a_text_of_its_own(backend: Backend) -> None:
     expected = Driver(backend).logits([*TEXT[:20], *TEXT[:5]])[20:]
     driver = Driver(backend)
-    first, fork = driver.text(), driver.text()
+    first = driver.text()
     driver.step([Work(first, TEXT[:20])])
-    fork.length, copies = 20, []
-    for g, table in enumerate(first.tables):
-        fork.tables[g] = [table[0], driver.new_block(g)]  # the full block is shared, the half-full one copied
-        copies.append((g, table[1], fork.tables[g][1]))
+    fork, copies = driver.fork(first)
+    assert len(copies) == len(driver.groups)
     batch = driver.batch([Work(first, TEXT[20:25], 5), Work(fork, TEXT[:5], 5)], copies)
     logits = backend.execute(batch).result().logits
     assert logits is not None
@@ -216,14 +214,7 @@ def test_fields_out_of_range_are_refused_by_name(backend: Backend, changes: dict
         driver.step([Work(driver.text(), [1, 2])], **changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"adapter_ids": np.zeros(1, np.int32)}, "adapter_ids"),
-        ({"input_embeds": np.zeros((1, 64), np.float32)}, "input_embeds"),
-        ({"positions": np.zeros((3, 1), np.int32)}, r"positions \[3, T\]"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "name"), UNREAD)
 def test_fields_it_does_not_read_are_refused_by_name(backend: Backend, changes: dict[str, Any], name: str) -> None:
     driver = Driver(backend)
     with pytest.raises(UnsupportedModelError, match=f"cpu backend does not implement {name}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from support.random_models import decoder, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.torch import backend as backend_module
-from tuili.backends.torch.devices import check_cache_dtype, current, free_bytes
-from tuili.errors import InvalidRequestError
+from tuili.backends.torch import rows as rows_module
+from tuili.backends.torch.devices import check_cache_dtype, current, free_bytes, release_memory, warn_of_tf32
+from tuili.errors import DeviceFailureError, InvalidRequestError
 
 SECOND = torch.device("cuda", 1)
 OPTIONS = BackendOptions(max_model_len=64, device="cpu")
@@ -74,3 +76,74 @@ def test_an_fp8_cache_is_refused_where_the_gpu_has_no_fp8(monkeypatch: pytest.Mo
     check_cache_dtype("int8", SECOND)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     check_cache_dtype("fp8", SECOND)
+
+
+FAILURES = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=range(len(FAILURES)))
+def test_a_device_that_fails_says_what_helps(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    spec = decoder()
+    backend = load_backend("torch", spec, random_weights(spec), OPTIONS)
+    driver = Driver(backend)
+    handle = backend.execute(driver.batch([Work(driver.text(), [1, 2])]))
+    first_line = str(error).partition("\n")[0]
+    message = f"cpu failed: {first_line}. This process can compute nothing there any more: load the model in a new"
+    with monkeypatch.context() as patch:
+        patch.setattr(rows_module.Download, "arrays", fail)
+        with pytest.raises(DeviceFailureError) as caught:
+            handle.result()
+        assert message in str(caught.value)
+    monkeypatch.setattr(backend_module, "run_rows", fail)
+    monkeypatch.setattr(backend_module, "choose_tokens", fail)
+    with pytest.raises(DeviceFailureError) as caught:
+        driver.step([Work(driver.text(), [1, 2])])
+    assert message in str(caught.value)
+    assert caught.value.__cause__ is error
+    with pytest.raises(DeviceFailureError):
+        backend.sample(np.zeros((1, 101), np.float32), greedy(1), None)
+
+
+def test_other_errors_are_nobodys_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    spec = decoder()
+    driver = Driver(load_backend("torch", spec, random_weights(spec), OPTIONS))
+    monkeypatch.setattr(backend_module, "run_rows", fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        driver.step([Work(driver.text(), [1, 2])])
+
+
+def test_a_device_that_failed_is_left_without_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise FAILURES[0]
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    release_memory(SECOND)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_told"),
+    [("cuda", torch.float32, True), ("cuda", torch.bfloat16, False), ("cpu", torch.float32, False)],
+)
+def test_rounded_products_are_told(
+    device: str, dtype: torch.dtype, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for matmul in (SimpleNamespace(fp32_precision="tf32"), SimpleNamespace(allow_tf32=True)):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+        caplog.clear()
+        warn_of_tf32(torch.device(device), dtype)
+        assert ("rounded to TF32" in caplog.text) == is_told
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="ieee"))
+    caplog.clear()
+    warn_of_tf32(torch.device(device), dtype)
+    assert not caplog.text

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from support.batches import Driver, Work
 from support.random_models import decoder, layer, random_weights
@@ -78,3 +81,38 @@ def test_it_computes_the_same_model() -> None:
     for spec in SPECS.values():
         expected = Driver(backend_of(spec, replace(OPTIONS, deterministic=False))).logits(TEXT)
         np.testing.assert_allclose(Driver(backend_of(spec)).logits(TEXT, chunk=11), expected, rtol=0, atol=2e-5)
+
+
+class Streams:
+    """Texts, and the logits of each alone and whole."""
+
+    def __init__(self, **options: Any) -> None:
+        self.backend = backend_of(SPECS["windows"], replace(OPTIONS, **options))
+        self.texts = [TEXT[i:] + TEXT[:i] for i in (0, 11, 40)]
+        self.expected = [Driver(self.backend).logits(text) for text in self.texts]
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"dtype": "bfloat16"}, {"kv_cache_dtype": "int8"}], ids=["float32", "bfloat16", "int8"]
+)
+def streams(request: pytest.FixtureRequest) -> Streams:
+    return Streams(**request.param)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 33), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_no_schedule_shows(streams: Streams, steps: list[list[int]]) -> None:
+    """Texts, two of them alike, that run on beside each other by as many tokens at a time as chance has it."""
+    driver, which = Driver(streams.backend), (0, 1, 2, 0)
+    texts = [driver.text() for _ in which]
+    for counts in steps:
+        works, places = [], []
+        for text, i, count in zip(texts, which, counts, strict=True):
+            if part := streams.texts[i][text.length : text.length + count]:
+                works.append(Work(text, part))
+                places.append((i, text.length + len(part) - 1))
+        if works:
+            logits = driver.step(works).logits
+            assert logits is not None
+            for found, (i, position) in zip(logits, places, strict=True):
+                assert np.array_equal(found, streams.expected[i][position])

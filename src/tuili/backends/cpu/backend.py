@@ -20,11 +20,14 @@ from tuili.backend import (
     StepHandle,
     StepResult,
     UInt32,
+    empty_result,
+    refuse_unread,
+    window_groups,
 )
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, load_model
 from tuili.config import BLOCK_SIZES, KV_CACHE_DTYPES, KvCacheDtype
-from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
+from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
@@ -82,15 +85,9 @@ class CpuBackend:
         if block_size not in BLOCK_SIZES:
             raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}", param="block_size")
         self._block_size = block_size
-        return tuple(
-            CacheGroup(
-                kind="full" if window is None else "window",
-                block_bytes=self._model.cache_block_bytes(self._cache_format, group, block_size),
-                block_size=block_size,
-                window=window,
-            )
-            for group, window in enumerate(self._groups.windows)
-        )
+        windows = self._groups.windows
+        sizes = [self._model.cache_block_bytes(self._cache_format, g, block_size) for g in range(len(windows))]
+        return window_groups(windows, sizes, block_size)
 
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""
@@ -118,7 +115,7 @@ class CpuBackend:
         """
         model, step = self._model, self._kept  # a batch that comes again is read already
         if step is None or step.batch is not batch:
-            _refuse_unread(batch)
+            refuse_unread(batch, "cpu")
             step = None
         try:
             step = step or self._bind(model, batch)
@@ -131,19 +128,7 @@ class CpuBackend:
 
     def _bind(self, model: _native.Model, batch: Batch) -> _BoundStep:
         """The native step of a batch, kept for when the batch comes again."""
-        num_rows, k = len(batch.sample_rows), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
-        logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
-        result = StepResult(
-            token_ids=np.empty(num_rows, np.int32),
-            logprobs=np.full(num_rows, np.nan, np.float32),
-            ranks=np.zeros(num_rows, np.int32),
-            top_ids=np.full((num_rows, k), -1, np.int32),
-            top_logprobs=np.full((num_rows, k), np.nan, np.float32),
-            sampler_state=np.full(num_rows, np.nan, np.float32),
-            logits=None if logit_rows is None else np.empty((len(logit_rows), self.vocab_size), np.float32),
-            logit_rows=logit_rows,
-            hidden=np.empty((num_rows, self._spec.hidden_size), np.float32) if batch.want_hidden else None,
-        )
+        result = empty_result(batch, self.vocab_size, self._spec.hidden_size)
         step = _BoundStep(batch, result, _native.Step(model, batch, *_arrays(result)))
         self._kept = step if step.is_reusable else None
         return step
@@ -160,16 +145,6 @@ class CpuBackend:
     def close(self) -> None:
         """Gives memory and threads back; the backend is of no use afterwards."""
         self._open_model = self._kept = None
-
-
-def _refuse_unread(batch: Batch) -> None:
-    unread = {
-        "adapter_ids": batch.adapter_ids is not None,
-        "input_embeds": batch.input_embeds is not None,
-        "positions [3, T]": batch.positions.ndim != 1,
-    }
-    if names := [name for name, is_used in unread.items() if is_used]:
-        raise UnsupportedModelError(f"batch: the cpu backend does not implement {', '.join(names)}")
 
 
 def _arrays(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tuili.backend import CacheGroup
+from tuili.backend import CacheGroup, window_groups
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, attention_specs, check_supported
 from tuili.config import KvCacheDtype
@@ -48,10 +48,7 @@ def cache_groups(spec: ModelSpec, kv_cache_dtype: KvCacheDtype, block_size: int)
     for group, mixer in zip(groups.of_layer, attention_specs(spec), strict=True):
         plane = _native.cache_plane_bytes(kv_cache_dtype, mixer.head_dim, block_size)
         block_bytes[group] += mixer.num_kv_heads * plane
-    return tuple(
-        CacheGroup(kind="full" if window is None else "window", block_bytes=size, block_size=block_size, window=window)
-        for size, window in zip(block_bytes, groups.windows, strict=True)
-    )
+    return window_groups(groups.windows, block_bytes, block_size)
 
 
 def workspace_bytes(spec: ModelSpec, *, num_tokens: int, num_rows: int, num_positions: int, num_threads: int) -> int:

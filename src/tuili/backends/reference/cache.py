@@ -6,7 +6,7 @@ from collections.abc import Sequence as ListLike
 
 import numpy as np
 
-from tuili.backend import CacheGroup, Float32, Int32
+from tuili.backend import CacheGroup, Float32, Int32, window_groups
 from tuili.config import KvCacheDtype
 from tuili.errors import InsufficientMemoryError
 from tuili.models.spec import AttentionSpec
@@ -35,15 +35,11 @@ class PagedCache:
     def groups(self, block_size: int) -> tuple[CacheGroup, ...]:
         """What each group needs; also fixes the block size of the next `allocate`."""
         self._block_size = block_size
-        return tuple(
-            CacheGroup(
-                kind="full" if window is None else "window",
-                block_bytes=sum(_block_bytes(a, block_size) for a in self._layers if a.sliding_window == window),
-                block_size=block_size,
-                window=window,
-            )
+        sizes = [
+            sum(_block_bytes(a, block_size) for a in self._layers if a.sliding_window == window)
             for window in self._windows
-        )
+        ]
+        return window_groups(self._windows, sizes, block_size)
 
     def allocate(self, num_blocks: ListLike[int]) -> None:
         """Empty blocks for every group; what was cached before is gone. Raises InsufficientMemoryError."""

@@ -19,6 +19,8 @@ from tuili.backend import (
     StepHandle,
     StepResult,
     UInt32,
+    empty_result,
+    refuse_unread,
 )
 from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.forward import Forward
@@ -113,13 +115,7 @@ class ReferenceBackend:
 
     def execute(self, batch: Batch) -> StepHandle:
         """Runs the step at once; the handle is ready. Raises UnsupportedModelError naming a field it does not read."""
-        unread = {
-            "adapter_ids": batch.adapter_ids is not None,
-            "input_embeds": batch.input_embeds is not None,
-            "positions [3, T]": batch.positions.ndim != 1,
-        }
-        if names := [name for name, is_used in unread.items() if is_used]:
-            raise UnsupportedModelError(f"batch: the reference backend does not implement {', '.join(names)}")
+        refuse_unread(batch, "reference")
         x = self._forward.hidden(batch, self._input_ids(batch), self._cache)
         hidden = self._forward.final_norm(x[batch.sample_rows])
         result = self._rows(batch, hidden)
@@ -148,37 +144,25 @@ class ReferenceBackend:
 
     def _rows(self, batch: Batch, hidden: Float32) -> StepResult:
         """Logits, choices and scores of the R rows, a few rows at a time."""
-        num_rows, k = len(hidden), min(self.vocab_size, int(batch.num_logprobs.max(initial=0)))
-        token_ids = batch.targets.copy()
-        logprobs, sampler_state = np.full((2, num_rows), np.nan, np.float32)
-        ranks = np.zeros(num_rows, np.int32)
-        top_ids, top_logprobs = np.full((num_rows, k), -1, np.int32), np.full((num_rows, k), np.nan, np.float32)
-        logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
-        kept_logits = None if logit_rows is None else np.empty((len(logit_rows), self.vocab_size), np.float32)
-        for start in range(0, num_rows, ROW_TILE):
+        result = empty_result(batch, self.vocab_size, hidden.shape[1])
+        token_ids, logit_rows = result.token_ids, result.logit_rows
+        token_ids[:] = batch.targets
+        for start in range(0, len(hidden), ROW_TILE):
             logits = self._forward.logits(hidden[start : start + ROW_TILE])
-            if kept_logits is not None and logit_rows is not None:
+            if result.logits is not None and logit_rows is not None:
                 first, end = np.searchsorted(logit_rows, (start, start + ROW_TILE))
-                kept_logits[first:end] = logits[logit_rows[first:end] - start]
+                result.logits[first:end] = logits[logit_rows[first:end] - start]
             for r, row in enumerate(logits, start):
                 if token_ids[r] < 0 and np.isfinite(row.max()):
-                    token_ids[r], sampler_state[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
+                    token_ids[r], result.sampler_state[r] = choose_row(row, batch.sampling, r, batch.allow_mask)
                 if batch.num_logprobs[r] >= 0 and token_ids[r] >= 0:
                     scored = score(row, int(token_ids[r]), int(batch.num_logprobs[r]))
-                    logprobs[r], ranks[r] = scored.logprob, scored.rank
-                    top_ids[r, : len(scored.top_ids)] = scored.top_ids
-                    top_logprobs[r, : len(scored.top_ids)] = scored.top_logprobs
-        return StepResult(
-            token_ids=token_ids,
-            logprobs=logprobs,
-            ranks=ranks,
-            top_ids=top_ids,
-            top_logprobs=top_logprobs,
-            sampler_state=sampler_state,
-            logits=kept_logits,
-            logit_rows=logit_rows,
-            hidden=hidden if batch.want_hidden else None,
-        )
+                    result.logprobs[r], result.ranks[r] = scored.logprob, scored.rank
+                    result.top_ids[r, : len(scored.top_ids)] = scored.top_ids
+                    result.top_logprobs[r, : len(scored.top_ids)] = scored.top_logprobs
+        if result.hidden is not None:
+            result.hidden[:] = hidden
+        return result
 
 
 class _Finished:

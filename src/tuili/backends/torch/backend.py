@@ -19,6 +19,7 @@ from tuili.backend import (
     SamplingArrays,
     StepHandle,
     UInt32,
+    refuse_unread,
 )
 from tuili.backends.torch.cache import PagedCache, is_out_of_memory
 from tuili.backends.torch.devices import (
@@ -29,6 +30,7 @@ from tuili.backends.torch.devices import (
     current,
     free_bytes,
     release_memory,
+    warn_of_tf32,
 )
 from tuili.backends.torch.fixed_shapes import FixedShapeOps
 from tuili.backends.torch.graphs import Capture, CudaCapture, Decoded, DecodeGraphs
@@ -82,6 +84,7 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
     check_cache_dtype(options.kv_cache_dtype, device)
     stored = weights[_FIRST_MATRIX].format.name if _FIRST_MATRIX in weights else ""
     dtype = choose_dtype(options.dtype, device, stored)
+    warn_of_tf32(device, dtype)
     ops = _ops(device, options.deterministic)
     reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=not isinstance(ops, PlainOps))
     try:
@@ -169,7 +172,7 @@ class TorchBackend:
 
         Raises UnsupportedModelError naming a field it does not read, InsufficientMemoryError.
         """
-        _refuse_unread(batch)
+        refuse_unread(batch, "torch")
         model = self._open_model
         try:
             with current(self.device):
@@ -244,13 +247,3 @@ class TorchBackend:
         if slots is None:
             return step.input_ids
         return torch.where(slots >= 0, self._last_tokens.index_select(0, slots.clamp(min=0)), step.input_ids)
-
-
-def _refuse_unread(batch: Batch) -> None:
-    unread = {
-        "adapter_ids": batch.adapter_ids is not None,
-        "input_embeds": batch.input_embeds is not None,
-        "positions [3, T]": batch.positions.ndim != 1,
-    }
-    if names := [name for name, is_used in unread.items() if is_used]:
-        raise UnsupportedModelError(f"batch: the torch backend does not implement {', '.join(names)}")

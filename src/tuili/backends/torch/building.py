@@ -92,7 +92,8 @@ class Builder:
         """`table` is the embedding's, for where both are one."""
         weight = table if self.spec.tie_word_embeddings else self.reader.matrix("lm_head")
         bias = self.reader.vector("lm_head.bias")
-        last = Linear(self.ops, weight, None if bias is None else bias.to(self.reader.dtype))
+        # Half precision would make equals of many of the best logits.
+        last = Linear(self.ops, weight, None if bias is None else bias.to(self.reader.dtype), torch.float32)
         return Head((self.linear("project_out"), last) if "project_out.weight" in self.reader else (last,))
 
     def _lookup(self, weight: Weight, scale: float) -> Lookup:

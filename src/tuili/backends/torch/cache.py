@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tuili.backend import CacheGroup, Int32
+from tuili.backend import CacheGroup, Int32, window_groups
 from tuili.backends.torch.ops import LayerCache
 from tuili.config import BLOCK_SIZES
 from tuili.errors import InsufficientMemoryError, InvalidRequestError
@@ -43,15 +43,11 @@ class PagedCache:
         if block_size not in BLOCK_SIZES:
             raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}", param="block_size")
         self._block_size = block_size
-        return tuple(
-            CacheGroup(
-                kind="full" if window is None else "window",
-                block_bytes=block_size * sum(self._token_bytes(a) for a in self._specs if a.sliding_window == window),
-                block_size=block_size,
-                window=window,
-            )
+        sizes = [
+            block_size * sum(self._token_bytes(a) for a in self._specs if a.sliding_window == window)
             for window in self._windows
-        )
+        ]
+        return window_groups(self._windows, sizes, block_size)
 
     def _token_bytes(self, a: AttentionSpec) -> int:
         head_bytes = a.head_dim * self._dtype.itemsize + (_SCALE.itemsize if self._has_scales else 0)

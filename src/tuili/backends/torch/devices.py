@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from tuili.checks import refusal
 from tuili.config import KvCacheDtype
-from tuili.errors import InvalidRequestError
+from tuili.errors import DeviceFailureError, InvalidRequestError
+
+_log = logging.getLogger(__name__)
 
 DEVICE_TYPES = ("cuda", "xpu", "mps", "cpu")  # in the order in which "auto" looks for them
 DTYPES: Mapping[str, torch.dtype] = {
@@ -26,11 +29,16 @@ _CACHE_DTYPES: Mapping[KvCacheDtype, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
 }
 _FP8_CAPABILITY = (8, 9)
+_ACCELERATOR_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # since 2.8
+_FAILURES = (  # in messages of torch, its libraries and Triton
+    *("CUDA error", "HIP error", "XPU error", "NCCL error", "Triton Error [CUDA]", "Triton Error [HIP]"),
+    *("CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR", "CUDNN_STATUS_EXECUTION_FAILED"),
+)
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a GPU that the backend is meant for."""
-    return torch.cuda.is_available()
+    """Whether torch sees a GPU: NVIDIA's or AMD's, or Apple's. Intel's are used when they are asked for."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -75,12 +83,47 @@ def choose_dtype(name: str, device: torch.device, stored_format: str) -> torch.d
     return torch.float16 if stored_format == "F16" or not has_bfloat16 else torch.bfloat16
 
 
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes `device` the thread's own meanwhile: where events are recorded, memory is pinned and Triton launches."""
-    if device.type not in ("cuda", "xpu"):
-        return nullcontext()
-    context: AbstractContextManager[Any] = _module(device.type).device(device)
-    return context
+def warn_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
+    """Where the process lets float32 products be rounded to ten bits. That is its own affair, and off by default."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # since 2.9; asking both ways is an error
+    is_on = matmul.allow_tf32 if precision is None else precision == "tf32"
+    if device.type == "cuda" and dtype == torch.float32 and is_on:
+        _log.warning(
+            "float32 products are rounded to TF32, as this process has set it: logits are not the reference's to 1e-4 "
+            "(torch.set_float32_matmul_precision('highest') changes that)"
+        )
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[torch.device]:
+    """Makes `device` the thread's own meanwhile: where events are recorded, memory is pinned and Triton launches.
+
+    Raises DeviceFailureError for what torch raises when the device can compute no more.
+    """
+    try:
+        with _module(device.type).device(device) if device.type in ("cuda", "xpu") else nullcontext():
+            yield device
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
+        raise device_failure(error, device) from error.with_traceback(None)
+
+
+def is_device_failure(error: RuntimeError) -> bool:
+    """Whether a driver reported an error after which it refuses the process everything; no memory left is none."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return False
+    return isinstance(error, _ACCELERATOR_ERRORS) or any(word in str(error) for word in _FAILURES)
+
+
+def device_failure(error: RuntimeError, device: torch.device) -> DeviceFailureError:
+    """Says what became of the device, and what helps."""
+    reason = str(error).partition("\n")[0]
+    return DeviceFailureError(
+        f"{device} failed: {reason}. This process can compute nothing there any more: load the model in a new process "
+        "(a server's engine is restarted by itself). If it recurs, CUDA_LAUNCH_BLOCKING=1 tells where"
+    )
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -93,9 +136,14 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what torch keeps of the device's memory without using it."""
-    if device.type != "cpu":
+    """Gives back what torch keeps of the device's memory without using it; nothing where the device has failed."""
+    if device.type == "cpu":
+        return
+    try:
         _module(device.type).empty_cache()
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
 
 
 def check_cache_dtype(name: KvCacheDtype, device: torch.device) -> None:

@@ -1,14 +1,15 @@
-"""What the device must know to choose rows in the default order, worked out on the host and sent in one copy.
+"""What the device must know to choose rows, worked out on the host and sent in one copy.
 
-Rows that need as many of the best candidates make a part: those of equal width are drawn together.
+Rows whose samplers come in the same order make a part, if they need as many of the best candidates; in the default
+order it does not matter which samplers a row leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +22,38 @@ from tuili.backends.torch.step import Uploader
 
 NARROW = 1024  # candidates that are found without a sort of all
 _PART_LOGITS = 1 << 24  # drawn at one time: each takes some 60 bytes on the way
+_ALL = float(1 << 24)  # candidates: no vocabulary is larger
 _OFF_MASS = 2.0  # a share that nothing reaches
-_PLACES: Mapping[SamplerKind, int] = {
-    kind: place
-    for place, kind in enumerate(
-        (
-            SamplerKind.PENALTIES,
-            SamplerKind.DRY,
-            SamplerKind.TEMPERATURE,
-            SamplerKind.TOP_N_SIGMA,
-            SamplerKind.MIN_P,
-            SamplerKind.TOP_K,
-            SamplerKind.TYPICAL_P,
-            SamplerKind.TOP_P,
-            SamplerKind.XTC,
-        )
-    )
+# The default order, and the values with which each sampler changes nothing.
+_DEFAULT: Mapping[SamplerKind, tuple[float, float, float]] = {
+    SamplerKind.PENALTIES: (0.0, 0.0, 0.0),
+    SamplerKind.DRY: (0.0, 0.0, 0.0),
+    SamplerKind.TEMPERATURE: (1.0, 0.0, 1.0),
+    SamplerKind.TOP_N_SIGMA: (-1.0, 0.0, 0.0),
+    SamplerKind.MIN_P: (0.0, 0.0, 0.0),
+    SamplerKind.TOP_K: (_ALL, 0.0, 0.0),
+    SamplerKind.TYPICAL_P: (_OFF_MASS, 0.0, 0.0),
+    SamplerKind.TOP_P: (_OFF_MASS, 0.0, 0.0),
+    SamplerKind.XTC: (0.0, 0.0, 0.0),
 }
-# Of each sampler: the names of its values, and those values where it is left out.
-_COLUMNS: Mapping[SamplerKind, tuple[tuple[str, float], ...]] = {
-    SamplerKind.PENALTIES: (),
-    SamplerKind.DRY: (),
-    SamplerKind.TEMPERATURE: (("temperature", 1.0), ("spread", 0.0), ("exponent", 1.0)),
-    SamplerKind.TOP_N_SIGMA: (("num_sigmas", -1.0),),
-    SamplerKind.MIN_P: (("min_p", 0.0), ("min_p_keep", 0.0)),
-    SamplerKind.TOP_K: (("top_k", float(1 << 24)),),  # no vocabulary is larger
-    SamplerKind.TYPICAL_P: (("typical_p", _OFF_MASS), ("typical_keep", 0.0)),
-    SamplerKind.TOP_P: (("top_p", _OFF_MASS), ("top_p_keep", 0.0)),
-    SamplerKind.XTC: (("xtc_probability", 0.0), ("xtc_threshold", 0.0), ("xtc_keep", 0.0)),
+_PLACES = np.array([list(_DEFAULT).index(kind) if kind in _DEFAULT else -1 for kind in SamplerKind])
+# Of values [n, 3]: the rows in which a sampler looks at candidates best first. TOP_K does where it limits any.
+_NEEDS_ORDER: Mapping[SamplerKind, Callable[[Float32], Bool]] = {
+    SamplerKind.MIN_P: lambda values: values[:, 1] > 1,
+    SamplerKind.TYPICAL_P: lambda values: values[:, 0] < _OFF_MASS,
+    SamplerKind.TOP_P: lambda values: values[:, 0] < _OFF_MASS,
+    SamplerKind.XTC: lambda values: values[:, 0] > 0,
+    SamplerKind.MIROSTAT_1: lambda values: np.ones(len(values), np.bool_),
 }
-_OFF: Mapping[str, float] = {name: off for columns in _COLUMNS.values() for name, off in columns}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawStep:
+    """A sampler, and the values of the part's rows."""
+
+    kind: SamplerKind
+    values: Tensor  # float32 [n, 3]
+    most: tuple[float, float, float]  # the largest of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,56 +61,64 @@ class DrawPart:
     """n rows of one tile, and the numbers of each on the device."""
 
     rows: Tensor  # int32 [n] within the tile
-    width: int  # candidates to put in order, best first: 0, up to NARROW, or the vocabulary
+    steps: tuple[DrawStep, ...]  # in their order; what changes nothing is left out
     num_drawn: int  # rows that are more than the largest logit
-    used: frozenset[str]  # columns that some row sets
-    columns: Mapping[str, Tensor]  # float32 [n] by names of _COLUMNS; float64 uniforms "u" and "chance"
+    columns: Mapping[str, Tensor]  # [n] int32 is_greedy; float32 penalties and state; float64 uniforms "u", "chance"
     csr: Mapping[str, tuple[Tensor, Tensor, Tensor]]  # bias, history, dry: rows int32, ids int32, values [entries]
     allow_mask: Tensor | None  # int32 [n, words]
 
 
 @dataclass(frozen=True, slots=True)
-class DrawRules:
-    """Of all R rows: which run here, and their values."""
+class DrawOrder:
+    """Rows whose samplers come in one order."""
 
-    sampling: SamplingArrays
-    allow_mask: UInt32 | None
-    columns: Mapping[str, Float32]  # [R]
-    chained: Mapping[SamplerKind, Bool]  # [R]
-    in_order: Bool  # [R] rows whose chain is in the default order
+    rows: Int64  # [n] ascending
+    kinds: tuple[SamplerKind, ...]
+    values: Float32  # [n, len(kinds), 3]; of what a row leaves out, those that change nothing
 
 
-def draw_rules(sampling: SamplingArrays, allow_mask: UInt32 | None) -> DrawRules:
-    """Rows without a chain stand in the same columns as those with one."""
-    num_rows = len(sampling.temperature)
-    columns = {name: np.full(num_rows, off, np.float32) for name, off in _OFF.items()}
-    lengths = np.diff(sampling.chain_start)
-    owners = np.repeat(np.arange(num_rows), lengths)
-    kinds = sampling.chain_kinds[: len(owners)]
-    chained = {kind: np.zeros(num_rows, np.bool_) for kind in _PLACES}
-    for kind, is_in in chained.items():
-        is_step = kinds == kind
-        is_in[owners[is_step]] = True
-        for (name, _), values in zip(_COLUMNS[kind], sampling.chain_values[: len(owners)][is_step].T, strict=False):
-            columns[name][owners[is_step]] = values
-    columns["top_k"][columns["top_k"] <= 0] = _OFF["top_k"]
-    plain = lengths == 0
-    chained[SamplerKind.PENALTIES] |= plain
-    _fill_plain(columns, sampling, plain & (sampling.temperature > 0))
-    return DrawRules(sampling, allow_mask, columns, chained, _in_default_order(kinds, owners, num_rows))
+class _Planned(NamedTuple):
+    """A part to be."""
+
+    first: int  # row of its tile
+    rows: Int64  # [n]
+    kinds: tuple[SamplerKind, ...]
+    values: Float32  # [n, len(kinds), 3]
 
 
-def _fill_plain(columns: Mapping[str, Float32], s: SamplingArrays, rows: Bool) -> None:
-    columns["temperature"][rows] = s.temperature[rows]
-    columns["min_p"][rows] = s.min_p[rows]
-    limited = rows & (s.top_k > 0)
-    columns["top_k"][limited] = s.top_k[limited]
-    limited = rows & (s.top_p < 1)
-    columns["top_p"][limited] = s.top_p[limited]
+def draw_orders(s: SamplingArrays, rows: Int64) -> list[DrawOrder]:
+    """The orders of some rows, the default one first. Rows without a chain are in it, as if they had one."""
+    lengths = np.diff(s.chain_start)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    kinds, values = s.chain_kinds[: len(owners)], s.chain_values[: len(owners)]
+    in_order = _in_default_order(kinds, owners, len(lengths))
+    table = np.tile(np.array(list(_DEFAULT.values()), np.float32), (len(lengths), 1, 1))
+    is_placed = in_order[owners]
+    table[owners[is_placed], _PLACES[kinds[is_placed]]] = values[is_placed]
+    _fill_plain(table, s, (lengths == 0) & (s.temperature > 0))
+    mine = rows[in_order[rows]]
+    orders = [DrawOrder(mine, tuple(_DEFAULT), table[mine])]
+    others: dict[tuple[int, ...], list[int]] = {}
+    for r in rows[~in_order[rows]].tolist():
+        others.setdefault(tuple(kinds[s.chain_start[r] : s.chain_start[r + 1]].tolist()), []).append(r)
+    for chain, members in others.items():
+        at = s.chain_start[members][:, None] + np.arange(len(chain))
+        orders.append(DrawOrder(np.array(members), tuple(map(SamplerKind, chain)), values[at]))
+    return [_with_limits_first(order) for order in orders]
+
+
+def _fill_plain(table: Float32, s: SamplingArrays, rows: Bool) -> None:
+    for kind, values, is_set in (
+        (SamplerKind.TEMPERATURE, s.temperature, rows),
+        (SamplerKind.MIN_P, s.min_p, rows),
+        (SamplerKind.TOP_K, s.top_k, rows & (s.top_k > 0)),
+        (SamplerKind.TOP_P, s.top_p, rows & (s.top_p < 1)),
+    ):
+        table[is_set, _PLACES[kind], 0] = values[is_set]
 
 
 def _in_default_order(kinds: Int32, owners: Int64, num_rows: int) -> Bool:
-    places = np.array([_PLACES.get(SamplerKind(kind), -1) for kind in range(len(SamplerKind))])[kinds]
+    places = _PLACES[kinds]
     follows = np.ones(len(kinds), np.bool_)
     follows[1:] = (places[1:] > places[:-1]) | (owners[1:] != owners[:-1])
     in_order = np.ones(num_rows, np.bool_)
@@ -115,50 +126,83 @@ def _in_default_order(kinds: Int32, owners: Int64, num_rows: int) -> Bool:
     return in_order
 
 
+def _with_limits_first(order: DrawOrder) -> DrawOrder:
+    """top_k before a min_p that stands right before it: each keeps the first best first, so either may be first, and
+    what is left of top_k is put in order at less cost.
+    """
+    kinds, values = list(order.kinds), order.values.copy()
+    for i in range(len(kinds) - 1):
+        if kinds[i : i + 2] == [SamplerKind.MIN_P, SamplerKind.TOP_K]:
+            kinds[i : i + 2] = reversed(kinds[i : i + 2])
+            values[:, i : i + 2] = values[:, i : i + 2][:, ::-1].copy()
+    for i, kind in enumerate(kinds):
+        if kind is SamplerKind.TOP_K:
+            values[values[:, i, 0] <= 0, i, 0] = _ALL
+    return DrawOrder(order.rows, tuple(kinds), values)
+
+
 def upload_parts(
-    rules: DrawRules, rows: Int64, tile_rows: int, vocab_size: int, uploader: Uploader
+    sampling: SamplingArrays,
+    allow_mask: UInt32 | None,
+    rows: Int64,
+    tile_rows: int,
+    vocab_size: int,
+    uploader: Uploader,
 ) -> dict[int, list[DrawPart]]:
     """The parts of each tile of `tile_rows` rows, by the tile's first row; `rows` ascend."""
-    chosen = list(_partitions(rules, rows, tile_rows, vocab_size))
+    chosen = [p for order in draw_orders(sampling, rows) for p in _partitions(order, tile_rows, vocab_size)]
     arrays: dict[str, NDArray[Any]] = {}
-    for i, (first, _, part) in enumerate(chosen):
-        arrays |= {f"{i}.{name}": array for name, array in _arrays(rules, part, first).items()}
+    for i, part in enumerate(chosen):
+        arrays |= {f"{i}.{name}": array for name, array in _arrays(sampling, allow_mask, part).items()}
     sent = uploader.upload(arrays) if arrays else {}
     parts: dict[int, list[DrawPart]] = {}
-    for i, (first, width, part) in enumerate(chosen):
+    for i, part in enumerate(chosen):
         mine = {name.split(".", 1)[1]: view for name, view in sent.items() if name.startswith(f"{i}.")}
-        parts.setdefault(first, []).append(_part(rules, part, width, mine))
+        parts.setdefault(part.first, []).append(_part(sampling, part, mine))
     return parts
 
 
-def _partitions(rules: DrawRules, rows: Int64, tile_rows: int, vocab_size: int) -> Iterator[tuple[int, int, Int64]]:
-    """(First row of the tile, width, rows)."""
-    widths = _widths(rules, vocab_size)
+def _partitions(order: DrawOrder, tile_rows: int, vocab_size: int) -> Iterator[_Planned]:
+    widths = _widths(order, vocab_size)
     size = max(1, _PART_LOGITS // vocab_size)
-    tiles = rows // tile_rows
+    tiles = order.rows // tile_rows
     for tile in np.unique(tiles):
         for is_kind in (widths == 0, (widths > 0) & (widths < vocab_size), widths == vocab_size):
-            mine = rows[(tiles == tile) & is_kind[rows]]
+            mine = np.flatnonzero((tiles == tile) & is_kind)
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
-                yield int(tile) * tile_rows, int(widths[part].max()), part
+                yield _Planned(int(tile) * tile_rows, order.rows[part], order.kinds, order.values[part])
 
 
-def _widths(rules: DrawRules, vocab_size: int) -> Int64:
-    """[R] how many of the best candidates a row's samplers look at."""
-    c = rules.columns
-    needs_order = (c["typical_p"] < _OFF_MASS) | (c["top_p"] < _OFF_MASS) | (c["xtc_probability"] > 0)
-    needs_order |= (c["top_k"] < vocab_size) | (c["min_p_keep"] > 1)
-    k = c["top_k"].astype(np.int64)
-    return np.where(needs_order, np.where(k <= min(NARROW, vocab_size - 1), np.maximum(k, 1), vocab_size), 0)
+def _widths(order: DrawOrder, vocab_size: int) -> Int64:
+    """[n] how many of the best candidates a row's samplers put in order."""
+    k, needs_order = np.full(len(order.rows), _ALL), np.zeros(len(order.rows), np.bool_)
+    for i, kind in enumerate(order.kinds):
+        if kind is SamplerKind.TOP_K:
+            k = np.minimum(k, order.values[:, i, 0])
+        elif kind in _NEEDS_ORDER:
+            needs_order |= _NEEDS_ORDER[kind](order.values[:, i])
+    needs_order |= k < vocab_size
+    return np.where(needs_order, np.where(k <= min(NARROW, vocab_size - 1), k, vocab_size), 0).astype(np.int64)
 
 
-def _arrays(rules: DrawRules, part: Int64, first: int) -> dict[str, NDArray[Any]]:
+def _is_used(part: _Planned) -> list[bool]:
+    """Of each step. Penalties and DRY are where there are entries for them."""
+    neutral = [_DEFAULT.get(kind) for kind in part.kinds]
+    is_sparse = [kind in (SamplerKind.PENALTIES, SamplerKind.DRY) for kind in part.kinds]
+    return [
+        sparse or off is None or bool((part.values[:, i] != off).any())
+        for i, (off, sparse) in enumerate(zip(neutral, is_sparse, strict=True))
+    ]
+
+
+def _arrays(s: SamplingArrays, allow_mask: UInt32 | None, planned: _Planned) -> dict[str, NDArray[Any]]:
     """Four-byte elements; uniforms are halves of float64."""
-    s = rules.sampling
-    arrays: dict[str, NDArray[Any]] = {"rows": (part - first).astype(np.int32)}
-    arrays |= {name: column[part] for name, column in rules.columns.items()}
+    part = planned.rows
+    arrays: dict[str, NDArray[Any]] = {"rows": (part - planned.first).astype(np.int32)}
+    arrays["values"] = planned.values[:, _is_used(planned)]
     arrays["is_greedy"] = (s.temperature[part] == 0).astype(np.int32)
+    arrays["state"] = s.sampler_state[part]
     for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
         arrays[name] = getattr(s, name)[part]
     seeds, positions, sample_indexes = (
@@ -168,37 +212,50 @@ def _arrays(rules: DrawRules, part: Int64, first: int) -> dict[str, NDArray[Any]
     for name, purpose in (("u", PURPOSE_TOKEN), ("chance", PURPOSE_XTC)):
         # Here, because the host knows the counters: on the device these are a hundred launches for a few numbers.
         arrays[name] = uniforms(seeds, positions, sample_indexes, purpose).numpy().view(np.int32)
-    everywhere = np.ones(len(s.temperature), np.bool_)
     for name, start, ids, values, wanted in (
-        ("bias", s.bias_start, s.bias_ids, s.bias_values, everywhere),
-        ("history", s.history_start, s.history_ids, s.history_counts, rules.chained[SamplerKind.PENALTIES]),
-        ("dry", s.dry_start, s.dry_ids, s.dry_values, rules.chained[SamplerKind.DRY]),
+        ("bias", s.bias_start, s.bias_ids, s.bias_values, np.ones(len(part), np.bool_)),
+        ("history", s.history_start, s.history_ids, s.history_counts, _has(s, part, SamplerKind.PENALTIES)),
+        ("dry", s.dry_start, s.dry_ids, s.dry_values, _has(s, part, SamplerKind.DRY)),
     ):
         owners, entries = _entries(start, part, wanted)
         arrays |= {f"{name}_rows": owners, f"{name}_ids": ids[entries], f"{name}_values": values[entries]}
-    if rules.allow_mask is not None:
-        arrays["allow_mask"] = np.ascontiguousarray(rules.allow_mask[part]).view(np.int32)
+    if allow_mask is not None:
+        arrays["allow_mask"] = np.ascontiguousarray(allow_mask[part]).view(np.int32)
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _has(s: SamplingArrays, part: Int64, kind: SamplerKind) -> Bool:
+    """[n] whether a row runs this sampler; rows without a chain run the penalties."""
+    lengths = np.diff(s.chain_start)
+    found: Bool = (lengths == 0) & (kind is SamplerKind.PENALTIES)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    found[owners[s.chain_kinds[: len(owners)] == kind]] = True
+    mine: Bool = found[part]
+    return mine
 
 
 def _entries(start: Int32, part: Int64, wanted: Bool) -> tuple[Int32, Int64]:
     """(Places in `part`, indices) of the entries of those of its rows that are wanted."""
-    lengths = np.where(wanted[part], start[part + 1] - start[part], 0)
+    lengths = np.where(wanted, start[part + 1] - start[part], 0)
     owners = np.repeat(np.arange(len(part)), lengths)
     within = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return owners.astype(np.int32), start[part][owners] + within
 
 
-def _part(rules: DrawRules, part: Int64, width: int, sent: Mapping[str, Tensor]) -> DrawPart:
+def _part(s: SamplingArrays, planned: _Planned, sent: Mapping[str, Tensor]) -> DrawPart:
     views = dict(sent)
     for name in ("u", "chance"):
         views[name] = views[name].view(torch.float64)
+    used = [i for i, is_used in enumerate(_is_used(planned)) if is_used]
+    values, most = views.pop("values"), planned.values.max(0)
     csr_names: ListLike[str] = ("bias", "history", "dry")
     return DrawPart(
         rows=views["rows"],
-        width=width,
-        num_drawn=int((rules.sampling.temperature[part] > 0).sum()),
-        used=frozenset(name for name, off in _OFF.items() if (rules.columns[name][part] != off).any()),
+        steps=tuple(
+            DrawStep(planned.kinds[i], values[:, place], (float(most[i, 0]), float(most[i, 1]), float(most[i, 2])))
+            for place, i in enumerate(used)
+        ),
+        num_drawn=int((s.temperature[planned.rows] > 0).sum()),
         columns=views,
         csr={n: (views[f"{n}_rows"], views[f"{n}_ids"], views[f"{n}_values"]) for n in csr_names},
         allow_mask=views.get("allow_mask"),

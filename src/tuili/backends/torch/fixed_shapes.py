@@ -18,10 +18,16 @@ TILE = 32
 class FixedShapeOps(PlainOps):
     """Slower, above all for few rows."""
 
-    def linear(self, x: Tensor, weight: DenseWeight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        weight: DenseWeight | PackedWeight,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
         linear = super().linear
-        parts = [linear(_filled(x[start : start + TILE]), weight, bias) for start in range(0, len(x), TILE)]
-        return torch.cat(parts)[: len(x)] if parts else linear(x, weight, bias)
+        parts = [linear(_filled(x[start : start + TILE]), weight, bias, out_dtype) for start in range(0, len(x), TILE)]
+        return torch.cat(parts)[: len(x)] if parts else linear(x, weight, bias, out_dtype)
 
     def attend(self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, attention: AttentionConstants) -> Tensor:
         """Tile by tile: in each the queries lie where their positions are, the others are zero and thrown away."""

@@ -46,9 +46,10 @@ class Linear:
     ops: Ops
     weight: DenseWeight | PackedWeight
     bias: Tensor | None
+    out_dtype: torch.dtype | None = None  # None: the input's
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias)
+        return self.ops.linear(x, self.weight, self.bias, self.out_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Everywhere:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Normed hidden states to logits as the dtype has them."""
+    """Normed hidden states to float32 logits."""
 
     stages: tuple[Linear, ...]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tuili.backend import Batch, Float32, Int64, StepResult
+from tuili.backends.torch.devices import device_failure
 from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
 from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
-from tuili.errors import EngineUnavailableError
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
 _DEVICE_TILE_LOGITS = 1 << 27
@@ -86,13 +86,14 @@ class RunningStep:
 
     def __init__(self, rows: RowResults) -> None:
         self._logit_rows = rows.logit_rows
+        self._device = rows.chosen.token_ids.device
         self._has = (rows.logits is not None, rows.hidden is not None)
         extra = [tensor for tensor in (rows.logits, rows.hidden) if tensor is not None]
         self._download = Download([*rows.chosen, *rows.scores, *extra])
 
     def result(self) -> StepResult:
-        """Waits for the device. Raises EngineUnavailableError when it failed."""
-        arrays = iter(_arrived(self._download))
+        """Waits for the device. Raises DeviceFailureError."""
+        arrays = iter(_arrived(self._download, self._device))
         token_ids, sampler_state, logprobs, ranks, top_ids, top_logprobs = (next(arrays) for _ in range(6))
         has_logits, has_hidden = self._has
         logits: Float32 | None = next(arrays) if has_logits else None
@@ -113,11 +114,12 @@ class GreedyStep:
     """The handle of a step whose rows want nothing but their token."""
 
     def __init__(self, token_ids: Tensor) -> None:
+        self._device = token_ids.device
         self._download = Download([token_ids])
 
     def result(self) -> StepResult:
         """As RunningStep.result."""
-        (token_ids,) = _arrived(self._download)
+        (token_ids,) = _arrived(self._download, self._device)
         num_rows = len(token_ids)
         nothing = np.full(num_rows, np.nan, np.float32)
         return StepResult(
@@ -130,8 +132,8 @@ class GreedyStep:
         )
 
 
-def _arrived(download: Download) -> list[Array]:
+def _arrived(download: Download, device: torch.device) -> list[Array]:
     try:
         return download.arrays()
     except RuntimeError as error:
-        raise EngineUnavailableError(f"the device failed: {str(error).splitlines()[0]}") from error
+        raise device_failure(error, device) from error.with_traceback(None)

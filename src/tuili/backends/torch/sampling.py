@@ -1,7 +1,4 @@
-"""Chooses a token for each row of logits, on the device: greedy rows, and draws in the default order.
-
-Rows whose chain has another order, or carries a state, are chosen on the host by the definition.
-"""
+"""Chooses a token for each row of logits, on the device: greedy rows, and draws with samplers in any order."""
 
 from __future__ import annotations
 
@@ -14,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuili.backend import Bool, Int32, Int64, SamplingArrays, UInt32
-from tuili.backends.reference.sampling import choose_row
+from tuili.backend import Bool, Int32, SamplingArrays, UInt32
 from tuili.backends.torch.draw import draw_tokens
-from tuili.backends.torch.draw_plan import DrawPart, draw_rules, upload_parts
+from tuili.backends.torch.draw_plan import DrawPart, upload_parts
 from tuili.backends.torch.step import Uploader
 
 
@@ -47,22 +43,19 @@ class RowRules:
 
 @dataclass(frozen=True, slots=True)
 class StepDraws:
-    """The rows of a step whose token is more than the largest logit, and where they are chosen."""
+    """The rows of a step whose token is more than the largest logit, by their tile's first row."""
 
-    rules: RowRules
-    parts: Mapping[int, ListLike[DrawPart]]  # on the device, by their tile's first row
-    host_rows: Int64
+    parts: Mapping[int, ListLike[DrawPart]]
 
 
 def plan_draws(rules: RowRules, tile_rows: int, vocab_size: int, uploader: Uploader, device: torch.device) -> StepDraws:
     """For logits that come `tile_rows` rows at a time. One copy to the device where a row is drawn there."""
     rows = np.flatnonzero(rules.drawn_rows())
     if not len(rows):
-        return StepDraws(rules, {}, rows)
-    described = draw_rules(rules.sampling, rules.allow_mask)
-    is_here = described.in_order[rows] & (device.type != "mps")  # which has no float64
-    parts = upload_parts(described, rows[is_here], tile_rows, vocab_size, uploader)
-    return StepDraws(rules, parts, rows[~is_here])
+        return StepDraws({})
+    if device.type == "mps":  # which has no float64: these rows are drawn on the CPU
+        uploader = Uploader(torch.device("cpu"))
+    return StepDraws(upload_parts(rules.sampling, rules.allow_mask, rows, tile_rows, vocab_size, uploader))
 
 
 def choose_tokens(logits: Tensor, first: int, draws: StepDraws, targets: Tensor) -> Chosen:
@@ -75,17 +68,10 @@ def choose_tokens(logits: Tensor, first: int, draws: StepDraws, targets: Tensor)
     chosen = best.int()
     states = torch.full_like(top, torch.nan)
     for part in draws.parts.get(first, ()):
-        chosen.index_copy_(0, part.rows.long(), draw_tokens(logits.index_select(0, part.rows), part))
-    mine = draws.host_rows[(draws.host_rows >= first) & (draws.host_rows < first + len(logits))]
-    if len(mine):
-        _choose_on_host(logits, first, draws.rules, mine - first, Chosen(chosen, states))
-    return Chosen(torch.where(targets >= 0, targets, torch.where(is_sound, chosen, -1)), states)
-
-
-def _choose_on_host(logits: Tensor, first: int, rules: RowRules, rows: Int64, into: Chosen) -> None:
-    """By the definition; waits for the device."""
-    at = torch.from_numpy(rows).to(logits.device)
-    for r, row in zip(rows.tolist(), logits[at].cpu().numpy(), strict=True):
-        if np.isfinite(row.max()):
-            choice = choose_row(row, rules.sampling, first + r, rules.allow_mask)
-            into.token_ids[r], into.sampler_state[r] = choice.token_id, choice.sampler_state
+        rows = part.rows.long().to(logits.device)
+        token_ids, after = draw_tokens(logits.index_select(0, rows).to(part.rows.device), part)
+        chosen.index_copy_(0, rows, token_ids.to(logits.device))
+        if after is not None:
+            states.index_copy_(0, rows, after.to(logits.device))
+    chosen = torch.where(targets >= 0, targets, torch.where(is_sound, chosen, -1))
+    return Chosen(chosen, torch.where(is_sound, states, torch.nan))

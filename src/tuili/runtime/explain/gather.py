@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tuili.backends import choose_backend
+from tuili.backends import backend_name
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError
 from tuili.runtime.explain.facts import (
@@ -97,7 +97,7 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
             *found.times(num_prompt),
             _detokenize_time(pipeline, token_ids, found),
         ),
-        backend=choose_backend(load.backend, load.device),
+        backend=backend_name(pipeline.backend),
     )
 
 

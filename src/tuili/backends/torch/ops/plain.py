@@ -32,6 +32,9 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
 }
 
+_HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+_WIDENED = 1 << 22  # elements of a weight that are wider at one time
+
 
 class PlainOps:
     """See the protocol. Without state."""
@@ -102,13 +105,34 @@ class PlainOps:
         inner = ACTIVATIONS[activation](gate.float())
         return (inner if up is None else inner * up.float()).to(gate.dtype)
 
-    def linear(self, x: Tensor, weight: DenseWeight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        weight: DenseWeight | PackedWeight,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
         dense = weight.weight if isinstance(weight, DenseWeight) else unpack(weight).to(x.dtype)
-        return F.linear(x, dense, bias)
+        return product(x, dense, bias, out_dtype or x.dtype)
 
     def finish_logits(self, logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-        scaled = logits.float() * scale
+        scaled = logits.float() if scale == 1 else logits.float() * scale
         return scaled if softcap is None else torch.tanh(scaled / softcap) * softcap
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """As Ops.linear, of a weight [N, K] in x's dtype."""
+    if out_dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    if x.is_cuda and _HAS_OUT_DTYPE and len(x):
+        out = torch.mm(x, weight.T, out_dtype=out_dtype)
+    else:
+        out = torch.empty((len(x), len(weight)), dtype=out_dtype, device=x.device)
+        step = max(1, _WIDENED // weight.shape[1])
+        for start in range(0, len(weight) if len(x) else 0, step):
+            part = slice(start, start + step)
+            out[:, part] = F.linear(x.to(out_dtype), weight[part].to(out_dtype))
+    return out if bias is None else out + bias
 
 
 def quantize_heads(heads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

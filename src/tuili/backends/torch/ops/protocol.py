@@ -155,8 +155,16 @@ class Ops(Protocol):
     def activate(self, gate: Tensor, up: Tensor | None, activation: Activation) -> Tensor:
         """activation(gate) * up, or activation(gate) alone: [T, n]."""
 
-    def linear(self, x: Tensor, weight: DenseWeight | PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """x [T, K] times the transpose of weight [N, K], plus bias [N]: [T, N]."""
+    def linear(
+        self,
+        x: Tensor,
+        weight: DenseWeight | PackedWeight,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """x [T, K] times the transpose of weight [N, K], plus bias [N]: [T, N] in the input's dtype, or in float32 if
+        out_dtype says so: the sums as they are, not rounded to the input's dtype on the way.
+        """
 
     def finish_logits(self, logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-        """float32 softcap(logits * scale) of logits [R, V]."""
+        """float32 softcap(logits * scale) of logits [R, V]; they themselves where nothing is to be done."""

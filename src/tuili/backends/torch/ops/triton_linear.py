@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from tuili.backends.torch.ops.kernels import matmul as kernels
 from tuili.backends.torch.ops.packed import LANES, DenseWeight, PackedWeight
+from tuili.backends.torch.ops.plain import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +40,26 @@ _UNPACK = Tile(0, 16, 16, 4, 1)
 _DENSE_TILE = {2: (64, 128, 64, 4, 3), 4: (32, 32, 32, 4, 2)}  # by bytes of an element: m, n, k, warps, stages
 
 
-def linear(x: Tensor, weight: DenseWeight | PackedWeight, bias: Tensor | None, deterministic: bool) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: DenseWeight | PackedWeight,
+    bias: Tensor | None,
+    deterministic: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """See Ops.linear."""
     if isinstance(weight, DenseWeight):
-        return _dense(x, weight.weight, bias) if deterministic else F.linear(x, weight.weight, bias)
+        dense = _dense if deterministic else product
+        return dense(x, weight.weight, bias, out_dtype)
     assert x.stride(1) == 1
     if deterministic:
-        return _gemm(x, weight, bias, _DETERMINISTIC)
+        return _gemm(x, weight, bias, _DETERMINISTIC, out_dtype)
     if x.shape[0] == 1:
-        return _gemv(x, weight, bias)
+        return _gemv(x, weight, bias, out_dtype)
     for most_tokens, tile in _TILES:
         if x.shape[0] <= most_tokens:
-            return _gemm(x, weight, bias, tile)
-    return F.linear(x, unpacked(weight, x.dtype), bias)
+            return _gemm(x, weight, bias, tile, out_dtype)
+    return product(x, unpacked(weight, x.dtype), bias, out_dtype)
 
 
 def unpacked(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
@@ -68,9 +75,9 @@ def unpacked(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+def _gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     num_rows, num_cols = weight.shape
-    out = torch.empty((x.shape[0], num_rows), dtype=x.dtype, device=x.device)
+    out = torch.empty((x.shape[0], num_rows), dtype=out_dtype, device=x.device)
     num_runs, constants = _runs_and_constants(weight)
     block_n = 4 if num_rows <= 4096 else 8
     runs = _GEMV_BYTES // block_n // int(constants["LANE"])
@@ -81,9 +88,9 @@ def _gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None, tile: Tile) -> Tensor:
+def _gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None, tile: Tile, out_dtype: torch.dtype) -> Tensor:
     (num_tokens, _), (num_rows, num_cols) = x.shape, weight.shape
-    out = torch.empty((num_tokens, num_rows), dtype=x.dtype, device=x.device)
+    out = torch.empty((num_tokens, num_rows), dtype=out_dtype, device=x.device)
     num_runs, constants = _runs_and_constants(weight)
     runs = tile.runs * LANES // int(constants["LANE"])
     grid = (triton.cdiv(num_tokens, tile.block_m), triton.cdiv(num_rows, tile.block_n))
@@ -95,10 +102,10 @@ def _gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None, tile: Tile) -> T
     return out
 
 
-def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     assert x.stride(1) == weight.stride(1) == 1
     (num_tokens, num_cols), num_rows = x.shape, weight.shape[0]
-    out = torch.empty((num_tokens, num_rows), dtype=x.dtype, device=x.device)
+    out = torch.empty((num_tokens, num_rows), dtype=out_dtype, device=x.device)
     block_m, block_n, block_k, num_warps, num_stages = _DENSE_TILE[x.element_size()]
     kernels.dense_kernel[(triton.cdiv(num_tokens, block_m), triton.cdiv(num_rows, block_n))](
         out, x, x if bias is None else bias, weight, num_tokens, num_rows, num_cols, x.stride(0), weight.stride(0),

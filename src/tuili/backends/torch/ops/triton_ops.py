@@ -81,8 +81,14 @@ class TritonOps:
     def activate(self, gate: Tensor, up: Tensor | None, activation: Activation) -> Tensor:
         return triton_rows.activate(gate, up, activation)
 
-    def linear(self, x: Tensor, weight: DenseWeight | PackedWeight, bias: Tensor | None = None) -> Tensor:
-        return triton_linear.linear(x, weight, bias, self._deterministic)
+    def linear(
+        self,
+        x: Tensor,
+        weight: DenseWeight | PackedWeight,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return triton_linear.linear(x, weight, bias, self._deterministic, out_dtype or x.dtype)
 
     def finish_logits(self, logits: Tensor, scale: float, softcap: float | None) -> Tensor:
         return triton_rows.finish_logits(logits, scale, softcap)
