@@ -15,7 +15,7 @@ from tuili.backends.torch import backend
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import Load
 from tuili.errors import DeviceFailureError, InvalidRequestError
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading import LoadOptions, open_engine
 from tuili.types import SamplingParams, TokenRequest
 
 COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.engine_process"]
@@ -82,3 +82,15 @@ def test_a_device_that_fails_is_said_and_the_model_can_still_be_closed(
         for _ in range(2):
             with pytest.raises(DeviceFailureError, match=r"assert triggered\. .* load the model in a new process"):
                 llm.generate({"prompt_token_ids": list(PROMPT)}, GREEDY, use_tqdm=False)
+
+
+def test_a_gpu_takes_more_tokens_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "BATCHED_TOKENS", {"cpu": 2048})
+    sizes = []
+    for name, wanted in (("reference", None), ("torch", None), ("torch", 64)):
+        running = open_engine(
+            model, LoadOptions(backend=name, device="cpu", max_num_seqs=2, max_num_batched_tokens=wanted)
+        )
+        sizes.append(running.engine.config.max_num_batched_tokens)
+        running.close()
+    assert sizes == [512, 2048, 64]

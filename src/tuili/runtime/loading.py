@@ -304,6 +304,11 @@ def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
     return quantized_weights(checkpoint.weights, checkpoint.spec, recipe, quantize)
 
 
+def _batched_tokens(backends: Sequence[Backend | None]) -> int:
+    """Tokens of a step where nobody says: those that the model's backend is best with, if it knows."""
+    return getattr(backends[0], "batched_tokens", None) or DEFAULT_BATCHED_TOKENS
+
+
 def _engine_config(
     spec: ModelSpec, backends: Sequence[Backend | None], options: LoadOptions, free_bytes: int
 ) -> EngineConfig:
@@ -311,7 +316,7 @@ def _engine_config(
     config = EngineConfig(
         max_model_len=options.max_model_len or spec.max_position,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, options.max_num_seqs),
+        max_num_batched_tokens=options.max_num_batched_tokens or max(_batched_tokens(backends), options.max_num_seqs),
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
         kv_cache_dtype=options.kv_cache_dtype,  # type: ignore[arg-type]

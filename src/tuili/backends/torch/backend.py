@@ -23,6 +23,7 @@ from tuili.backend import (
 )
 from tuili.backends.torch.cache import PagedCache, is_out_of_memory
 from tuili.backends.torch.devices import (
+    BATCHED_TOKENS,
     cache_dtype,
     check_cache_dtype,
     choose_device,
@@ -123,6 +124,7 @@ class TorchBackend:
         self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
         self._max_model_len = options.max_model_len
+        self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
         self.is_asynchronous = device.type != "cpu"
         self.graphs: DecodeGraphs | None = None
         if device.type == "cuda":

@@ -23,6 +23,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float": torch.float32,
 }
+BATCHED_TOKENS: Mapping[str, int] = {"cuda": 8192}  # of a step, unless somebody says: so many fill a GPU
 _CACHE_DTYPES: Mapping[KvCacheDtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,

@@ -38,14 +38,18 @@ class CudaCapture:
 
     def __call__(self, work: Work) -> Work:
         """What runs `work` again on the same memory. It is run once on the way: kernels compile, libraries settle."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        before = torch.cuda.current_stream()
+        self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        try:
+            # Other threads may use CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        finally:
+            torch.cuda.set_stream(before)  # which a capture that fails leaves another
         replay: Work = graph.replay
         return replay
 
@@ -156,7 +160,7 @@ class DecodeGraphs:
         logits, token_ids = outputs.logits[:rows], outputs.token_ids[:rows]
         logits.copy_(self._decode(step))
         top, best = logits.max(-1)
-        token_ids.copy_(torch.where(top.isfinite(), best, -1))
+        token_ids.copy_(best.masked_fill(~top.isfinite(), -1))
         outputs.last_tokens.index_copy_(0, step.kept_slots.long(), token_ids.clamp(min=0))
 
 
