@@ -242,7 +242,7 @@ class Engine:
         error = error or EngineUnavailableError("the engine is closed")
         for sequences in self._live.values():
             for sequence in sequences[:1] if sequences[0].beams else sequences:
-                self._outbox.put(sequence.sink, *endings(sequence, "error", error))
+                self._outbox.put_all(sequence.sink, endings(sequence, "error", error))
         self._outbox.deliver()  # before anything that a broken state could keep from happening
         for sequence in self._sequences():
             self._drop(sequence)
@@ -262,9 +262,8 @@ class Engine:
         row = 0
         token_ids = result.token_ids.tolist()
         for chunk in chunks:
-            scored = range(row, row + len(chunk.scored))
-            answers = self._take(chunk, scored, result)
-            row = scored.stop
+            answers = self._take(chunk, result, row)
+            row += len(chunk.scored)
             for index in chunk.samples:
                 end = row + 1 + len(chunk.draft)
                 answer = answers.get(index)
@@ -278,16 +277,20 @@ class Engine:
         for group in [group for group in self._groups.values() if group.is_ready]:
             self._advance(group)
 
-    def _take(self, chunk: Chunk, scored: range, result: StepResult) -> dict[int, Sequence]:
-        """Takes note of a chunk's tokens; by index, the answers that choose one now, each a sequence of its own."""
+    def _take(self, chunk: Chunk, result: StepResult, row: int) -> dict[int, Sequence]:
+        """Takes note of a chunk's tokens; by index, the answers that choose one now, each a sequence of its own.
+
+        The chunk's rows begin at `row`.
+        """
         sequence = chunk.sequence
         if sequence.status is Status.FINISHED:
             return {}
         self._num_computed_tokens += chunk.num_tokens
         if sequence.prompt_logprobs is not None:
-            sequence.prompt_logprobs += [token_logprobs(result, r, sequence.num_prompt_logprobs) for r in scored]
-        if not chunk.samples:
-            return {}
+            rows, count = range(row, row + len(chunk.scored)), sequence.num_prompt_logprobs
+            sequence.prompt_logprobs += [token_logprobs(result, r, count) for r in rows]
+        if len(chunk.samples) < 2:
+            return dict.fromkeys(chunk.samples, sequence)
         twins = [self._scheduler.fork(sequence, index) for index in sequence.indexes[1:]]
         self._live[sequence.request.request_id] += twins
         return {answer.indexes[0]: answer for answer in (sequence, *twins)}
@@ -305,7 +308,7 @@ class Engine:
             return self._end_all(first, TuiliError("the beam search failed"))
         results = group.results()
         self._num_output_tokens += sum(len(delta.token_ids) for delta in results)
-        self._outbox.put(first.sink, *results)
+        self._outbox.put_all(first.sink, results)
         return self._drop_all(first.request.request_id)
 
     def _choose(
@@ -369,7 +372,7 @@ class Engine:
         """Ends one answer early; of beams, all."""
         if sequence.beams is not None:
             if sequence.request.request_id in self._live:
-                self._outbox.put(sequence.sink, *endings(sequence, reason, error))
+                self._outbox.put_all(sequence.sink, endings(sequence, reason, error))
                 self._drop_all(sequence.request.request_id)
             return
         delta = ending(sequence, index, reason, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tuili.engine.sequence import Sink
 from tuili.types import TokenDelta
@@ -21,7 +21,10 @@ class Outbox:
         self._entries: deque[tuple[Sink, TokenDelta]] = deque()
         self._delivering = False
 
-    def put(self, sink: Sink, *deltas: TokenDelta) -> None:
+    def put(self, sink: Sink, delta: TokenDelta) -> None:
+        self._entries.append((sink, delta))
+
+    def put_all(self, sink: Sink, deltas: Iterable[TokenDelta]) -> None:
         self._entries.extend((sink, delta) for delta in deltas)
 
     def deliver(self) -> None:

@@ -65,9 +65,9 @@ class Scheduler:
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         for sequence in self.running:
-            if not sequence.num_remaining_tokens:  # a beam that waits for others, or one whose last token is coming
-                continue
-            (decodes if sequence.num_remaining_tokens == 1 else prompts).append(sequence)
+            count = sequence.num_remaining_tokens
+            if count:  # else a beam that waits for others, or an answer whose last token is coming
+                (decodes if count == 1 else prompts).append(sequence)
         budget, stalled = self._continue(decodes, budget, chunks, is_ahead)
         self._pace.begin(len(chunks), len(prompts) + min(len(self.waiting), len(self._free_slots)))
         budget, is_stalled = self._continue(prompts, budget, chunks, is_ahead)
@@ -89,21 +89,21 @@ class Scheduler:
 
     def begin(self, chunks: ListLike[Chunk]) -> None:
         """Takes note that a step is under way. The next one comes after it: what it computes can be found already."""
-        for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.num_computed_tokens = chunk.end
-            if not chunk.is_carried:
-                self._register(sequence, chunk.start, chunk.end)
-            if chunk.samples:
+        size = self.blocks.block_size
+        for sequence, start, end, samples, _, is_carried, _ in chunks:
+            sequence.num_computed_tokens = end
+            if samples:
                 sequence.num_awaited += 1
+            if not is_carried and start // size < end // size:
+                self._register(sequence, start, end)
 
     def commit(self, chunks: ListLike[Chunk]) -> None:
         """Takes note that a step is done, with what the one before chose known: a block may have become full by it."""
-        for chunk in chunks:
-            if chunk.samples:
-                chunk.sequence.num_awaited -= 1
-            if chunk.is_carried and chunk.sequence.status is Status.RUNNING:
-                self._register(chunk.sequence, chunk.start, chunk.end)
+        for sequence, start, end, samples, _, is_carried, _ in chunks:
+            if samples:
+                sequence.num_awaited -= 1
+            if is_carried and sequence.status is Status.RUNNING:
+                self._register(sequence, start, end)
 
     def _register(self, sequence: Sequence, start: int, end: int) -> None:
         """Makes the blocks that tokens [start, end) fill findable."""
@@ -174,7 +174,7 @@ class Scheduler:
             if not budget or sequence.status is not Status.RUNNING:
                 continue
             start = sequence.num_computed_tokens
-            end = start + sequence.num_remaining_tokens
+            end = len(sequence.token_ids) + sequence.num_awaited
             if end - start > 1:
                 end = start + self._share(sequence, start, budget, chunks)
                 if end == start:

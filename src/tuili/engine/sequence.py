@@ -119,9 +119,11 @@ class Sequence:
     @property
     def num_remaining_tokens(self) -> int:
         """Tokens to compute before the next one can be chosen: 1 when decoding, 0 when the last one is on its way."""
-        total = len(self.token_ids) + self.num_awaited
-        if self.num_awaited and total >= self.max_len:
-            return 0
+        total = len(self.token_ids)
+        if self.num_awaited:
+            total += self.num_awaited
+            if total >= self.max_len:
+                return 0
         return total - self.num_computed_tokens
 
     @property
@@ -236,9 +238,9 @@ class Chunk(NamedTuple):
     def of(sequence: Sequence, start: int, end: int) -> Chunk:
         """With the rows that these tokens have now."""
         num_known = len(sequence.token_ids)
-        is_last = end == num_known + sequence.num_awaited
-        samples = tuple(sequence.indexes) if is_last else ()
-        return Chunk(sequence, start, end, samples, _scored(sequence, start, end), end > num_known)
+        samples = tuple(sequence.indexes) if end == num_known + sequence.num_awaited else ()
+        scored = NO_POSITIONS if sequence.prompt_logprobs is None else _scored(sequence, start, end)
+        return Chunk(sequence, start, end, samples, scored, end > num_known)
 
     @property
     def num_tokens(self) -> int:
@@ -254,10 +256,8 @@ class Chunk(NamedTuple):
 
 
 def _scored(sequence: Sequence, start: int, end: int) -> range:
-    known = sequence.prompt_logprobs
-    if known is None:
-        return NO_POSITIONS
-    return range(max(start + 1, len(known)), min(end + 1, sequence.num_prompt_tokens))
+    assert sequence.prompt_logprobs is not None
+    return range(max(start + 1, len(sequence.prompt_logprobs)), min(end + 1, sequence.num_prompt_tokens))
 
 
 def _num_logprobs(wanted: int | None, vocab_size: int) -> int:
