@@ -40,7 +40,7 @@ def backend() -> GatedBackend:
 
 @pytest.fixture
 def server(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
-    monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)  # every prefill is a long one
+    monkeypatch.setattr("tuili.engine.scheduler.LONG_PREFILL_S", -1.0)  # every prefill is a long one
     with listening(pool=SmallPool(small_model(backend, max_model_len=2048))) as server:
         yield server
         backend.let()

@@ -74,7 +74,7 @@ def test_only_long_prefills_tell_how_far_they_have_come(monkeypatch: pytest.Monk
         engine.add(request, Answers())
     engine.step()
     assert engine.stats().prefill == {}
-    monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)
+    monkeypatch.setattr("tuili.engine.scheduler.LONG_PREFILL_S", -1.0)
     assert engine.stats().prefill == {"b": 6}
     while engine.step():
         assert set(engine.stats().prefill) <= {"b"}

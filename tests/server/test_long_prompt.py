@@ -85,7 +85,7 @@ def test_who_waits_for_a_long_prompt_hears_of_it() -> None:
 
 def test_how_far_a_prompt_has_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table of requests, in what keeps streams alive, and in the chunks that return_progress asks for."""
-    monkeypatch.setattr("tuili.engine.engine.LONG_PREFILL_S", -1.0)  # every prefill is a long one
+    monkeypatch.setattr("tuili.engine.scheduler.LONG_PREFILL_S", -1.0)  # every prefill is a long one
     backend = GatedBackend()
     body = {"model": "small", "prompt": LONG, "stream": True, "max_tokens": 8, "return_progress": True}
     pool = SmallPool(small_model(backend, max_model_len=2048))

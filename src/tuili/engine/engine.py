@@ -36,7 +36,6 @@ from tuili.engine.stats import EngineStats
 from tuili.errors import DeviceFailureError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenRequest
 
-LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
 _log = logging.getLogger(__name__)
 
 
@@ -218,14 +217,8 @@ class Engine:
             num_output_tokens=self._num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
-            prefill=self._prefill(),
+            prefill=self._scheduler.long_prefills(),
         )
-
-    def _prefill(self) -> dict[str, int]:
-        """How far long prefills have come; read while the engine runs on."""
-        behind = [s for s in tuple(self._scheduler.running) if s.num_computed_tokens < s.num_prompt_tokens]
-        since_s = time.monotonic() - LONG_PREFILL_S
-        return {s.request.request_id: s.num_computed_tokens for s in behind if (s.scheduled_s or since_s) < since_s}
 
     def check(self) -> None:
         """Asserts that every sequence, slot and block is accounted for."""

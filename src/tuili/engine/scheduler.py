@@ -22,6 +22,7 @@ from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
 from tuili.types import CacheMiss
 
+LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
 MAX_LOGPROB_ENTRIES = 1 << 22  # of a step's [rows, logprobs]: 32 MiB of ids and values
 
 
@@ -76,6 +77,12 @@ class Scheduler:
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
+
+    def long_prefills(self) -> dict[str, int]:
+        """How far they have come, by request; any thread may ask."""
+        behind = [s for s in tuple(self.running) if s.num_computed_tokens < s.num_prompt_tokens]
+        since_s = time.monotonic() - LONG_PREFILL_S
+        return {s.request.request_id: s.num_computed_tokens for s in behind if (s.scheduled_s or since_s) < since_s}
 
     def last_idle(self) -> Sequence | None:
         """The last running sequence that has nothing to compute for now."""
