@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,17 @@ def test_the_backend_is_checked(recorder: Any) -> None:
 def test_engine_and_peer_are_measured(recorder: Any, tmp_path: Path) -> None:
     import torch
     from benchmarks.gpu.engine import Comparison
-    from benchmarks.gpu.measures import SMOKE, measure_all
+    from benchmarks.gpu.measures import SMOKE, decode_orders, measure_all
     from benchmarks.gpu.report import write_report
     from benchmarks.gpu.start import first_token
 
     comparison = Comparison("tiny", tmp_path / "model", torch.device("cpu"), SMOKE)
     measure_all(recorder, comparison.model)
+    recorder.attempt("decode_orders", partial(decode_orders, comparison.model))
     for compare in (comparison.alone, comparison.programs):
         recorder.attempt(compare.__name__, compare)
     records = found_in(recorder)
-    assert len(records) == 7
+    assert len(records) == 10
     alike = next(r for r in records if "same_tokens_at_first" in r)
     assert alike["same_tokens_at_first"] == alike["of"] == SMOKE.peer_tokens
     recorder.add({"name": "copy, read and written", "value": 1.0, "unit": "GB/s"})

@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from benchmarks.gpu.measures import FULL, SMOKE, LoadedModel, Sizes, decode_seconds, measure_all
+from benchmarks.gpu.measures import FULL, SMOKE, LoadedModel, Sizes, decode_orders, decode_seconds, measure_all
 from benchmarks.gpu.peer import Peer
 from benchmarks.gpu.records import Record, Recorder, stage_arguments
 from benchmarks.gpu.shapes import write_folder
@@ -101,6 +101,7 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
         comparison = Comparison(shape, Path(folder), device, sizes)
         recorder.attempt("cold", comparison.cold)
         measure_all(recorder, comparison.model)
+        recorder.attempt("decode_orders", partial(decode_orders, comparison.model))
         for compare in (comparison.alone, comparison.programs, comparison.start, comparison.batched):
             recorder.attempt(compare.__name__, compare)
         comparison.model.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Sizes:
     """How large every measurement is."""
 
     decode_tokens: int = 256
+    order_tokens: int = 96
     warm_steps: int = 16  # before a decode counts: kernels, tiles and graphs of its shape are there by then
     batch: int = 64
     context: int = 1024  # in the middle of a batch's decode
@@ -45,8 +47,9 @@ class Sizes:
 
 FULL = Sizes()
 SMOKE = Sizes(
-    decode_tokens=5, warm_steps=2, batch=3, context=20, batch_tokens=8, prefill=(2, 30), first_token_prompt=16,
-    repeats=2, peer_tokens=4, programs=2, program_prompt=8, program_tokens=4, max_model_len=64, cache_bytes=4 << 20,
+    decode_tokens=5, order_tokens=5, warm_steps=2, batch=3, context=20, batch_tokens=8, prefill=(2, 30),
+    first_token_prompt=16, repeats=2, peer_tokens=4, programs=2, program_prompt=8, program_tokens=4, max_model_len=64,
+    cache_bytes=4 << 20,
 )  # fmt: skip
 
 
@@ -162,6 +165,18 @@ def decode_alone(model: LoadedModel) -> Iterator[Record]:
     run = model.run(model.prompts(1, prompt_len), sizes.decode_tokens)
     cost = decode_cost(model.spec, model.weight_bytes, 1, prompt_len + sizes.decode_tokens // 2)
     yield measured(model, "decode B=1", decode_seconds(run, sizes.warm_steps), 1, cost, "bytes")
+
+
+def decode_orders(model: LoadedModel) -> Iterator[Record]:
+    """B=1 without what keeps the device from waiting for the host."""
+    sizes, prompt_len, backend = model.sizes, 32 if model.device.type == "cuda" else 4, cast(Any, model.backend)
+    as_loaded = backend.is_asynchronous, backend.graphs
+    for is_ahead, has_graphs in ((False, False), (False, True), (True, False)):
+        backend.is_asynchronous, backend.graphs = is_ahead, as_loaded[1] if has_graphs else None
+        seconds = decode_seconds(model.run(model.prompts(1, prompt_len), sizes.order_tokens), sizes.warm_steps)
+        how = f"{'with' if has_graphs else 'without'} graphs, steps {'ahead' if is_ahead else 'in turn'}"
+        yield {"name": f"{model.name} decode B=1 {how}", "value": 1 / seconds, "unit": "tokens/s", "seconds": seconds}
+    backend.is_asynchronous, backend.graphs = as_loaded
 
 
 def decode_batch(model: LoadedModel) -> Iterator[Record]:

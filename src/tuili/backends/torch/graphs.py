@@ -7,6 +7,7 @@ up and belong to nobody. All it reads from the host lies at fixed addresses, whi
 from __future__ import annotations
 
 import logging
+import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _MAX_LOGIT_BYTES = 1 << 28  # of the buffer that all graphs write their logits t
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]
+_CAPTURING = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +47,11 @@ class CudaCapture:
         before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            # Other threads may use CUDA meanwhile, but only one may capture.
+            with (
+                _CAPTURING,
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 work()
         finally:
             torch.cuda.set_stream(before)  # which a capture that fails leaves another
