@@ -6,17 +6,25 @@ file; it knows token ids and blocks, never weights, text or devices.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.checks import check_choice, check_count, check_flag, check_optional_text
-from tuili.config import DTYPES, KvCacheDtype, check_device
-from tuili.errors import UnsupportedModelError
+from tuili.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional_count,
+    check_optional_share,
+    check_optional_text,
+)
+from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, EngineConfig, KvCacheDtype, check_device
+from tuili.errors import TuiliError, UnsupportedModelError
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -34,7 +42,9 @@ class BackendOptions:
     """What a backend must know to load. `max_model_len` fixes the RoPE tables; 0 threads means choose.
 
     kv_cache_dtype int8 and fp8 keep keys and values with one float32 scale per token and head: half the memory and
-    traffic; "auto" is what the backend does best with. deterministic asks for logits that do not depend on what else
+    traffic; "auto" is what the backend does best with. Of a GPU's memory gpu_memory_utilization may be used: layers
+    that do not fit, those beyond gpu_layers, and cpu_offload_bytes of them at least, are the host's instead.
+    deterministic asks for logits that do not depend on what else
     is in the batch, which the other backends give in any case.
     """
 
@@ -45,6 +55,9 @@ class BackendOptions:
     device: str | None = None  # torch backend: "cuda", "cuda:1", "xpu", "mps", "cpu"; None is the best at hand
     dtype: str = "auto"  # torch backend: of weights and activations
     deterministic: bool = False
+    gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION  # torch backend, the next ones too
+    gpu_layers: int | None = None
+    cpu_offload_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field."""
@@ -55,6 +68,9 @@ class BackendOptions:
         check_device("device", self.device)
         check_choice("dtype", self.dtype, DTYPES)
         check_flag("deterministic", self.deterministic)
+        check_optional_share("gpu_memory_utilization", self.gpu_memory_utilization)
+        check_optional_count("gpu_layers", self.gpu_layers, 0)
+        check_count("cpu_offload_bytes", self.cpu_offload_bytes, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +174,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What a step found for its R rows. Logprobs are of the raw logits, before any sampling parameter."""
+    """What a step found for its R rows. Logprobs are of the raw logits, before any sampling parameter.
+
+    failures says why some sequences of the batch could not be computed, whose rows then mean nothing; max_tokens, how
+    large steps had better be from now on, as larger ones found no memory.
+    """
 
     token_ids: Int32  # [R] chosen, or the target; -1 where the logits hold no finite maximum to choose
     logprobs: Float32  # [R] of token_ids; NaN where not wanted
@@ -169,6 +189,8 @@ class StepResult:
     logits: Float32 | None = None  # [W, vocab] of the W rows that want them, in their order
     logit_rows: Int64 | None = None  # [W] which these are, ascending
     hidden: Float32 | None = None  # [R, hidden]
+    failures: Mapping[int, TuiliError] = field(default_factory=dict)  # by s in [0, S)
+    max_tokens: int | None = None
 
     def logits_of(self, row: int) -> Float32:
         """The raw logits [vocab] of a row that wants them."""
@@ -254,6 +276,56 @@ class Backend(Protocol):
         """The same sampler on given logits [R, vocab]."""
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceRoom:
+    """Bytes of a device's memory, measured: who has them, and what `utilization` of the whole leaves to a cache."""
+
+    device: str
+    total_bytes: int
+    other_bytes: int  # of other processes and of the driver
+    weight_bytes: int  # all that is kept from step to step
+    step_bytes: int  # what the largest step takes beside that
+    utilization: float
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody has."""
+        return max(0, self.total_bytes - self.other_bytes - self.weight_bytes - self.step_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What a cache may have."""
+        return max(0, self.free_bytes - self.total_bytes + int(self.total_bytes * self.utilization))
+
+
+@runtime_checkable
+class MeasuredBackend(Protocol):
+    """A backend that may have a device with a memory of its own."""
+
+    def measure_room(self, config: EngineConfig, utilization: float) -> DeviceRoom | None:
+        """Runs the largest step that the limits allow, without a cache to speak of; None where memory is the host's.
+
+        What was cached before is gone. Raises InsufficientMemoryError where not even that step runs.
+        """
+
+
+@runtime_checkable
+class SwappingBackend(Protocol):
+    """A backend that can keep blocks of its cache in host memory."""
+
+    def allocate_swap(self, num_blocks: ListLike[int]) -> float:
+        """Makes room for so many blocks of each group there, beside a cache that is allocated already.
+
+        Returns the seconds that a byte is under way. Raises InsufficientMemoryError.
+        """
+
+    def swap_out(self, copies: Int32) -> None:
+        """[N, 3] (group, block, host block): after all steps so far, before all later ones."""
+
+    def swap_in(self, copies: Int32) -> None:
+        """[N, 3] (group, host block, block): the same."""
 
 
 class TokenConstraint(Protocol):

@@ -82,6 +82,20 @@ def check_optional_mapping(name: str, value: object) -> None:
         raise refusal(name, value, "a mapping or None")
 
 
+def check_amount(name: str, value: object) -> None:
+    """A finite number >= 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
+        raise refusal(name, value, "a number >= 0")
+
+
+def check_optional_share(name: str, value: object) -> None:
+    """A number in (0, 1], or None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value <= 1):  # type: ignore[operator]
+        raise refusal(name, value, "a number in (0, 1]")
+
+
 def check_optional_factor(name: str, value: object) -> None:
     """A finite number > 1, or None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

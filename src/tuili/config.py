@@ -27,6 +27,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,4})?")
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
+GPU_MEMORY_UTILIZATION = 0.9  # of a GPU's whole memory: what everything on it may take, unless told otherwise
 SPECULATIVE_METHODS = ("ngram", "draft_model")
 MAX_SPECULATIVE_TOKENS = 64
 MAX_PROMPT_LOOKUP = 64
@@ -95,7 +96,7 @@ class EngineConfig:
 
     max_num_batched_tokens is the token budget of a step. kv_cache_memory_bytes None lets the runtime size
     the cache. block_size is the unit of allocation and of prefix reuse. kv_cache_dtype is what the backend was
-    loaded with. speculative None drafts nothing.
+    loaded with. speculative None drafts nothing. swap_bytes of host memory keep what preempted sequences have computed.
     max_slowdown is how many times longer a step may take because it also computes prompts of others, or drafts,
     measured as it goes against a step of all who run or are about to; None gives prompts the whole budget and drafts
     what pays, for the most tokens per second.
@@ -111,6 +112,7 @@ class EngineConfig:
     kv_cache_dtype: KvCacheDtype = "bfloat16"
     speculative: SpeculativeConfig | None = None
     max_slowdown: float | None = None
+    swap_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_count("max_model_len", self.max_model_len)
@@ -121,6 +123,7 @@ class EngineConfig:
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
         check_flag("enable_prefix_caching", self.enable_prefix_caching)
         check_optional_factor("max_slowdown", self.max_slowdown)
+        check_count("swap_bytes", self.swap_bytes, 0)
         if not isinstance(self.speculative, SpeculativeConfig | None):
             raise refusal("speculative", self.speculative, "a SpeculativeConfig or None")
         if self.max_num_batched_tokens < self.max_num_seqs:

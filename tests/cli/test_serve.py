@@ -23,7 +23,7 @@ def test_help_is_complete_and_grouped(cli: Cli) -> None:
             assert setting.flag in words
             assert all(flag in words for flag in setting.flags)
         assert f"\n{setting.group}:\n" in shown
-    assert "--swap-space" not in shown
+    assert "--enforce-eager" not in shown
 
 
 @pytest.mark.parametrize(

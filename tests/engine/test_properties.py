@@ -111,6 +111,7 @@ def engines(draw: st.DrawFn) -> dict[str, object]:
         "max_num_batched_tokens": max_num_seqs + draw(st.sampled_from([0, 3, 11, 40, 200])),
         "enable_prefix_caching": draw(st.booleans()),
         **draw(DRAFTS),
+        "swap_bytes": draw(st.sampled_from([0, 0, 4, 30])),
         "clock": draw(CLOCKS),
         "max_slowdown": draw(st.sampled_from([None, 1.2, 3.0])),
     }

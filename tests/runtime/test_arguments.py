@@ -33,7 +33,9 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
     [
         ("gpu_memory_utilization", 0.0, r"in \(0, 1\]"),
         ("gpu_memory_utilization", 1.5, r"in \(0, 1\]"),
-        ("swap_space", -1, ">= 0"),
+        ("swap_space", -1, "a number >= 0"),
+        ("gpu_layers", -2, "integer >= 0"),
+        ("cpu_offload_gb", True, "a number >= 0"),
         ("max_model_len", 0, "integer >= 1"),
         ("max_num_seqs", 2.5, r"integer in \[1, 16384\]"),
         ("num_threads", True, "integer >= 0"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuili.backend import CacheGroup
+from tuili.backend import CacheGroup, DeviceRoom
 from tuili.config import EngineConfig
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
 from tuili.errors import InsufficientMemoryError
-from tuili.runtime.memory import CACHE_SHARE, size_cache
+from tuili.runtime.memory import CACHE_SHARE, size_cache, size_device_cache
 
 FULL = CacheGroup(kind="full", block_bytes=1000, block_size=64)
 WINDOW = CacheGroup(kind="window", block_bytes=5000, block_size=64, window=512)
@@ -71,3 +73,45 @@ def test_what_is_promised_fits_one_sequence(length: int, num_seqs: int, free: in
         max_model_len=config.max_model_len,
     )
     assert manager.capacity is None or manager.capacity >= config.max_model_len
+
+
+ROOM = DeviceRoom(
+    device="cuda:0",
+    total_bytes=100 << 30,
+    other_bytes=10 << 30,
+    weight_bytes=60 << 30,
+    step_bytes=15 << 30,
+    utilization=0.9,
+)
+LARGE = CacheGroup(kind="full", block_bytes=1 << 30, block_size=64)
+
+
+def test_a_devices_cache_is_what_was_measured() -> None:
+    assert ROOM.cache_bytes == 5 << 30
+    sized = size_device_cache((LARGE,), _config(640), ROOM, may_shorten=True)
+    assert (sized.max_model_len, sized.kv_cache_memory_bytes) == (320, 5 << 30)
+    small = size_device_cache((FULL,), _config(640), ROOM, may_shorten=False)
+    assert small.kv_cache_memory_bytes == 4 * 10 * 1000
+
+
+def test_a_given_cache_may_take_what_nobody_has(caplog: pytest.LogCaptureFixture) -> None:
+    asked = replace(_config(640), kv_cache_memory_bytes=12 << 30)
+    assert size_device_cache((LARGE,), asked, ROOM, may_shorten=False).kv_cache_memory_bytes == 12 << 30
+    assert not caplog.records
+    more = replace(asked, kv_cache_memory_bytes=16 << 30)
+    assert size_device_cache((LARGE,), more, ROOM, may_shorten=False).kv_cache_memory_bytes == 15 << 30
+    assert "kv_cache_memory_bytes: of 16.00 GiB 15.00 are there on cuda:0" in caplog.text
+
+
+def test_a_device_without_room_for_a_context_says_who_has_its_memory() -> None:
+    found = (
+        r"a context of 640 tokens needs 10240\.0 MiB of KV cache, 5120\.0 MiB are available for it \(of 100\.00 GiB on "
+        r"cuda:0 gpu_memory_utilization 0\.9 grants 90\.00; weights take 60\.00, a step of 256 tokens 15\.00, others "
+        r"10\.00\): lower max_model_len to 320, raise gpu_memory_utilization or lower max_num_batched_tokens$"
+    )
+    with pytest.raises(InsufficientMemoryError, match=found):
+        size_device_cache((LARGE,), _config(640), ROOM, may_shorten=False)
+    full = replace(ROOM, weight_bytes=80 << 30)
+    assert full.cache_bytes == full.free_bytes == 0
+    with pytest.raises(InsufficientMemoryError, match=r"\): raise gpu_memory_utilization or lower max_num_batched_"):
+        size_device_cache((LARGE,), _config(640), full, may_shorten=True)

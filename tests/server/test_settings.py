@@ -162,8 +162,8 @@ BAD_FLAGS: list[tuple[str, Any, str]] = [
     ("ollama_host", "localhost:x", "--ollama-host must be"),
     ("tensor_parallel_size", "2", "--tensor-parallel-size=2 is not implemented: one process runs the model"),
     ("enable_lora", True, "--enable-lora=True is not implemented: adapters are not loaded yet"),
-    ("swap_space", "-1", "--swap-space must be >= 0, got -1"),
-    ("swap_space", "much", "--swap-space must be >= 0, got 'much'"),
+    ("swap_space", "-1", "--swap-space must be a number >= 0, got -1"),
+    ("swap_space", "much", "--swap-space must be a number >= 0, got 'much'"),
     ("enable_auto_tool_choice", True, "--enable-auto-tool-choice=True is not implemented: tools do not exist yet"),
 ]  # fmt: skip
 

@@ -151,6 +151,7 @@ class FakeBackend:
     batches: list[Batch] = field(default_factory=list)
     keep_batches: bool = False
     closed: bool = False
+    swap_s: float = 0.0  # that a byte takes to the host
     is_frugal: bool = True  # what falls behind a window is to be freed before the next step
     is_asynchronous: bool = False
     num_carried: int = 0  # tokens that came from the step before
@@ -181,6 +182,19 @@ class FakeBackend:
             )
             for count in num_blocks
         ]
+
+    def allocate_swap(self, num_blocks: list[int]) -> float:
+        self.host_planes = [
+            Plane(*(np.full(count * self.block_size, 7, dtype) for dtype in (np.int32, np.int32, np.uint64)))
+            for count in num_blocks
+        ]
+        return self.swap_s
+
+    def swap_out(self, copies: Int32) -> None:
+        self._move(copies, self.planes, self.host_planes)
+
+    def swap_in(self, copies: Int32) -> None:
+        self._move(copies, self.host_planes, self.planes)
 
     def execute(self, batch: Batch) -> Handle:
         self.num_steps += 1
@@ -263,11 +277,14 @@ class FakeBackend:
         assert s.dry_start[-1] == len(s.dry_ids) == len(s.dry_values)
 
     def _copy(self, copies: Int32) -> None:
+        self._move(copies, self.planes, self.planes)
+
+    def _move(self, copies: Int32, sources: list[Plane], targets: list[Plane]) -> None:
         size = self.block_size
         for group, source, target in copies.tolist():
-            plane = self.planes[group]
-            for array in (plane.token_ids, plane.positions, plane.chains):
-                array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
+            for name in ("token_ids", "positions", "chains"):
+                entries = getattr(sources[group], name)[source * size : (source + 1) * size]
+                getattr(targets[group], name)[target * size : (target + 1) * size] = entries
 
     def _check_ownership(self, batch: Batch) -> None:
         """A block that is written belongs to one sequence of the batch only."""

@@ -13,6 +13,7 @@ one is copied before a write while it is shared (fork). Knows slots and blocks, 
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,13 @@ from tuili.backend import CacheGroup, Int32
 from tuili.engine.block_pool import BlockPool
 
 NO_COPIES: Int32 = np.empty((0, 3), dtype=np.int32)
+
+
+class Held(NamedTuple):
+    """A run of a table's entries: the first one's place, and the blocks."""
+
+    first: int
+    blocks: list[int]
 
 
 def num_spanned(num_tokens: int, block_size: int) -> int:
@@ -154,6 +162,24 @@ class BlockManager:
         self._maybe_shared |= {source, target}
         self._change(source)
         self._change(target)
+
+    def held(self, slot: int, num_tokens: int) -> list[Held]:
+        """By group, the blocks that a slot still has of its first tokens."""
+        end = -(-num_tokens // self.block_size)
+        firsts = [min(live[slot], end) for live in self._first_live]
+        return [Held(first, self.tables[g, slot, first:end].tolist()) for g, first in enumerate(firsts)]
+
+    def restore(self, slot: int, spans: ListLike[tuple[int, int]]) -> list[Held]:
+        """Gives an empty slot new blocks in the places (first, count) of each group, all of which end alike."""
+        held = [
+            Held(first, [pool.allocate() for _ in range(n)]) for (first, n), pool in zip(spans, self.pools, strict=True)
+        ]
+        for g, (first, blocks) in enumerate(held):
+            self.tables[g, slot, first : first + len(blocks)] = blocks
+            self._first_live[g][slot] = first
+        self._num_blocks[slot] = sum(spans[0])
+        self._change(slot)
+        return held
 
     def free(self, slot: int) -> None:
         """Empties a slot's table, its end first, so that of what stays cached beginnings live longest."""

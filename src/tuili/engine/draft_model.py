@@ -12,7 +12,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from typing import NamedTuple
 
-from tuili.backend import Backend
+from tuili.backend import Backend, Batch, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.batch import BatchBuilder
 from tuili.engine.block_manager import BlockManager
@@ -211,11 +211,17 @@ class DraftModel:
 
     def _run(self, builder: BatchBuilder, chunks: ListLike[Chunk]) -> list[int]:
         started = self._clock()
-        result = self._backend.execute(builder.build(chunks)).result()
+        result = self._computed(builder.build(chunks))
         self._costs.observe(sum(chunk.num_tokens for chunk in chunks), self._clock() - started)
         self._is_measured = True
         token_ids: list[int] = result.token_ids.tolist()
         return token_ids
+
+    def _computed(self, batch: Batch) -> StepResult:
+        result = self._backend.execute(batch).result()
+        for error in result.failures.values():
+            raise error
+        return result
 
     def _catch_up(self, followers: ListLike[Follower]) -> None:
         """Computes a part of what is known, but not its last token, which leads to a guess."""
@@ -228,7 +234,7 @@ class DraftModel:
                 follower.num_computed = end
                 budget -= end - start
         if chunks:
-            self._backend.execute(BatchBuilder(self._blocks).build(chunks)).result()
+            self._computed(BatchBuilder(self._blocks).build(chunks))
         for follower in followers:
             self._register(follower)
 

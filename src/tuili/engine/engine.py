@@ -33,6 +33,7 @@ from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink, Status
 from tuili.engine.speculative import Drafter, speculation
 from tuili.engine.stats import EngineStats
+from tuili.engine.swap import open_swap
 from tuili.errors import DeviceFailureError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenRequest
 
@@ -76,7 +77,8 @@ class Engine:
             pools += drafter.pools
         self.cache_size = CacheSize((*groups, *draft_groups)[: len(pools)], pools, config)
         self._speculation = speculation(config, self.blocks, drafter, clock)
-        self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park)
+        swap = open_swap(backend, groups, config)
+        self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park, swap)
         self._batches = BatchBuilder(self.blocks)
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
@@ -205,26 +207,18 @@ class Engine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
-            num_blocks=tuple(pool.num_blocks for pool in self.blocks.pools),
-            num_free_blocks=tuple(pool.num_free for pool in self.blocks.pools),
+            **self._scheduler.stats(),
             num_steps=self._num_steps,
-            num_preemptions=self._scheduler.num_preemptions,
-            num_prefix_queries=self._scheduler.num_prefix_queries,
-            num_prefix_hits=self._scheduler.num_prefix_hits,
             num_computed_tokens=self._num_computed_tokens,
             num_output_tokens=self._num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
-            prefill=self._scheduler.long_prefills(),
         )
 
     def check(self) -> None:
         """Asserts that every sequence, slot and block is accounted for."""
         queued = self._scheduler.waiting + self._scheduler.running
-        live = self._sequences()
-        assert set(map(id, queued)) == set(map(id, live)), "a sequence is lost"
+        assert set(map(id, queued)) == set(map(id, self._sequences())), "a sequence is lost"
         self._scheduler.check()
         if self._speculation is not None:
             self._speculation.check(self._scheduler.running)
@@ -254,6 +248,8 @@ class Engine:
     def _commit(self, chunks: ListLike[Chunk], result: StepResult, failures: Mapping[int, TuiliError]) -> None:
         row = 0
         token_ids = result.token_ids.tolist()
+        self._scheduler.limit_steps(result.max_tokens)
+        self._end_failed(chunks, result.failures)
         for chunk in chunks:
             answers = self._take(chunk, result, row)
             row += len(chunk.scored)
@@ -269,6 +265,8 @@ class Engine:
                 row = end
         for group in [group for group in self._groups.values() if group.is_ready]:
             self._advance(group)
+        if result.failures:
+            self._recompute_all()  # what those were to write can be found already
 
     def _take(self, chunk: Chunk, result: StepResult, row: int) -> dict[int, Sequence]:
         """Takes note of a chunk's tokens; by index, the answers that choose one now, each a sequence of its own.
@@ -351,10 +349,16 @@ class Engine:
         _log.error("a step of %d sequences failed", len(chunks), exc_info=error)
         if not isinstance(error, TuiliError) or isinstance(error, InvalidRequestError):  # no caller made the batch
             error = TuiliError("the backend failed while computing a step")
-        self._ahead = None  # it read what this one was to write
-        for chunk in chunks:
-            if chunk.sequence.status is not Status.FINISHED:
-                self._end_all(chunk.sequence, error)
+        self._end_failed(chunks, dict.fromkeys(range(len(chunks)), error))
+        self._recompute_all()
+
+    def _end_failed(self, chunks: ListLike[Chunk], failures: Mapping[int, TuiliError]) -> None:
+        for s, error in failures.items():
+            if chunks[s].sequence.status is not Status.FINISHED:
+                self._end_all(chunks[s].sequence, error)
+
+    def _recompute_all(self) -> None:
+        self._ahead = None  # it read what a step before was to write
         self._scheduler.recompute_all()
 
     def _end_all(self, sequence: Sequence, error: TuiliError) -> None:

@@ -3,9 +3,10 @@
 Decodes go first, then prompts in chunks, then new sequences in the order of priority and arrival; the
 share of prompts beside decodes is what `Pace` allows.
 When blocks run out, the last in that order is preempted: it gives up slot and blocks, waits at its
-place near the head, and later computes its prompt and output anew. Nothing is ever lost, and no
-one waits for ever: the first in order takes from everybody after it and is itself never a victim,
-and Engine.add refuses what could not fit even alone. Knows sequences and blocks, not backends.
+place near the head, and later computes its prompt and output anew, or gets back what was saved of
+them. Nothing is ever lost, and no one waits for ever: the first in order takes from everybody after
+it and is itself never a victim, and Engine.add refuses what could not fit even alone. Knows
+sequences and blocks, not backends.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from typing import Any
 
 from tuili.config import EngineConfig
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_record import CacheRecord
 from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
+from tuili.engine.swap import SwapSpace
 from tuili.types import CacheMiss
 
 LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
@@ -35,11 +38,14 @@ class Scheduler:
         config: EngineConfig,
         on_stop: Callable[[Sequence], None],
         park: Callable[[Sequence], None],
+        swap: SwapSpace | None = None,
     ) -> None:
         """on_stop is told of every sequence that is about to leave its slot; park finishes an idle one for now."""
+        self._swap = swap
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.max_tokens: int | None = None  # of a step, where the backend computes larger ones in parts
         self.num_preemptions = 0
         self.num_prefix_queries = 0  # tokens looked up in the prefix cache by new sequences
         self.num_prefix_hits = 0  # tokens of those that were found
@@ -70,6 +76,7 @@ class Scheduler:
             if count:  # else a beam that waits for others, or an answer whose last token is coming
                 (decodes if count == 1 else prompts).append(sequence)
         budget, stalled = self._continue(decodes, budget, chunks, is_ahead)
+        budget = self._beside(len(chunks), budget)
         self._pace.begin(len(chunks), len(prompts) + min(len(self.waiting), len(self._free_slots)))
         budget, is_stalled = self._continue(prompts, budget, chunks, is_ahead)
         if is_ahead and (stalled or is_stalled):
@@ -78,11 +85,31 @@ class Scheduler:
             self._admit(chunks, budget)
         return chunks
 
+    def stats(self) -> dict[str, Any]:
+        """What EngineStats says of sequences, blocks and the prefix cache; any thread may ask."""
+        return {
+            "num_running": len(self.running),
+            "num_waiting": len(self.waiting),
+            "num_blocks": tuple(pool.num_blocks for pool in self.blocks.pools),
+            "num_free_blocks": tuple(pool.num_free for pool in self.blocks.pools),
+            "num_preemptions": self.num_preemptions,
+            "num_swaps": 0 if self._swap is None else self._swap.num_swaps,
+            "num_prefix_queries": self.num_prefix_queries,
+            "num_prefix_hits": self.num_prefix_hits,
+            "max_step_tokens": self.max_tokens,
+            "prefill": self.long_prefills(),
+        }
+
     def long_prefills(self) -> dict[str, int]:
         """How far they have come, by request; any thread may ask."""
         behind = [s for s in tuple(self.running) if s.num_computed_tokens < s.num_prompt_tokens]
         since_s = time.monotonic() - LONG_PREFILL_S
         return {s.request.request_id: s.num_computed_tokens for s in behind if (s.scheduled_s or since_s) < since_s}
+
+    def limit_steps(self, max_tokens: int | None) -> None:
+        """Takes note of how many tokens the backend computes at a time; None is nothing new."""
+        if max_tokens is not None:
+            self.max_tokens = max_tokens
 
     def last_idle(self) -> Sequence | None:
         """The last running sequence that has nothing to compute for now."""
@@ -92,6 +119,8 @@ class Scheduler:
         """Takes note of the time that a step of these chunks took."""
         prompts = [(chunk.start, chunk.num_tokens) for chunk in chunks if chunk.end - chunk.start > 1]
         num_prompt_tokens = sum(size for _, size in prompts)
+        if self._swap is not None:
+            self._swap.observe(chunks, seconds)
         self._pace.observe(sum(chunk.num_tokens for chunk in chunks) - num_prompt_tokens, prompts, seconds)
 
     def begin(self, chunks: ListLike[Chunk]) -> None:
@@ -147,12 +176,15 @@ class Scheduler:
             self._stop(sequence)
         elif sequence.status is Status.WAITING:
             _remove(self.waiting, sequence)
+            self._drop_saved(sequence)
         sequence.status = Status.FINISHED
 
     def recompute_all(self) -> None:
         """Distrusts everything in the cache: running sequences wait to be computed anew."""
         for sequence in list(self.running):
             self._requeue(sequence)
+        if self._swap is not None:
+            self._swap.forget()
         self.forget()
 
     def forget(self) -> None:
@@ -171,6 +203,14 @@ class Scheduler:
         assert sorted(slots) == list(range(self._config.max_num_seqs)), "a slot is lost or taken twice"
         assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
         self.blocks.check()
+        if self._swap is not None:
+            self._swap.check(self.waiting)
+
+    def _beside(self, num_decodes: int, budget: int) -> int:
+        """Prompt tokens beside so many decodes: what is left of the last part that these are computed in."""
+        if self.max_tokens is None:
+            return budget
+        return min(budget, self.max_tokens - num_decodes % self.max_tokens)
 
     def _continue(
         self, sequences: ListLike[Sequence], budget: int, chunks: list[Chunk], is_ahead: bool
@@ -213,7 +253,7 @@ class Scheduler:
             victim = None if is_ahead else self._victim(sequence, chunks)
             if victim is None:
                 return False
-            (self._requeue if victim.num_remaining_tokens else self._park)(victim)
+            (self._preempt if victim.num_remaining_tokens else self._park)(victim)
             self.num_preemptions += 1
         return True
 
@@ -229,6 +269,8 @@ class Scheduler:
             sequence = self.waiting[0]
             hashes = self._reusable(sequence)
             start = len(hashes) * self.blocks.block_size
+            if is_saved := self._num_saved(sequence) > start:
+                start, hashes = self._num_saved(sequence), []
             if not self.blocks.fits(sequence.num_tokens, hashes):
                 return
             size = self._share(sequence, start, budget, chunks)
@@ -241,6 +283,9 @@ class Scheduler:
                 sequence.cache_miss = self._cache_miss(sequence, hashes)
             self.blocks.reuse(sequence.slot, hashes)
             sequence.num_computed_tokens = start
+            if is_saved:
+                self._restore(sequence)
+            self._drop_saved(sequence)
             self._count_prefix(sequence)
             grown = self.blocks.grow(sequence.slot, start, start + size)
             assert grown, "a context that fits has no room"
@@ -285,6 +330,23 @@ class Scheduler:
         self.blocks.free(sequence.slot)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if self._swap is not None:
+            self._swap.save(sequence, self.blocks)
+        self._requeue(sequence)
+
+    def _num_saved(self, sequence: Sequence) -> int:
+        return 0 if self._swap is None else self._swap.num_tokens(sequence)
+
+    def _restore(self, sequence: Sequence) -> None:
+        assert self._swap is not None
+        self._swap.restore(sequence, self.blocks)
+        self._register(sequence, 0, sequence.num_computed_tokens)
+
+    def _drop_saved(self, sequence: Sequence) -> None:
+        if self._swap is not None:
+            self._swap.drop(sequence)
 
     def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)

@@ -22,6 +22,8 @@ class EngineStats:
     num_output_tokens: int
     num_draft_tokens: int  # computed on trial, in the hope that they would be chosen
     num_accepted_tokens: int  # of those: chosen
+    max_step_tokens: int | None = None  # computed at a time, once a larger step found no memory
+    num_swaps: int = 0  # preemptions that left what was computed in host memory
     prefill: Mapping[str, int] = field(default_factory=dict)  # by id of long prefills, prompt tokens computed or found
 
 

@@ -40,6 +40,10 @@ class LLMArguments:
     block_size: int = 64
     kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float | None = None
+    swap_space: float = 0.0
+    gpu_layers: int | None = None
+    cpu_offload_gb: float = 0.0
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
     speculative_config: Mapping[str, Any] | None = field(default_factory=dict)

@@ -9,11 +9,13 @@ from typing import Any, Protocol, get_args
 
 from tuili.backends import BACKENDS, choose_backend
 from tuili.checks import (
+    check_amount,
     check_choice,
     check_count,
     check_flag,
     check_optional_count,
     check_optional_factor,
+    check_optional_share,
     check_optional_text,
     refusal,
 )
@@ -29,6 +31,7 @@ from tuili.config import (
 from tuili.machine import thread_limits
 from tuili.weights.recipes import find_recipe
 
+_DIVISION = {"gpu_memory_utilization": None, "gpu_layers": None, "cpu_offload_gb": 0.0}  # what asks for none
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,8 @@ class LoadOptions:
     """How to load. None lets the model and the machine decide.
 
     max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
+    gpu_memory_utilization, swap_space, gpu_layers and cpu_offload_gb divide memory between a GPU and its host
+    (docs/torch.md).
     backend None is torch where that sees a GPU and runs the model, else cpu; device, dtype and deterministic are for
     torch (docs/torch.md). kv_cache_dtype is auto, bfloat16 or int8, or fp8 with torch.
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
@@ -63,6 +68,10 @@ class LoadOptions:
     block_size: int = 64
     kv_cache_memory_bytes: int | None = None
     kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float | None = None
+    swap_space: float = 0.0
+    gpu_layers: int | None = None
+    cpu_offload_gb: float = 0.0
     enable_prefix_caching: bool = True
     max_slowdown: float | None = None
     speculative: SpeculativeConfig | None = field(default_factory=SpeculativeConfig)
@@ -94,6 +103,10 @@ class LoadOptions:
         check_choice("block_size", self.block_size, BLOCK_SIZES)
         check_optional_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KvCacheDtype))
+        check_optional_share("gpu_memory_utilization", self.gpu_memory_utilization)
+        check_amount("swap_space", self.swap_space)
+        check_optional_count("gpu_layers", self.gpu_layers, 0)
+        check_amount("cpu_offload_gb", self.cpu_offload_gb)
         check_flag("enable_prefix_caching", self.enable_prefix_caching)
         check_flag("owns_process", self.owns_process)
         check_optional_factor("max_slowdown", self.max_slowdown)
@@ -109,6 +122,8 @@ class LoadOptions:
 def resolved(options: LoadOptions) -> LoadOptions:
     """With the backend chosen, and what depends on it. Raises InvalidRequestError for what that one does not take."""
     backend = choose_backend(options.backend, options.device)
+    if backend != "torch" or options.device == "cpu":
+        _tell_without_effect(options, backend)
     if backend == "torch":
         if options.num_threads and not options.owns_process:
             return _without_torch(options)
@@ -137,6 +152,15 @@ def _without_torch(options: LoadOptions) -> LoadOptions:
 def is_automatic(options: LoadOptions) -> bool:
     """Whether the backend is for the machine and the model to decide."""
     return options.backend is None and options.device in (None, "auto")
+
+
+def _tell_without_effect(options: LoadOptions, backend: str) -> None:
+    """A server tells it where it reads its settings."""
+    names = [name for name, nothing in _DIVISION.items() if getattr(options, name) != nothing]
+    if options.swap_space and backend != "torch":
+        names.append("swap_space")
+    if names and not options.owns_process:
+        _log.warning("without effect on a CPU, where everything is in host memory: %s", ", ".join(names))
 
 
 def cpu_cache_dtype(name: str) -> KvCacheDtype:

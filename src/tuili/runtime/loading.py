@@ -19,6 +19,7 @@ from tuili.checks import (
     refusal,
 )
 from tuili.config import (
+    GPU_MEMORY_UTILIZATION,
     EngineConfig,
     store_dir,
 )
@@ -28,7 +29,7 @@ from tuili.models.spec import ModelSpec
 from tuili.runtime.fetching import find_model
 from tuili.runtime.load_options import LoadOptions as LoadOptions
 from tuili.runtime.load_options import is_automatic, resolved
-from tuili.runtime.memory import CACHE_SHARE, DEVICE_CACHE_SHARE, size_cache
+from tuili.runtime.memory import measured_room, size_cache, size_device_cache
 from tuili.runtime.modelfile_settings import (
     Preamble,
     check_modelfile,
@@ -286,6 +287,9 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         device=options.device,
         dtype=options.dtype,
         deterministic=options.deterministic,
+        gpu_memory_utilization=options.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
+        gpu_layers=options.gpu_layers,
+        cpu_offload_bytes=int(options.cpu_offload_gb * 2**30),
     )
     weights = weights_to_run(checkpoint, options)
     return load_backend(_backend(options), checkpoint.spec, weights, backend_options)
@@ -323,10 +327,13 @@ def _engine_config(
         enable_prefix_caching=options.enable_prefix_caching,
         max_slowdown=options.max_slowdown,
         speculative=options.speculative,
+        swap_bytes=int(options.swap_space * 2**30),
     )
+    groups = [group for backend in backends if backend for group in backend.cache_groups(options.block_size)]
+    rooms = [measured_room(backend, config, options.gpu_memory_utilization) for backend in backends if backend]
+    may_shorten = options.max_model_len is None
+    if found := [room for room in rooms if room is not None]:
+        return size_device_cache(groups, config, min(found, key=lambda room: room.cache_bytes), may_shorten=may_shorten)
     if config.kv_cache_memory_bytes is not None:
         return config
-    groups = [group for backend in backends if backend for group in backend.cache_groups(options.block_size)]
-    on_device = getattr(backends[0], "free_bytes", None)  # of a GPU, whose memory holds the weights already
-    free, share = (free_bytes, CACHE_SHARE) if on_device is None else (on_device, DEVICE_CACHE_SHARE)
-    return size_cache(groups, config, free, may_shorten=options.max_model_len is None, share=share)
+    return size_cache(groups, config, free_bytes, may_shorten=may_shorten)

@@ -21,7 +21,7 @@ from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
 from tuili.runtime.flight import Flight
 from tuili.types import TokenDelta, TokenRequest
 
-_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "prefill")
+_GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "max_step_tokens", "prefill")
 _COUNTERS = [field.name for field in fields(EngineStats) if field.name not in _GAUGES]
 _FIRST_PAUSE_S = 0.25  # between tries to load, doubled each time
 _IDLE_LOOKS = 4  # so many times more rarely while nobody waits for an answer

@@ -29,13 +29,9 @@ class Ignored:
 
 
 _GPU = "it is for GPUs"
-_MEMORY = "on a CPU the KV cache is sized by kv_cache_memory_bytes or the free memory"
 _ALWAYS = "prompts are always computed in chunks"
 _IMAGES = "models read text only"
 IGNORED: Mapping[str, Ignored] = {
-    "gpu_memory_utilization": Ignored(0.92, _MEMORY, low=1e-9, high=1.0),
-    "swap_space": Ignored(0, _MEMORY, low=0.0),
-    "cpu_offload_gb": Ignored(0, _GPU, low=0.0),
     "enforce_eager": Ignored(False, "there are no CUDA graphs", (False, True)),
     "max_seq_len_to_capture": Ignored(8192, "there are no CUDA graphs", low=0),
     "compilation_config": Ignored(None, "nothing is compiled while it runs"),

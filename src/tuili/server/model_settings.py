@@ -55,7 +55,7 @@ class ModelSettings:
         0.9,
         MODELS,
         Number(0, 1),
-        "Share of the memory free at start that all models together may take.",
+        "Share of the memory free at start, and of a GPU's whole memory, that all models together may take.",
         "--memory-utilization",
     )
     load_timeout_s: float = setting(
@@ -107,6 +107,23 @@ class ModelSettings:
         ENGINE,
         Size(),
         "KV cache of each model; by default what max_num_seqs contexts need, or what there is.",
+    )
+    swap_space: float = setting(
+        0.0,
+        ENGINE,
+        Number(0, includes_low=True),
+        "Of torch: GiB of host memory for what each model's preempted answers have computed.",
+    )
+    gpu_layers: int | None = setting(
+        None,
+        ENGINE,
+        Count(0, automatic=("auto", "-1", -1)),
+        "Layers on the GPU, the others on the CPU; by default all, or as many as fit.",
+        "--n-gpu-layers",
+        "-ngl",
+    )
+    cpu_offload_gb: float = setting(
+        0.0, ENGINE, Number(0, includes_low=True), "GiB of each model's layers to keep on the CPU at least."
     )
     block_size: int = setting(64, ENGINE, Count(only=BLOCK_SIZES), "Tokens of a cache block: 16, 32, 64, 128 or 256.")
     enable_prefix_caching: bool = setting(True, ENGINE, Switch(), "Compute what prompts have in common once.")
@@ -200,6 +217,16 @@ class ModelSettings:
         from tuili.runtime.loading import LoadOptions
 
         return LoadOptions.of(self)
+
+    def without_effect(self) -> tuple[str, ...]:
+        """What was asked for that nothing comes of on a CPU, each with the reason."""
+        from tuili.backends import expected_backend
+
+        if expected_backend(self.backend, self.device) == "torch":
+            return ()
+        asked = {"swap_space": self.swap_space, "gpu_layers": self.gpu_layers, "cpu_offload_gb": self.cpu_offload_gb}
+        reason = "it has no effect on a CPU, where the KV cache is in host memory anyway"
+        return tuple(f"{name} ({reason})" for name, value in asked.items() if value not in (None, 0.0))
 
     def pool(self) -> PoolSettings:
         """What the pool of models needs of them."""

@@ -53,7 +53,8 @@ def resolve(
             if name not in values:
                 values[name], origins[name] = value, label
     notes = [note for layer in layers for note in layer.notes]
-    return Resolved(ServeSettings(**values), origins, tuple(notes))
+    settings = ServeSettings(**values)
+    return Resolved(settings, origins, (*settings.without_effect(), *notes))
 
 
 class _Layer:

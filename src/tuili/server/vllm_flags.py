@@ -20,7 +20,6 @@ _IN_MEMORY = "on a CPU the KV cache is in host memory anyway"
 _WITH_LORA = "it counts with enable_lora only"
 _DRAFTS = "say it in speculative_config"
 IGNORED: Mapping[str, Ignored] = {
-    "swap_space": Ignored(0, "it has no effect on a CPU, where the KV cache is in host memory anyway", low=0.0),
     "uvicorn_log_level": Ignored("info", _LOG),
     "disable_uvicorn_access_log": Ignored(False, _LOG, (False, True)),
     "disable_access_log_for_endpoints": Ignored(None, _LOG),

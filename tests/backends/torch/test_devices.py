@@ -17,7 +17,8 @@ from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.torch import backend as backend_module
 from tuili.backends.torch import rows as rows_module
-from tuili.backends.torch.devices import check_cache_dtype, current, free_bytes, release_memory, warn_of_tf32
+from tuili.backends.torch.devices import check_cache_dtype, current, release_memory, warn_of_tf32
+from tuili.backends.torch.memory import device_memory
 from tuili.errors import DeviceFailureError, InvalidRequestError
 
 SECOND = torch.device("cuda", 1)
@@ -59,14 +60,26 @@ def test_all_that_computes_does_it_on_the_backends_device(monkeypatch: pytest.Mo
     assert inside == [True, False] * 4  # load, allocate_cache, execute, sample
 
 
-def test_free_memory_is_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_counted_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("released"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (asked.append(device), (7, 10))[1])
-    assert free_bytes(SECOND) == 7
-    assert asked == ["released", SECOND]
-    assert free_bytes(torch.device("cpu")) is None
-    assert free_bytes(torch.device("mps")) is None  # the host's
+
+    def told(name: str, value: Any) -> None:
+        monkeypatch.setattr(torch.cuda, name, lambda *device: (asked.append((name, *device)), value)[1])
+
+    for name, value in (("mem_get_info", (7, 10)), ("memory_reserved", 3), ("max_memory_reserved", 5)):
+        told(name, value)
+    for name in ("empty_cache", "synchronize", "reset_peak_memory_stats"):
+        told(name, None)
+    memory = device_memory(SECOND)
+    assert memory is not None
+    memory.reset_peak()
+    assert asked == [("synchronize", SECOND), ("empty_cache",), ("reset_peak_memory_stats", SECOND)]
+    del asked[:]
+    found = (memory.total_bytes(), memory.free_bytes(), memory.reserved_bytes(), memory.peak_bytes())
+    assert found == (10, 7, 3, 5)
+    assert {device for _, device in asked} == {SECOND}
+    assert device_memory(torch.device("cpu")) is None
+    assert device_memory(torch.device("mps")) is None  # the host's
 
 
 def test_an_fp8_cache_is_refused_where_the_gpu_has_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:

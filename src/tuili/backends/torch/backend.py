@@ -15,7 +15,9 @@ from tuili.backend import (
     Batch,
     CacheGroup,
     Choices,
+    DeviceRoom,
     Float32,
+    Int32,
     SamplingArrays,
     StepHandle,
     UInt32,
@@ -29,21 +31,24 @@ from tuili.backends.torch.devices import (
     choose_device,
     choose_dtype,
     current,
-    free_bytes,
     release_memory,
     warn_of_tf32,
 )
+from tuili.backends.torch.divided import StepDivider, sample_in_parts
 from tuili.backends.torch.fixed_shapes import FixedShapeOps
 from tuili.backends.torch.graphs import Capture, CudaCapture, Decoded, DecodeGraphs
+from tuili.backends.torch.memory import device_memory, largest_batch, measure_room, num_blocks
 from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
 from tuili.backends.torch.ops.plain import PlainOps
+from tuili.backends.torch.placement import model_sizes, num_host_layers, tell_split
 from tuili.backends.torch.rows import GreedyStep, RunningStep, is_greedy, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
+from tuili.backends.torch.split import HOST, build_split_model
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
 from tuili.checks import check_count, refusal
-from tuili.config import MAX_NUM_SEQS
+from tuili.config import MAX_NUM_SEQS, EngineConfig
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes
@@ -80,17 +85,14 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
     check_count("num_threads", options.num_threads, 0, _MAX_THREADS)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    shapes = tensor_shapes(spec)
     device = choose_device(options.device)
     check_cache_dtype(options.kv_cache_dtype, device)
     stored = weights[_FIRST_MATRIX].format.name if _FIRST_MATRIX in weights else ""
     dtype = choose_dtype(options.dtype, device, stored)
     warn_of_tf32(device, dtype)
-    ops = _ops(device, options.deterministic)
-    reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=not isinstance(ops, PlainOps))
     try:
         with current(device):
-            model = build_model(spec, reader, ops, options.max_model_len)
+            model = _model(spec, weights, options, device=device, dtype=dtype)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -98,6 +100,30 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
         message = f"{spec.family}: the weights do not fit on {device}"
         raise InsufficientMemoryError(message) from error.with_traceback(None)
     return TorchBackend(spec, model, options, device=device, dtype=dtype)
+
+
+def _model(
+    spec: ModelSpec,
+    weights: Mapping[str, FileTensor],
+    options: BackendOptions,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
+    """On one device if it fits there, or else with its first layers on the host."""
+    shapes = tensor_shapes(spec)
+    ops = _ops(device, options.deterministic)
+    keep_packed = not isinstance(ops, PlainOps)
+    reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=keep_packed)
+    sizes = model_sizes(spec, {}, dtype, options.max_model_len)
+    if num_host := num_host_layers(sizes, options, device):
+        sizes = model_sizes(spec, weights if keep_packed else {}, dtype, options.max_model_len)  # which reads them
+        num_host = num_host_layers(sizes, options, device)
+    if not num_host:
+        return build_model(spec, reader, ops, options.max_model_len)
+    tell_split(sizes, num_host, device)
+    host = WeightReader(weights, shapes, dtype=dtype, device=HOST, keep_packed=False), _ops(HOST, options.deterministic)
+    return build_split_model(spec, host, (reader, ops), num_host, options.max_model_len)
 
 
 def _ops(device: torch.device, deterministic: bool) -> Ops:
@@ -119,15 +145,17 @@ class TorchBackend:
         self.device = device
         self.dtype = dtype
         mixers = [y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)]
-        self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device)
+        self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device, model.num_host)
         self._uploader = Uploader(device)
         self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
         self._max_model_len = options.max_model_len
         self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
-        self.is_asynchronous = device.type != "cpu"
+        self.memory = device_memory(device)
+        self._steps = StepDivider(self._run, self._copy_blocks, self._release, str(device))
+        self.is_asynchronous = device.type != "cpu" and not model.num_host
         self.graphs: DecodeGraphs | None = None
-        if device.type == "cuda":
+        if device.type == "cuda" and not model.num_host:
             with current(device):
                 self.graphs = self.captured_by(CudaCapture(device))
 
@@ -144,11 +172,6 @@ class TorchBackend:
     def weight_bytes(self) -> int:
         """Memory that the weights take on the device."""
         return self._open_model.num_bytes
-
-    @property
-    def free_bytes(self) -> int | None:
-        """See devices.free_bytes."""
-        return free_bytes(self.device)
 
     @property
     def _open_model(self) -> Model:
@@ -169,25 +192,41 @@ class TorchBackend:
             self._cache.allocate(num_blocks)
 
     @torch.inference_mode()
+    def measure_room(self, config: EngineConfig, utilization: float) -> DeviceRoom | None:
+        """See MeasuredBackend. Raises InsufficientMemoryError."""
+        if self.memory is None:
+            return None
+
+        def run_largest() -> int:
+            groups, count = self.cache_groups(config.block_size), num_blocks(config)
+            self.allocate_cache([count] * len(groups))
+            self._run(largest_batch(config, groups, self.vocab_size)).result()
+            self._cache.layers = []
+            later = 0 if self.graphs is None else self.graphs.num_bytes
+            return count * sum(group.block_bytes for group in groups) - later
+
+        with current(self.device):
+            return measure_room(self.memory, run_largest, str(self.device), config, utilization)
+
+    @torch.inference_mode()
     def execute(self, batch: Batch) -> StepHandle:
         """Puts the step on the device and returns at once; the handle waits.
 
+        Where it finds no memory, it is computed in parts, one after the other, and the result says so.
         Raises UnsupportedModelError naming a field it does not read, InsufficientMemoryError.
         """
         refuse_unread(batch, "torch")
-        model = self._open_model
-        try:
-            with current(self.device):
-                return self._run(model, batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            message = f"a step of {len(batch.input_ids)} tokens found no memory left on {self.device}"
-            raise InsufficientMemoryError(message) from error.with_traceback(None)
+        with current(self.device):
+            return self._steps.execute(batch)
 
-    def _run(self, model: Model, batch: Batch) -> StepHandle:
+    def _run(self, batch: Batch) -> StepHandle:
+        model = self._open_model
         if self.graphs is not None and (decoded := self.graphs.run(batch, self._cache.block_size)) is not None:
-            return self._decoded(batch, decoded)
+            try:
+                return self._decoded(batch, decoded)
+            except RuntimeError:
+                self.graphs.undo(decoded)  # the step may be computed again, in parts
+                raise
         step = upload_batch(batch, self._uploader)
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
@@ -229,13 +268,41 @@ class TorchBackend:
         return model.logits(model.finish(model.hidden(self._input_ids(step), step, self._cache), None))
 
     @torch.inference_mode()
+    def allocate_swap(self, num_blocks: ListLike[int]) -> float:
+        """See SwappingBackend. Raises InsufficientMemoryError."""
+        with current(self.device):
+            return self._cache.allocate_swap(num_blocks)
+
+    @torch.inference_mode()
+    def swap_out(self, copies: Int32) -> None:
+        """See SwappingBackend."""
+        with current(self.device):
+            self._cache.swap_out(copies)
+
+    @torch.inference_mode()
+    def swap_in(self, copies: Int32) -> None:
+        """See SwappingBackend."""
+        with current(self.device):
+            self._cache.swap_in(copies)
+
+    def _copy_blocks(self, copies: Int32) -> None:
+        self._cache.copy_blocks(copies, torch.from_numpy(copies).to(self.device))
+
+    def _release(self) -> None:
+        release_memory(self.device)
+
+    @torch.inference_mode()
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+        """Raises InsufficientMemoryError."""
+        with current(self.device):
+            return sample_in_parts(self._sample, self._release, logits, sampling, allow_mask)
+
+    def _sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         targets = np.full(len(logits), -1, np.int32)
         rules = RowRules(sampling, allow_mask, targets)
-        with current(self.device):
-            draws = plan_draws(rules, max(1, len(logits)), logits.shape[-1], self._draw_uploader, self.device)
-            on_device = torch.from_numpy(logits.copy()).to(self.device)
-            chosen = choose_tokens(on_device, 0, draws, torch.from_numpy(targets).to(self.device))
+        draws = plan_draws(rules, max(1, len(logits)), logits.shape[-1], self._draw_uploader, self.device)
+        on_device = torch.from_numpy(logits.copy()).to(self.device)
+        chosen = choose_tokens(on_device, 0, draws, torch.from_numpy(targets).to(self.device))
         return Choices(chosen.token_ids.cpu().numpy(), chosen.sampler_state.cpu().numpy())
 
     def close(self) -> None:

@@ -127,13 +127,10 @@ def device_failure(error: RuntimeError, device: torch.device) -> DeviceFailureEr
     )
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What the device's memory has left; None where that is the host's."""
-    if device.type not in ("cuda", "xpu"):
-        return None
-    release_memory(device)  # what torch keeps for later is not in use
-    free: int = _module(device.type).mem_get_info(device)[0]
-    return free
+def synchronize(device: torch.device) -> None:
+    """Waits until everything is done that was asked of the device."""
+    if device.type != "cpu":
+        _module(device.type).synchronize()
 
 
 def release_memory(device: torch.device) -> None:

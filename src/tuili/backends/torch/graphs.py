@@ -86,6 +86,7 @@ class GraphOutputs:
 
     logits: Tensor  # float32 [rows, vocab]
     token_ids: Tensor  # int32 [rows]
+    previous: Tensor  # int32 [rows] what last_tokens held before
     last_tokens: Tensor  # int32 [slots + 1] by slot; the last is that of rows that belong to nobody
 
 
@@ -135,6 +136,17 @@ class DecodeGraphs:
         assert self._outputs is not None
         return Decoded(self._outputs.logits[:count], self._outputs.token_ids[:count], graph.step)
 
+    def undo(self, decoded: Decoded) -> None:
+        """Forgets the tokens that the step run last has chosen, so that it can be computed again."""
+        assert self._outputs is not None
+        slots = decoded.step.kept_slots.long()
+        self._last_tokens.index_copy_(0, slots, self._outputs.previous[: len(slots)])
+
+    @property
+    def num_bytes(self) -> int:
+        """What they come to take about: logits as the model and as samplers have them."""
+        return 2 * 4 * self._vocab_size * self._num_rows[-1]
+
     def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> _Graph | None:
         """A new graph, tried with rows that all belong to nobody; None once one could not be captured."""
         if self._capture is None:
@@ -157,6 +169,7 @@ class DecodeGraphs:
         return GraphOutputs(
             torch.empty((rows, self._vocab_size), dtype=torch.float32, device=device),
             torch.empty(rows, dtype=torch.int32, device=device),
+            torch.empty(rows, dtype=torch.int32, device=device),
             self._last_tokens,
         )
 
@@ -166,7 +179,9 @@ class DecodeGraphs:
         logits.copy_(self._decode(step))
         top, best = logits.max(-1)
         token_ids.copy_(best.masked_fill(~top.isfinite(), -1))
-        outputs.last_tokens.index_copy_(0, step.kept_slots.long(), token_ids.clamp(min=0))
+        slots = step.kept_slots.long()
+        outputs.previous[:rows].copy_(outputs.last_tokens.index_select(0, slots))
+        outputs.last_tokens.index_copy_(0, slots, token_ids.clamp(min=0))
 
 
 def _is_decode(batch: Batch) -> bool:

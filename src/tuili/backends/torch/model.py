@@ -28,18 +28,24 @@ class Model:
     head: Head
     logit_scale: float
     logit_softcap: float | None
-    num_bytes: int
+    num_bytes: int  # on the device
+    num_host: int = 0  # of the layers: those before that are on the host, whose steps wait for the device
 
     def hidden(self, input_ids: Tensor, step: StepInputs, cache: PagedCache) -> Flow:
         """What leaves the last layer [T, hidden]; keys and values go to the cache."""
-        positions = self.tables.at(step.positions)
-        x, residual = self.embed(input_ids, step.positions), None
-        for i, layer in enumerate(self.layers):
+        flow: Flow = (self.embed(input_ids, step.positions), None)
+        return self.through(flow, range(len(self.layers)), self.tables, step, cache)
+
+    def through(self, flow: Flow, layers: range, tables: PositionTables, step: StepInputs, cache: PagedCache) -> Flow:
+        """What leaves the last of some layers; the rest is where these are."""
+        positions = tables.at(step.positions)
+        x, residual = flow
+        for i in layers:
             group = cache.group_of[i]
             where = LayerStep(
-                positions[self.tables.kind_of[i]], step.plans[group], step.slot_mapping[group], cache.layers[i]
+                positions[tables.kind_of[i]], step.plans[group], step.slot_mapping[group], cache.layers[i]
             )
-            x, residual = layer(x, residual, where)
+            x, residual = self.layers[i](x, residual, where)
         return x, residual
 
     def finish(self, flow: Flow, rows: Tensor | None) -> Tensor:

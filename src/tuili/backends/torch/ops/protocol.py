@@ -36,6 +36,12 @@ class LayerCache:
         has_scales = self.keys.dtype in SCALED_DTYPES
         assert (self.key_scales is not None) == (self.value_scales is not None) == has_scales
 
+    def planes(self) -> tuple[Tensor, ...]:
+        """What a block consists of, the block being the first axis of each."""
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys, self.values
+        return self.keys, self.values, self.key_scales, self.value_scales
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
