@@ -77,7 +77,7 @@ REQUESTS = st.builds(
     st.integers(1, 30),
     st.integers(0, 2**64 - 1),
     temperature=st.sampled_from([0.0, 0.9]),
-    max_tokens=st.integers(1, 14),
+    max_tokens=st.integers(1, 10),
     stop_token_ids=st.lists(st.integers(0, 22), max_size=3),
     logprobs=st.sampled_from([None, 2]),
     presence_penalty=st.sampled_from([0.0] * 7 + [0.5]),
@@ -85,7 +85,7 @@ REQUESTS = st.builds(
 
 
 @pytest.mark.no_cover  # the same lines many times over
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=7, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     works=st.lists(REQUESTS, min_size=2, max_size=6),
     abort_after=st.integers(1, 20),

@@ -153,7 +153,8 @@ class TorchBackend:
         self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
         self.memory = device_memory(device)
         self._steps = StepDivider(self._run, self._copy_blocks, self._release, str(device))
-        self.is_asynchronous = device.type != "cpu" and not model.num_host
+        # Elsewhere the copy of a result would wait for the step behind it, too.
+        self.is_asynchronous = device.type == "cuda" and not model.num_host
         self.graphs: DecodeGraphs | None = None
         if device.type == "cuda" and not model.num_host:
             with current(device):
