@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tuili.backends.reference import layers as reference
-from tuili.backends.torch.ops import AttentionConstants, AttentionPlan, LayerCache
+from tuili.backends.torch.ops import AttentionConstants, AttentionPlan, DenseWeight, LayerCache, plain
 from tuili.backends.torch.ops.plain import ACTIVATIONS, PlainOps
 from tuili.models.spec import AttentionSpec
 
@@ -98,3 +98,19 @@ def reference_int8(heads: torch.Tensor) -> torch.Tensor:
     from tuili.backends.reference.cache import through_int8
 
     return torch.from_numpy(through_int8(heads.numpy()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_that_are_not_rounded_to_the_inputs_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows of the weight at a time, the last of them fewer."""
+    monkeypatch.setattr(plain, "_WIDENED", 7 * 32)
+    shapes = ((3, 32), (17, 32), (17,))
+    x, weight, bias = (torch.randn(shape, generator=torch.manual_seed(0)).to(dtype) for shape in shapes)
+    expected = x.double() @ weight.double().T + bias.double()
+    found = OPS.linear(x, DenseWeight(weight), bias, torch.float32)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-5)
+    rounded = OPS.linear(x, DenseWeight(weight), bias).float().numpy()
+    assert not np.allclose(rounded, expected.numpy(), rtol=0, atol=1e-5)
+    assert OPS.linear(x[:0], DenseWeight(weight), bias, torch.float32).shape == (0, 17)
+    assert OPS.finish_logits(found, 1.0, None) is found

@@ -78,3 +78,15 @@ def test_deterministic_rows_do_not_know_how_many_they_are(name: str) -> None:
     together = DETERMINISTIC.linear(x, weight, bias)
     assert relative(together, PLAIN.linear(x, weight, bias)) < 2e-6
     assert torch.equal(DETERMINISTIC.linear(x[33:34], weight, bias), together[33:34])
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "dense"])
+@pytest.mark.parametrize("num_tokens", [1, 5, 257])
+def test_float32_sums_of_half_precision(name: str, num_tokens: int) -> None:
+    weight = DenseWeight(torch.randn(NUM_ROWS, 96).half()) if name == "dense" else weight_of(name)
+    x = torch.randn(num_tokens, weight.weight.shape[1] if name == "dense" else weight.shape[1]).half()
+    expected = PLAIN.linear(x, weight, None, torch.float32)
+    for ops in (FAST, DETERMINISTIC):
+        found = ops.linear(x, weight, None, torch.float32)
+        assert found.dtype == torch.float32
+        assert relative(found, expected) < 5e-4  # a packed weight's products round it to half precision

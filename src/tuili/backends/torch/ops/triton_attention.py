@@ -31,12 +31,16 @@ class Tile:
     num_stages: int
 
 
-def prefill_tile(element_bytes: int, block_d: int, group: int, capability: int) -> Tile:
-    """By what fits into shared memory: 227 KiB on capability 9, about 100 KiB on consumer cards of 8."""
+def prefill_tile(element_bytes: int, block_d: int, group: int, capability: int, is_scaled: bool) -> Tile:
+    """By what fits into shared memory: 227 KiB on capability 9, about 100 KiB on consumer cards of 8.
+
+    is_scaled: the cache is int8 or fp8, whose keys take registers on the way to the model's dtype.
+    """
     if element_bytes == 4:
         tile = Tile(16, 32, 4, 1) if block_d > 128 else Tile(32, 32, 4, 1)
     elif block_d > 128:
-        tile = Tile(64, 32, 4, 2) if capability < 9 else Tile(128, 64, 8, 2)
+        large = Tile(128, 32, 8, 3) if is_scaled else Tile(128, 64, 8, 2)
+        tile = Tile(64, 32, 4, 2) if capability < 9 else large
     else:
         tile = Tile(64, 64, 4, 2) if capability < 9 else Tile(128, 64, 8, 3)
     return Tile(max(tile.block_m, _power_of_two(group)), tile.block_n, tile.num_warps, tile.num_stages)
@@ -93,7 +97,8 @@ class _Launch:
 
     def prefill(self, capability: int, skips_decodes: bool) -> None:
         plan, a = self._plan, self._attention
-        tile = prefill_tile(self._queries.element_size(), self._block_d, self._group, capability)
+        is_scaled = self._cache.key_scales is not None
+        tile = prefill_tile(self._queries.element_size(), self._block_d, self._group, capability, is_scaled)
         tokens = tile.block_m // self._group
         grid = (self._queries.shape[0] // tokens + plan.num_sequences, self._num_kv_heads)
         kernels.prefill_kernel[grid](
