@@ -22,8 +22,9 @@ from tuili.checks import (
     check_optional_count,
     check_optional_share,
     check_optional_text,
+    refusal,
 )
-from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, EngineConfig, KvCacheDtype, check_device
+from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, MAX_PARALLEL_SIZE, EngineConfig, KvCacheDtype, check_device
 from tuili.errors import TuiliError, UnsupportedModelError
 
 Int32 = NDArray[np.int32]
@@ -35,6 +36,14 @@ Bool = NDArray[np.bool_]
 
 MAX_MODEL_LEN = 2**31 - 1  # positions are int32
 CacheKind = Literal["full", "window", "state", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """The files that weights are from, for processes that read their part themselves."""
+
+    path: str
+    quantization: str | None = None  # the recipe by which they are quantized as they are read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +67,8 @@ class BackendOptions:
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION  # torch backend, the next ones too
     gpu_layers: int | None = None
     cpu_offload_bytes: int = 0
+    tensor_parallel_size: int = 1  # torch backend
+    source: WeightSource | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field."""
@@ -71,6 +82,9 @@ class BackendOptions:
         check_optional_share("gpu_memory_utilization", self.gpu_memory_utilization)
         check_optional_count("gpu_layers", self.gpu_layers, 0)
         check_count("cpu_offload_bytes", self.cpu_offload_bytes, 0)
+        check_count("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PARALLEL_SIZE)
+        if not isinstance(self.source, WeightSource | None):
+            raise refusal("source", self.source, "a WeightSource or None")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

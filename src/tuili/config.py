@@ -28,6 +28,7 @@ DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_NUM_SEQS = 16_384
 GPU_MEMORY_UTILIZATION = 0.9  # of a GPU's whole memory: what everything on it may take, unless told otherwise
+MAX_PARALLEL_SIZE = 64
 SPECULATIVE_METHODS = ("ngram", "draft_model")
 MAX_SPECULATIVE_TOKENS = 64
 MAX_PROMPT_LOOKUP = 64

@@ -42,7 +42,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("backend", "gpu", "one of"),
         ("dtype", "int3", "one of"),
         ("kv_cache_dtype", "fp4", "one of"),
-        ("tensor_parallel_size", 2, "must be 1 on a CPU"),
+        ("tensor_parallel_size", 0, r"integer in \[1, 64\]"),
         ("revision", "main", "not implemented"),
         ("speculative_config", "ngram", "a mapping or None"),
         ("speculative_config", {"draft": "smollm2:135m"}, "'draft' is not implemented; known are method, model"),

@@ -160,7 +160,8 @@ BAD_FLAGS: list[tuple[str, Any, str]] = [
     ("uds", "x" * 200, "--uds must have at most 100 characters"),
     ("ollama_host", "http://", "--ollama-host must be"),
     ("ollama_host", "localhost:x", "--ollama-host must be"),
-    ("tensor_parallel_size", "2", "--tensor-parallel-size=2 is not implemented: one process runs the model"),
+    ("tensor_parallel_size", "0", "--tensor-parallel-size must be an integer in [1, 64]"),
+    ("nnodes", "2", "--nnodes=2 is not implemented: one machine runs the model"),
     ("enable_lora", True, "--enable-lora=True is not implemented: adapters are not loaded yet"),
     ("swap_space", "-1", "--swap-space must be a number >= 0, got -1"),
     ("swap_space", "much", "--swap-space must be a number >= 0, got 'much'"),
@@ -207,7 +208,7 @@ BAD_FILES: list[tuple[str, str, str]] = [
     ("serve.toml", "api_key = [5]", "serve.toml: api_key must be 8 to 512 printable"),
     ("serve.toml", "max-model-len = 1\nmax_model_len = 2", "'max_model_len' is there twice"),
     ("serve.toml", "port = 1\nserver-port = 2", "serve.toml: server_port: port says the same"),
-    ("serve.toml", "tensor-parallel-size = 2", "serve.toml: tensor_parallel_size=2 is not implemented"),
+    ("serve.toml", "nnodes = 2", "serve.toml: nnodes=2 is not implemented"),
     ("serve.toml", "keep_alive = 'x'", "serve.toml: keep_alive must be seconds"),
     ("serve.toml", "speculative_config = 3", "serve.toml: speculative_config must be a JSON object or 'none', got 3"),
     ("serve.json", "{", "serve.json: not JSON"),
@@ -293,7 +294,7 @@ def test_a_name_for_each_model() -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
-    (tmp_path / "serve.toml").write_text('port = "x"\nprot = 3\nblock-sise = 64\ntensor-parallel-size = 2\n')
+    (tmp_path / "serve.toml").write_text('port = "x"\nprot = 3\nblock-sise = 64\nnnodes = 2\n')
     environ = {"TUILI_SERVE_MAX_NUM_SEQS": "0", "TUILI_SERVE_NONE": "1"}
     with pytest.raises(InvalidRequestError) as caught:
         resolve({"keep_alive": "soon", "max_lora_rank": "0", "port": "8001"}, environ, str(tmp_path / "serve.toml"))
@@ -303,7 +304,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         "serve.toml: port must be an integer",
         "serve.toml: prot is no setting: did you mean port?",
         "serve.toml: block_sise is no setting: did you mean block_size?",
-        "serve.toml: tensor_parallel_size=2 is not implemented: one process runs the model",
+        "serve.toml: nnodes=2 is not implemented: one machine runs the model",
         "TUILI_SERVE_MAX_NUM_SEQS must be an integer in [1, 16384], got 0",
         "TUILI_SERVE_NONE is no setting",
         "--keep-alive must be seconds",

@@ -73,10 +73,11 @@ class LLMArguments:
 
     def _check(self) -> None:
         check_choice("generation_config", self.generation_config, ("auto", "vllm"))
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            check_count(name, getattr(self, name))
-            if getattr(self, name) > 1:
-                raise InvalidRequestError(f"{name} must be 1 on a CPU, got {getattr(self, name)}", param=name)
+        check_count("pipeline_parallel_size", self.pipeline_parallel_size)
+        if self.pipeline_parallel_size > 1:
+            raise InvalidRequestError(
+                f"pipeline_parallel_size must be 1, got {self.pipeline_parallel_size}", param="pipeline_parallel_size"
+            )
         check_optional_count("seed", self.seed, 0)
         check_optional_mapping("speculative_config", self.speculative_config)
         check_optional_mapping("override_generation_config", self.override_generation_config)

@@ -8,7 +8,6 @@ A thread of its own sends a heartbeat, whatever the engine is at. Knows `wire` a
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import logging
@@ -50,6 +49,7 @@ from tuili.engine.wire import (
 )
 from tuili.errors import DeviceFailureError, EngineUnavailableError, ModelFileError, TuiliError
 from tuili.machine import process_memory
+from tuili.parent_process import die_with
 from tuili.program_log import start_logging
 from tuili.runtime.loading import LoadOptions, open_engine
 from tuili.runtime.running_engine import RunningEngine
@@ -59,7 +59,6 @@ from tuili.weights.mapped_file import file_stamps
 HEARTBEAT_S = 1.0
 IDLE_HEARTBEAT_S = 2.0
 BUSY_HEARTBEAT_S = 0.25
-_PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
 _log = logging.getLogger(__name__)
 
@@ -254,14 +253,6 @@ def facts_of(running: RunningEngine, stamps: frozenset[tuple[str, int, int, int]
         load_s=running.load_s,
         stamps=tuple(sorted(stamps)),
     )
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel end this process with the thread that started it, on Linux; elsewhere the socket's end does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before that
-        os._exit(0)
 
 
 def main(arguments: list[str]) -> int:

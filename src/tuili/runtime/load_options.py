@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, get_args
 
-from tuili.backends import BACKENDS, choose_backend
+from tuili.backends import BACKENDS, choose_backend, expected_backend
 from tuili.checks import (
     check_amount,
     check_choice,
@@ -24,6 +24,7 @@ from tuili.config import (
     DTYPES,
     KV_CACHE_DTYPES,
     MAX_NUM_SEQS,
+    MAX_PARALLEL_SIZE,
     KvCacheDtype,
     SpeculativeConfig,
     check_device,
@@ -54,7 +55,8 @@ class LoadOptions:
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
     from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
     quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
-    for a GGUF file, is the format it has.
+    for a GGUF file, is the format it has. tensor_parallel_size processes, for torch, share every layer, each with a GPU
+    of its own; a draft model runs on the first one's alone.
     """
 
     backend: str | None = None
@@ -78,6 +80,7 @@ class LoadOptions:
     chat_template: str | None = None
     tokenizer: str | None = None
     quantization: str | None = None
+    tensor_parallel_size: int = 1
     owns_process: bool = False
 
     @classmethod
@@ -108,6 +111,7 @@ class LoadOptions:
         check_optional_count("gpu_layers", self.gpu_layers, 0)
         check_amount("cpu_offload_gb", self.cpu_offload_gb)
         check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        check_count("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PARALLEL_SIZE)
         check_flag("owns_process", self.owns_process)
         check_optional_factor("max_slowdown", self.max_slowdown)
         if not isinstance(self.speculative, SpeculativeConfig | None):
@@ -117,6 +121,7 @@ class LoadOptions:
         check_optional_text("quantization", self.quantization)
         if self.quantization not in (None, "gguf"):
             find_recipe(self.quantization)
+        _check_parallel(self, expected_backend(self.backend, self.device))
 
 
 def resolved(options: LoadOptions) -> LoadOptions:
@@ -129,6 +134,7 @@ def resolved(options: LoadOptions) -> LoadOptions:
             return _without_torch(options)
         num_threads = thread_limits(options.num_threads).num_threads if options.owns_process else 0
         return replace(options, backend=backend, num_threads=num_threads)
+    _check_parallel(options, backend)
     if options.device not in (None, "auto", "cpu"):
         raise refusal("device", options.device, f"cpu for the {backend} backend")
     if options.dtype != "auto":
@@ -161,6 +167,11 @@ def _tell_without_effect(options: LoadOptions, backend: str) -> None:
         names.append("swap_space")
     if names and not options.owns_process:
         _log.warning("without effect on a CPU, where everything is in host memory: %s", ", ".join(names))
+
+
+def _check_parallel(options: LoadOptions, backend: str) -> None:
+    if options.tensor_parallel_size > 1 and backend != "torch":
+        raise refusal("tensor_parallel_size", options.tensor_parallel_size, f"1 for the {backend} backend")
 
 
 def cpu_cache_dtype(name: str) -> KvCacheDtype:

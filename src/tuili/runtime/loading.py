@@ -13,7 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tuili.backend import Backend, BackendOptions
+from tuili.backend import Backend, BackendOptions, WeightSource
 from tuili.backends import choose_backend, load_backend, load_quantizer
 from tuili.checks import (
     refusal,
@@ -265,7 +265,7 @@ def _load_pair(
     if draft_checkpoint is None:
         return backend, None
     reach = min(wanted, draft_checkpoint.spec.max_position)
-    return backend, _load_backend(draft_checkpoint, reach, options)
+    return backend, _load_backend(draft_checkpoint, reach, replace(options, tensor_parallel_size=1))
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, draft: Checkpoint, drafts: Tokenizer) -> None:
@@ -290,6 +290,8 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         gpu_memory_utilization=options.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
         gpu_layers=options.gpu_layers,
         cpu_offload_bytes=int(options.cpu_offload_gb * 2**30),
+        tensor_parallel_size=options.tensor_parallel_size,
+        source=WeightSource(str(checkpoint.path.absolute()), _recipe_name(checkpoint, options)),
     )
     weights = weights_to_run(checkpoint, options)
     return load_backend(_backend(options), checkpoint.spec, weights, backend_options)
@@ -301,9 +303,10 @@ def _backend(options: LoadOptions) -> str:
 
 def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
     """The checkpoint's, each quantized when it is asked for where the options want that."""
-    if options.quantization is None or (options.quantization == "gguf" and checkpoint.source == "gguf"):
+    name = _recipe_name(checkpoint, options)
+    if name is None:
         return checkpoint.weights
-    recipe = find_recipe(options.quantization)
+    recipe = find_recipe(name)
     quantize = load_quantizer(_backend(options), options.num_threads)
     return quantized_weights(checkpoint.weights, checkpoint.spec, recipe, quantize)
 
@@ -311,6 +314,11 @@ def weights_to_run(checkpoint: Checkpoint, options: LoadOptions) -> TensorTable:
 def _batched_tokens(backends: Sequence[Backend | None]) -> int:
     """Tokens of a step where nobody says: those that the model's backend is best with, if it knows."""
     return getattr(backends[0], "batched_tokens", None) or DEFAULT_BATCHED_TOKENS
+
+
+def _recipe_name(checkpoint: Checkpoint, options: LoadOptions) -> str | None:
+    is_as_stored = options.quantization == "gguf" and checkpoint.source == "gguf"
+    return None if is_as_stored else options.quantization
 
 
 def _engine_config(

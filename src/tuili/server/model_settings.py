@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, KvCacheDtype
+from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, MAX_PARALLEL_SIZE, KvCacheDtype
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams
@@ -142,6 +142,12 @@ class ModelSettings:
     deterministic: bool = setting(
         False, ENGINE, Switch(), "Of torch: answers do not depend on what else is computed at the time."
     )
+    tensor_parallel_size: int = setting(
+        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Of torch: GPUs that share every layer of a model.", "-tp"
+    )
+    data_parallel_size: int = setting(
+        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Engines of each model, which share its requests.", "-dp"
+    )
     max_slowdown: float = setting(
         2.0,
         ENGINE,
@@ -235,6 +241,7 @@ class ModelSettings:
         return PoolSettings(
             models=self._named_models(),
             load=self.load_options(),
+            num_replicas=self.data_parallel_size,
             max_loaded_models=self.max_loaded_models,
             memory_share=self.gpu_memory_utilization,
             keep_alive_s=self.keep_alive_s,

@@ -31,7 +31,11 @@ def quantized_weights(weights: TensorTable, spec: ModelSpec, recipe: Recipe, qua
     What is quantized already stays as it is: its numbers would suffer twice. Raises what check_quantizable raises.
     """
     check_quantizable(weights, spec, recipe)
-    return TensorTable({name: partial(_quantized, weights, name, spec, recipe, quantize) for name in weights})
+    shapes = tensor_shapes(spec)
+    return TensorTable(
+        {name: partial(_quantized, weights, name, spec, recipe, quantize) for name in weights},
+        {name: partial(_format_name, weights, name, shapes[name], recipe, spec) for name in weights},
+    )
 
 
 def check_quantizable(weights: TensorTable, spec: ModelSpec, recipe: Recipe) -> None:
@@ -59,6 +63,10 @@ def _quantized(weights: TensorTable, name: str, spec: ModelSpec, recipe: Recipe,
     tensor = weights[name]
     target = target_format(tensor.format, tensor.shape, recipe, name, spec)
     return tensor if target is tensor.format else quantize(target, tensor, name)
+
+
+def _format_name(weights: TensorTable, name: str, shape: Shape, recipe: Recipe, spec: ModelSpec) -> str:
+    return target_format(quant.BY_NAME[weights.stored_format(name)], shape, recipe, name, spec).name
 
 
 def _bits(f: QuantFormat) -> float:

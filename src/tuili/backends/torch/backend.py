@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tuili.backend import (
-    Backend,
     BackendOptions,
     Batch,
     CacheGroup,
@@ -44,6 +44,7 @@ from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.placement import model_sizes, num_host_layers, tell_split
 from tuili.backends.torch.rows import GreedyStep, RunningStep, is_greedy, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
+from tuili.backends.torch.shard import Ranks, Shard
 from tuili.backends.torch.split import HOST, build_split_model
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
@@ -70,10 +71,13 @@ _FIRST_MATRIX = "layers.0.o_proj.weight"
 
 
 @torch.inference_mode()
-def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOptions) -> Backend:
+def load(
+    spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOptions, shard: Shard | None = None
+) -> TorchBackend:
     """Reads every weight once, to the device; returns a backend without a cache. Nothing of `weights` is needed then.
 
-    num_threads, where it is not 0, is set for the whole process.
+    num_threads, where it is not 0, is set for the whole process. shard: what spec and weights are of a model that lies
+    in several processes, each of which loads its own.
 
     Raises UnsupportedModelError naming what the backend lacks, ModelFileError for weights that are not the spec's,
     InvalidRequestError for an option, InsufficientMemoryError.
@@ -92,14 +96,15 @@ def load(spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOpt
     warn_of_tf32(device, dtype)
     try:
         with current(device):
-            model = _model(spec, weights, options, device=device, dtype=dtype)
+            model = _model(spec, weights, options, device=device, dtype=dtype, shard=shard)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         # Its traceback would keep what was loaded so far.
         message = f"{spec.family}: the weights do not fit on {device}"
         raise InsufficientMemoryError(message) from error.with_traceback(None)
-    return TorchBackend(spec, model, options, device=device, dtype=dtype)
+    whole = spec if shard is None else replace(spec, vocab_size=shard.vocab_size)
+    return TorchBackend(whole, model, options, device=device, dtype=dtype)
 
 
 def _model(
@@ -109,12 +114,15 @@ def _model(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    shard: Shard | None,
 ) -> Model:
-    """On one device if it fits there, or else with its first layers on the host."""
+    """On one device if it fits there, or else, where it is whole, with its first layers on the host."""
     shapes = tensor_shapes(spec)
     ops = _ops(device, options.deterministic)
     keep_packed = not isinstance(ops, PlainOps)
     reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=keep_packed)
+    if shard is not None:
+        return build_model(spec, reader, ops, options.max_model_len, shard)
     sizes = model_sizes(spec, {}, dtype, options.max_model_len)
     if num_host := num_host_layers(sizes, options, device):
         sizes = model_sizes(spec, weights if keep_packed else {}, dtype, options.max_model_len)  # which reads them
@@ -175,6 +183,12 @@ class TorchBackend:
         return self._open_model.num_bytes
 
     @property
+    def ranks(self) -> Ranks | None:
+        """Those with whom it shares the model."""
+        shard = self._open_model.shard
+        return None if shard is None else shard.ranks
+
+    @property
     def _open_model(self) -> Model:
         if self._model is None:
             raise EngineUnavailableError("the torch backend is closed")
@@ -218,7 +232,8 @@ class TorchBackend:
         """
         refuse_unread(batch, "torch")
         with current(self.device):
-            return self._steps.execute(batch)
+            # Where others compute the same step, it cannot be divided here alone.
+            return self._steps.execute(batch) if self.ranks is None else self._run(batch)
 
     def _run(self, batch: Batch) -> StepHandle:
         model = self._open_model
@@ -251,7 +266,7 @@ class TorchBackend:
 
     def _keep(self, token_ids: Tensor, slots: Tensor) -> None:
         # Where nothing could be chosen there is no token to go on from, but one to look up if the slot runs on.
-        self._last_tokens.index_copy_(0, slots.long(), token_ids.clamp(min=0))
+        self._last_tokens.index_copy_(0, slots.long(), self._open_model.agreed(token_ids).clamp(min=0))
 
     def captured_by(self, capture: Capture) -> DecodeGraphs:
         """Graphs of this model's decode steps, none of them captured yet."""

@@ -85,7 +85,7 @@ class PackedEmbedding:
         return (unpack(rows_of(self.weight, ids)) * self.scale).to(self.dtype)
 
 
-Lookup = DenseEmbedding | PackedEmbedding
+Lookup = Callable[[Tensor], Tensor]  # ids int32 [T] -> rows [T, width]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Everywhere:
 class Head:
     """Normed hidden states to float32 logits."""
 
-    stages: tuple[Linear, ...]
+    stages: tuple[Callable[[Tensor], Tensor], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         for stage in self.stages:
@@ -215,8 +215,8 @@ class RowNormedHeads:
 
     project: Projections
     head_dim: int
-    query_norm: Norm
-    key_norm: Norm
+    query_norm: Callable[[Tensor], Tensor]
+    key_norm: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values = self.project(x)
@@ -231,7 +231,7 @@ class Attention:
     heads: HeadMaker
     head_constants: HeadConstants
     constants: AttentionConstants
-    out: Linear
+    out: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, step: LayerStep) -> Tensor:
         queries, keys, values = self.heads(x)
@@ -250,7 +250,7 @@ class GatedMlp:
     ops: Ops
     gate_and_up: Projections
     activation: Activation
-    down: Linear
+    down: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_and_up(x)
@@ -262,7 +262,7 @@ class Mlp:
     ops: Ops
     up: Linear
     activation: Activation
-    down: Linear
+    down: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.ops.activate(self.up(x), None, self.activation))

@@ -11,6 +11,7 @@ from tuili.backends.torch.cache import PagedCache
 from tuili.backends.torch.layers import Embedding, Flow, Head, Join, Layer, LayerStep
 from tuili.backends.torch.ops import Ops
 from tuili.backends.torch.positions import PositionTables
+from tuili.backends.torch.shard import Shard
 from tuili.backends.torch.step import StepInputs
 from tuili.backends.torch.weights import WeightReader
 from tuili.models.spec import AttentionSpec, ModelSpec
@@ -30,6 +31,7 @@ class Model:
     logit_softcap: float | None
     num_bytes: int  # on the device
     num_host: int = 0  # of the layers: those before that are on the host, whose steps wait for the device
+    shard: Shard | None = None
 
     def hidden(self, input_ids: Tensor, step: StepInputs, cache: PagedCache) -> Flow:
         """What leaves the last layer [T, hidden]; keys and values go to the cache."""
@@ -60,10 +62,19 @@ class Model:
         """Raw logits float32 [R, vocab] of normed hidden states [R, hidden]."""
         return self.ops.finish_logits(self.head(hidden), self.logit_scale, self.logit_softcap)
 
+    def agreed(self, token_ids: Tensor) -> Tensor:
+        """Those that the first process chose: all go on from them."""
+        if self.shard is None or not len(token_ids):
+            return token_ids
+        return self.shard.ranks.share(token_ids, 0)
 
-def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: int) -> Model:
-    """Reads every weight once, front to back. context_len: the longest text there will be, for rotary frequencies."""
-    builder = Builder(spec, reader, ops)
+
+def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: int, shard: Shard | None = None) -> Model:
+    """Reads every weight once, front to back. context_len: the longest text there will be, for rotary frequencies.
+
+    shard: what spec and weights are of a model that lies in several processes.
+    """
+    builder = Builder(spec, reader, ops, shard)
     table = reader.matrix("embed_tokens")
     embed = builder.embedding(table)
     layers = tuple(builder.layer(i) for i in range(len(spec.layers)))
@@ -81,4 +92,5 @@ def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: in
         logit_scale=spec.logit_scale,
         logit_softcap=spec.logit_softcap,
         num_bytes=reader.num_bytes,
+        shard=shard,
     )

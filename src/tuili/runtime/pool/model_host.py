@@ -30,7 +30,7 @@ from tuili.store.store import Store
 
 
 class StartModel(Protocol):
-    """Loads the model at a path, which the store calls `source`. Raises what loading raises.
+    """Loads the model at a path, which the store calls `source`; options are of each engine. Raises as loading does.
 
     Then, and when it is cancelled, nothing is left running.
     """
@@ -64,7 +64,12 @@ class LocalHost:
             async with self._pulls.watch(model.source, partial(self._find, model)) as pull:
                 await pull.end()
         return await asyncio.to_thread(
-            read_footprint, model.source, self._store, self._settings.load, may_cap=not model.is_named
+            read_footprint,
+            model.source,
+            self._store,
+            self._settings.load,
+            may_cap=not model.is_named,
+            num_replicas=self._settings.num_replicas,
         )
 
     def _is_missing(self, source: str) -> bool:
@@ -83,9 +88,8 @@ class LocalHost:
             raise ModelNotFoundError(f"model {model.name!r}: its files were removed from the disk") from None
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
-        options = replace(
-            self._settings.load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.kv_cache_bytes
-        )
+        cache_bytes = plan.kv_cache_bytes // self._settings.num_replicas
+        options = replace(self._settings.load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=cache_bytes)
         path = await asyncio.to_thread(self._store.path, model.source)
         started = await self._start_model(model.source, path, options)
         try:

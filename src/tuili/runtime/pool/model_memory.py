@@ -52,7 +52,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footprint:
-    """One model: what it takes without a cache, and what a cache takes."""
+    """One model: what an engine of it takes without a cache, and what a cache takes; plans are for all replicas."""
 
     groups: Sequence[CacheGroup]
     config: EngineConfig  # max_model_len: as long as asked for, or as the model allows
@@ -60,6 +60,7 @@ class Footprint:
     workspace_bytes: int
     other_bytes: int
     may_shorten: bool
+    num_replicas: int = 1
 
     def fit(self, free_bytes: int, least_context: int = LEAST_CONTEXT) -> MemoryPlan | None:
         """The plan within so many bytes; None where not even one sequence of the least context has room.
@@ -67,6 +68,7 @@ class Footprint:
         The cache gets what all sequences need at full length, but no more than a share of what is free: other models
         come later.
         """
+        free_bytes //= self.num_replicas
         left = free_bytes - self.weight_bytes - self.workspace_bytes - self.other_bytes
         least = self.config.max_model_len if not self.may_shorten else min(self.config.max_model_len, least_context)
         wanted = self.config.kv_cache_memory_bytes
@@ -85,10 +87,10 @@ class Footprint:
     def _plan(self, length: int, cache: int) -> MemoryPlan:
         return MemoryPlan(
             max_model_len=length,
-            kv_cache_bytes=cache,
-            weight_bytes=self.weight_bytes,
-            workspace_bytes=self.workspace_bytes,
-            other_bytes=self.other_bytes,
+            kv_cache_bytes=cache * self.num_replicas,
+            weight_bytes=self.weight_bytes * self.num_replicas,
+            workspace_bytes=self.workspace_bytes * self.num_replicas,
+            other_bytes=self.other_bytes * self.num_replicas,
         )
 
     def _cache(self, length: int, num_sequences: int) -> int:
@@ -103,8 +105,12 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: bool) -> Footprint:
+def read_footprint(
+    source: str, store: Store, options: LoadOptions, *, may_cap: bool, num_replicas: int = 1
+) -> Footprint:
     """From the header of a stored name or a path. A max_model_len beyond the model's is capped, or refused.
+
+    options are of each replica.
 
     Raises what opening headers raises, UnsupportedModelError, and InvalidRequestError for options.
     """
@@ -134,6 +140,7 @@ def read_footprint(source: str, store: Store, options: LoadOptions, *, may_cap: 
         workspace_bytes=sizes.workspace_bytes(spec, num_tokens, num_seqs, length),
         other_bytes=ENGINE_BYTES + sizes.library_bytes + spec.vocab_size * TOKENIZER_BYTES,
         may_shorten=wanted is None,
+        num_replicas=num_replicas,
     )
 
 

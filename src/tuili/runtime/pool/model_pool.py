@@ -217,7 +217,7 @@ class ModelPool:
                 front=slot.started.front,
                 client=slot.started.client,
                 files=files,
-                max_num_seqs=self._settings.load.max_num_seqs,
+                max_num_seqs=self._settings.load.max_num_seqs * self._settings.num_replicas,
                 memory=slot.plan.by_kind(),
                 loaded_at=time.time(),
                 load_s=clock() - start_s,
@@ -380,7 +380,7 @@ def open_pool(settings: PoolSettings, start_model: StartModel | None = None) -> 
     store = Store(store_dir())
     names = ServedNames(settings.models, store, only_named=settings.only_named, allow_pull=settings.allow_pull)
     policy = RestartPolicy(hang_timeout_s=settings.hang_timeout_s)
-    start = start_model or partial(start_served_model, policy=policy)
+    start = start_model or partial(start_served_model, policy=policy, num_replicas=settings.num_replicas)
     threading.Thread(target=store.list, name="tuili-list", daemon=True).start()  # read once, later asks are quick
     pulls = Pulls(settings.max_pulls)
     return ModelPool(settings, names, LocalHost(settings, store, start, pulls), pulls)

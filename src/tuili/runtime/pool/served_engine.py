@@ -15,19 +15,27 @@ from tuili.runtime.engine_start import named_by_path, start_engine
 from tuili.runtime.front import Front
 from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
 from tuili.runtime.pool.served_model import StartedModel
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
+from tuili.runtime.replicas.starting import start_replicas
+from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.weights.checkpoint import open_checkpoint
 
 
 async def start_served_model(
-    source: str, path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None
+    source: str, path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None, num_replicas: int = 1
 ) -> StartedModel:
     """The model at `path`, which the store calls `source`. The text side is made while the engine's process loads.
+
+    With num_replicas so many processes load it, each as `options` say.
 
     Raises what loading raises; then, and when it is cancelled, nothing is left running.
     """
     options = await in_daemon_thread(partial(named_by_path, options), "tuili-pull")
-    engine = asyncio.create_task(start_engine(path, options, policy=policy))
+    engine: asyncio.Task[SupervisedEngine | ReplicatedEngine] = asyncio.create_task(
+        start_engine(path, options, policy=policy)
+        if num_replicas == 1
+        else start_replicas(path, options, num_replicas, policy=policy)
+    )
     front = in_daemon_thread(partial(_open_front, source, path, options), "tuili-front")  # it may fetch a tokenizer
     both: list[asyncio.Future[Any]] = [engine, front]
     try:

@@ -25,11 +25,13 @@ class PoolSettings:
     model that came on demand stays when idle; 0 no longer than its requests, negative for ever. load_timeout_s bounds
     the wait for room and for loading, hang_timeout_s is RestartPolicy's.
     allow_pull fetches known models that are not stored, max_pulls of them at once; only_named leaves no model but
-    `models`. seed: what requests without a seed draw theirs from; None is chance.
+    `models`. seed: what requests without a seed draw theirs from; None is chance. num_replicas: engines of each model,
+    loaded as `load` says each.
     """
 
     models: tuple[NamedModel, ...] = ()
     load: LoadOptions = field(default_factory=LoadOptions)
+    num_replicas: int = 1
     max_loaded_models: int | None = None
     memory_share: float = 0.9
     keep_alive_s: float = 300.0

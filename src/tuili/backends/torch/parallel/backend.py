@@ -1,0 +1,207 @@
+"""A model that several processes compute together, as one backend: the first rank is in this process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tuili.backend import (
+    BackendOptions,
+    Batch,
+    CacheGroup,
+    Choices,
+    DeviceRoom,
+    Float32,
+    Int32,
+    SamplingArrays,
+    StepHandle,
+    StepResult,
+    UInt32,
+    refuse_unread,
+)
+from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.parallel.batch_frames import frame_of
+from tuili.backends.torch.parallel.division import check_divisible
+from tuili.backends.torch.parallel.frames import Frame
+from tuili.backends.torch.parallel.group import WorkerGroup
+from tuili.backends.torch.parallel.loading import Place, devices_of, load_rank
+from tuili.backends.torch.shard import Ranks
+from tuili.checks import refusal
+from tuili.config import EngineConfig
+from tuili.errors import DeviceFailureError
+from tuili.models.spec import ModelSpec
+from tuili.quant.format import Tensor
+
+
+def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> ParallelBackend:
+    """Starts the other ranks and loads a part in each. The backend's close() ends them.
+
+    Raises what load raises, and InvalidRequestError for a model or devices that cannot be shared by so many.
+    """
+    size = options.tensor_parallel_size
+    if options.source is None:
+        raise refusal("tensor_parallel_size", size, "1 for weights that are in no file")
+    if options.gpu_layers is not None or options.cpu_offload_bytes:
+        raise refusal("tensor_parallel_size", size, "1 for a model with layers on the CPU (gpu_layers, cpu_offload_gb)")
+    check_divisible(spec, size)
+    devices_of(options)
+    folder = Path(tempfile.mkdtemp(prefix="tuili-ranks-"))  # nobody else's
+    group = WorkerGroup(size)
+    try:
+        group.replies()  # they are there
+        told = {"source": asdict(options.source), "options": asdict(replace(options, source=None))}
+        for worker in group.workers:
+            place = {"folder": str(folder), "rank": worker.rank, "size": size}
+            worker.send(Frame("open", told | place).encoded())
+        group.replies()  # and have what they need: nobody waits in vain for them to join
+        group.tell(Frame("join"))
+        first = load_rank(spec, weights, options, Place(folder, 0, size))
+        return ParallelBackend(first, group, group.replies())
+    except BaseException:
+        group.close(0)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class ParallelBackend:
+    """The Backend of a group. A rank that is lost breaks it for good: whoever runs the engine loads it anew."""
+
+    def __init__(self, first: TorchBackend, group: WorkerGroup, others: ListLike[Mapping[str, int]]) -> None:
+        """others: what the other ranks told of themselves, once loaded."""
+        self._first = first
+        self._group = group
+        self._others = others
+        self._failure: str | None = None
+        ranks = first.ranks
+        assert ranks is not None
+        self._ranks: Ranks = ranks
+        group.on_lost = self._ranks.abort
+
+    @property
+    def vocab_size(self) -> int:
+        return self._first.vocab_size
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """As TorchBackend's."""
+        return self._first.is_asynchronous
+
+    @property
+    def batched_tokens(self) -> int | None:
+        """As TorchBackend's."""
+        return self._first.batched_tokens
+
+    @property
+    def num_threads(self) -> int:
+        """Of one rank."""
+        return self._first.num_threads
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the other ranks."""
+        return [worker.process_id for worker in self._group.workers]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all ranks together."""
+        return self._first.weight_bytes + sum(other["weight_bytes"] for other in self._others)
+
+    def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
+        """Of the first rank, whose part is as large as any."""
+        groups = self._first.cache_groups(block_size)
+        self._tell(Frame("groups", {"block_size": block_size}))
+        return groups
+
+    def allocate_cache(self, num_blocks: ListLike[int]) -> None:
+        """As many on every rank."""
+        self._tell(Frame("allocate", {"num_blocks": list(num_blocks)}))
+        try:
+            self._first.allocate_cache(num_blocks)
+        finally:
+            self._group.replies()
+
+    def measure_room(self, config: EngineConfig, utilization: float) -> DeviceRoom | None:
+        """Of the device that has least for a cache. Raises InsufficientMemoryError; the group is of no use then."""
+        limits = asdict(replace(config, speculative=None))
+        self._tell(Frame("measure", {"config": limits, "utilization": utilization}))
+        try:
+            own = self._first.measure_room(config, utilization)
+            others = [reply["room"] for reply in self._group.replies()]
+        except BaseException:
+            self._group.close(0)  # where one finds no memory, the others wait for it
+            raise
+        rooms = [own, *(None if room is None else DeviceRoom(**room) for room in others)]
+        return min((room for room in rooms if room is not None), key=lambda room: room.cache_bytes, default=None)
+
+    def allocate_swap(self, num_blocks: ListLike[int]) -> float:
+        """As TorchBackend's, on every rank; of the slowest."""
+        self._tell(Frame("allocate_swap", {"num_blocks": list(num_blocks)}))
+        try:
+            own = self._first.allocate_swap(num_blocks)
+        finally:
+            others = self._group.replies()
+        return max(own, *(float(reply["seconds"]) for reply in others))
+
+    def swap_out(self, copies: Int32) -> None:
+        """As TorchBackend's, on every rank."""
+        self._tell(Frame("swap_out", {}, {"copies": copies}))
+        self._first.swap_out(copies)
+
+    def swap_in(self, copies: Int32) -> None:
+        """As TorchBackend's, on every rank."""
+        self._tell(Frame("swap_in", {}, {"copies": copies}))
+        self._first.swap_in(copies)
+
+    def execute(self, batch: Batch) -> StepHandle:
+        """As TorchBackend.execute; raises DeviceFailureError where a rank is lost or a step failed halfway."""
+        refuse_unread(batch, "torch")
+        self._tell(frame_of(batch))
+        try:
+            return RunningGroupStep(self, self._first.execute(batch))
+        except Exception as error:
+            raise self.broken(error) from error.with_traceback(None)
+
+    def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
+        return self._first.sample(logits, sampling, allow_mask)
+
+    def close(self) -> None:
+        self._group.close()
+        self._first.close()
+
+    def check(self) -> None:
+        """Raises DeviceFailureError once a rank is lost: what its operations left behind counts for nothing."""
+        if (failure := self._failure or self._group.failure) is not None:
+            raise DeviceFailureError(failure)
+
+    def broken(self, error: Exception) -> DeviceFailureError:
+        """What a step failed with. The ranks are no longer at the same place: none of them goes on."""
+        if self._failure is None:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._failure = self._group.wait_for_failure() or f"a step failed on rank 0: {reason}"
+        return DeviceFailureError(self._failure)
+
+    def _tell(self, frame: Frame) -> None:
+        self.check()
+        self._group.tell(frame)
+
+
+class RunningGroupStep:
+    """The handle of a step under way."""
+
+    def __init__(self, backend: ParallelBackend, step: StepHandle) -> None:
+        self._backend = backend
+        self._step = step
+
+    def result(self) -> StepResult:
+        """Waits for the first rank's device, which has waited for the others'."""
+        try:
+            found = self._step.result()
+        except Exception as error:
+            raise self._backend.broken(error) from error.with_traceback(None)
+        self._backend.check()
+        return found

@@ -1,0 +1,81 @@
+"""Tensors between the processes of a group: NCCL between GPUs, gloo between processes on the CPU.
+
+The group is a value of ours: torch's default group, which the program around us may use, is left alone.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+_TIMEOUT = timedelta(minutes=30)  # of an operation; a process that ends is noticed at once
+_LOOPBACK = "127.0.0.1"
+_c10d: Any = torch.distributed  # whose stores and groups have no types
+
+
+class ProcessRanks:
+    """Ranks over one of torch's process groups.
+
+    is_ordered: sums are made in the order of ranks, whatever their size; the libraries choose it by the size.
+    """
+
+    def __init__(self, group: Any, rank: int, size: int, *, is_ordered: bool) -> None:
+        """Use join()."""
+        self._group = group
+        self._size = size
+        self._is_ordered = is_ordered
+        self.rank = rank
+
+    def sum(self, x: Tensor) -> Tensor:
+        if self._is_ordered:
+            first, *others = self.gather(x)
+            total = first.float()
+            for other in others:
+                total = total + other.float()
+            return total.to(x.dtype)
+        # gloo adds half precision up in half precision
+        whole = x.float() if x.device.type == "cpu" else x.contiguous()
+        self._group.allreduce([whole]).wait()
+        return whole.to(x.dtype)
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self._size)]
+        self._group.allgather([parts], [x]).wait()
+        return parts
+
+    def share(self, x: Tensor, source: int) -> Tensor:
+        x = x.contiguous()
+        self._group.broadcast(x, source).wait()
+        return x
+
+    def abort(self) -> None:
+        """Ends what is under way, which would wait for ever for a process that is gone. For any thread."""
+        self._group.abort()
+
+
+def join(
+    folder: Path, name: str, rank: int, size: int, device: torch.device, *, is_ordered: bool = False
+) -> ProcessRanks:
+    """The group of that name, once all its processes have come. They find each other by a file in `folder`."""
+    store = _c10d.PrefixStore(name, _c10d.FileStore(str(folder / name), size))
+    group = _nccl(store, rank, size) if device.type == "cuda" else _gloo(store, rank, size)
+    return ProcessRanks(group, rank, size, is_ordered=is_ordered)
+
+
+def _gloo(store: Any, rank: int, size: int) -> Any:
+    options = _c10d.ProcessGroupGloo._Options()
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
+    options._timeout = _TIMEOUT
+    return _c10d.ProcessGroupGloo(store, rank, size, options)
+
+
+def _nccl(store: Any, rank: int, size: int) -> Any:
+    options = _c10d.ProcessGroupNCCL.Options()
+    options._timeout = _TIMEOUT
+    return _c10d.ProcessGroupNCCL(store, rank, size, options)

@@ -1,0 +1,63 @@
+"""What one of several processes holds of a model, and how it speaks with the others. Knows numbers; no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    """Processes that compute together: all call the same methods in the same order, with tensors of the same shape."""
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of everybody's x, the same bits for all. x may be changed."""
+        ...
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Everybody's x, by rank."""
+        ...
+
+    def share(self, x: Tensor, source: int) -> Tensor:
+        """x of that rank. x may be changed."""
+        ...
+
+    def abort(self) -> None:
+        """Ends what is under way: one of them is gone. For any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShare:
+    """What a process has of a layer: heads that lie side by side, and rows of the MLP."""
+
+    heads: range
+    kv_heads: range
+    inner: range
+    num_heads: int  # of all processes
+    num_kv_heads: int
+    counts_keys: bool  # false where another process has the same key-value head and comes first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One process's part of every layer and of the vocabulary, and those who have the other parts."""
+
+    ranks: Ranks
+    layers: tuple[LayerShare, ...]
+    vocab: tuple[range, ...]  # of each rank
+
+    @property
+    def vocab_size(self) -> int:
+        """Of all ranks."""
+        return self.vocab[-1].stop
+
+    @property
+    def own_vocab(self) -> range:
+        return self.vocab[self.ranks.rank]

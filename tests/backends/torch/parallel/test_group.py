@@ -1,0 +1,157 @@
+"""Several processes as one backend: what they compute, what a lost one means, and that none stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.batches import Driver, Work, sampling_arrays
+from support.gguf_models import seeds
+from support.random_models import decoder, random_weights
+from tuili.backend import Backend, BackendOptions, WeightSource
+from tuili.backends import load_backend
+from tuili.backends.torch.parallel import ParallelBackend
+from tuili.config import EngineConfig
+from tuili.errors import DeviceFailureError, InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
+from tuili.weights.checkpoint import open_checkpoint
+
+OPTIONS = BackendOptions(max_model_len=64, device="cpu")
+NUM_TOKENS = int(os.environ.get("TUILI_TEST_NUM_TOKENS", "8"))
+TEXT = np.random.default_rng(7).integers(0, 60, 40).tolist()
+
+
+def loaded(path: Path, size: int, **changes: object) -> Backend:
+    checkpoint = open_checkpoint(path)
+    options = replace(OPTIONS, tensor_parallel_size=size, source=WeightSource(str(path)), **changes)  # type: ignore[arg-type]
+    return load_backend("torch", checkpoint.spec, checkpoint.weights, options)
+
+
+def pair_of(path: Path, **changes: object) -> ParallelBackend:
+    backend = loaded(path, 2, **changes)
+    assert isinstance(backend, ParallelBackend)
+    return backend
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.write_bytes(seeds()["llama"].encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tiny: Path) -> Iterator[ParallelBackend]:
+    backend = pair_of(tiny)
+    process_ids = backend.process_ids
+    yield backend
+    backend.close()
+    assert not any(map(_runs, process_ids))
+
+
+def _runs(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_two_processes_compute_what_one_does(pair: ParallelBackend, tiny: Path) -> None:
+    alone = loaded(tiny, 1)
+    expected = Driver(alone).logits(TEXT)
+    np.testing.assert_allclose(Driver(pair).logits(TEXT, chunk=17), expected, rtol=0, atol=1e-4)
+    assert pair.vocab_size == alone.vocab_size == expected.shape[1]
+    assert pair.measure_room(EngineConfig(max_model_len=64), 0.9) is None  # the host's memory
+
+
+def test_they_write_the_same_text(pair: ParallelBackend, tiny: Path) -> None:
+    rows = [{}, {"temperature": 0.9, "seed": 7}, {"temperature": 1.1, "seed": 11, "top_k": 20}]
+    found = []
+    for backend in (loaded(tiny, 1), pair):
+        driver = Driver(backend)
+        texts = [driver.text() for _ in rows]
+        steps = [driver.step([Work(text, TEXT[:6]) for text in texts], sampling=sampling_arrays(rows))]
+        for _ in range(6):
+            steps.append(driver.step([Work(text, [0], carry=True) for text in texts], sampling=sampling_arrays(rows)))
+        found.append([step.token_ids.tolist() for step in steps])
+    assert found[1] == found[0]
+
+
+def test_a_cache_that_does_not_fit_leaves_them_as_they_were(pair: ParallelBackend) -> None:
+    driver = Driver(pair)
+    with pytest.raises(InsufficientMemoryError, match="MiB does not fit on cpu"):
+        pair.allocate_cache([10_000_000_000])
+    pair.allocate_cache([64])
+    assert driver.step([Work(driver.text(), TEXT[:3])]).token_ids.min() >= 0
+
+
+def test_a_killed_rank_is_named_and_breaks_the_group(tiny: Path) -> None:
+    pair = pair_of(tiny)
+    driver = Driver(pair)
+    text = driver.text()
+    driver.step([Work(text, TEXT[:3])])
+    (victim,) = pair.process_ids
+    os.kill(victim, signal.SIGKILL)
+    begun = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(DeviceFailureError, match=r"^rank 1 of 2 ended \(signal 9\)$"):
+            driver.step([Work(text, [1])])
+    assert time.monotonic() - begun < 60
+    pair.close()
+
+
+def test_a_failure_within_a_step_breaks_the_group(tiny: Path) -> None:
+    pair = pair_of(tiny)
+    driver = Driver(pair)
+    batch = driver.batch([Work(driver.text(), TEXT[:3])])
+    with pytest.raises(DeviceFailureError, match=r"rank 1 of 2 ended \(exit code 70\)|a step failed on rank 0"):
+        pair.execute(replace(batch, positions=batch.positions + 1000)).result()  # beyond the rotary tables
+    with pytest.raises(DeviceFailureError):
+        pair.execute(batch)
+    pair.close()
+
+
+def test_what_another_rank_cannot_load_is_told(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    elsewhere = WeightSource(str(tmp_path / "none.gguf"))
+    options = replace(OPTIONS, tensor_parallel_size=2, source=elsewhere)
+    with pytest.raises(ModelNotFoundError, match=r"rank 1: none\.gguf: no such file"):
+        load_backend("torch", checkpoint.spec, checkpoint.weights, options)
+
+
+def test_what_cannot_be_shared_is_refused_before_a_process_starts(tiny: Path) -> None:
+    spec = decoder()
+    weights = random_weights(spec)
+    shared = replace(OPTIONS, tensor_parallel_size=2)
+    with pytest.raises(InvalidRequestError, match="tensor_parallel_size must be 1 for weights that are in no file"):
+        load_backend("torch", spec, weights, shared)
+    with pytest.raises(InvalidRequestError, match="tensor_parallel_size must be at most 4, as a layer"):
+        loaded(tiny, 63)
+    with pytest.raises(InvalidRequestError, match=r"tensor_parallel_size must be an integer in \[1, 64\]"):
+        replace(OPTIONS, tensor_parallel_size=65)
+
+
+def test_smollm2_in_two_processes(smollm2_gguf: Path) -> None:
+    """Nine heads: six here, three there. All weights are float32 in both, products are cut elsewhere."""
+    prompts = [[1, 504, 3575, 282, 4649, 314], [19, 2000, 314, 253, 1790], [28, 338, 260, 1735]]
+    texts = []
+    logits = []
+    for size in (1, 2):
+        backend = loaded(smollm2_gguf, size)
+        driver = Driver(backend)
+        logits.append(driver.logits(prompts[0]))
+        works = [Work(driver.text(), prompt) for prompt in prompts]
+        steps = [driver.step(works, want_logits=False).token_ids]
+        for _ in range(NUM_TOKENS - 1):
+            works = [Work(work.text, [int(i)]) for work, i in zip(works, steps[-1], strict=True)]
+            steps.append(driver.step(works, want_logits=False).token_ids)
+        texts.append(np.array(steps).T.tolist())
+        backend.close()
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=5e-4)
+    assert texts[1] == texts[0]
