@@ -1,13 +1,16 @@
 #include "attention_plan.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "kernels.h"
 
 namespace tuili {
 namespace {
 
-constexpr size_t kUnitsPerWorker = 4;  // fewer whole tasks than that leave workers without work
+constexpr int64_t kUnitsPerWorker = 4;  // a task that is more than its share of so many would keep others waiting
+
+int64_t work_of(const AttentionTask& task) { return int64_t{task.num_queries} * task.num_chunks(); }
 
 }  // namespace
 
@@ -19,14 +22,17 @@ void AttentionPlan::build(const BatchInput& batch, int group, int window, int bl
     num_states_ = 0;
     num_kv_heads_ = limits.num_kv_heads;
     cut_tasks(batch, window, limits.task_queries);
-    const size_t num_units = tasks_.size() * num_kv_heads_;
-    const bool is_short_of_work = limits.num_workers > 1 && num_units < kUnitsPerWorker * limits.num_workers;
+    int64_t work = 0;
+    for (const AttentionTask& task : tasks_) work += work_of(task) * num_kv_heads_;
+    auto is_large = [&](const AttentionTask& task) {
+        return limits.num_workers > 1 && work_of(task) * kUnitsPerWorker * limits.num_workers > work;
+    };
     const int32_t* tables = batch.block_tables + static_cast<size_t>(group) * batch.num_sequences * batch.max_blocks;
     if (window == 0 && has_own_keys_) share_chunks(batch, tables, block_size, limits.shared_queries);
     for (size_t i = 0; i < tasks_.size(); i++) {
         AttentionTask& task = tasks_[i];
         const auto index = static_cast<int>(i);
-        if (is_short_of_work && task.num_chunks() > 1) split(task);
+        if (task.num_chunks() > 1 && is_large(task)) split(task);
         if (task.first_piece < 0) {
             add_part(&index, 1, -1);
             continue;

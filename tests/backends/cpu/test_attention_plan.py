@@ -55,3 +55,11 @@ def test_windows_share_nothing() -> None:
 def test_few_long_sequences_are_cut_by_chunk() -> None:
     assert parts([600], [[1, 2, 3, 4, 5]], num_workers=2) == [(0, [0]), (1, [0]), (2, [0])]
     assert parts([600], [[1, 2, 3, 4, 5]], window=256, num_workers=2) == [(1, [0]), (2, [0])]
+
+
+def test_one_long_sequence_among_many_short_ones_is_cut_by_chunk() -> None:
+    """Whole, it would keep one worker busy long after the others are done."""
+    tables = [list(range(1, 11))] + [[20 + 10 * s + i if i < 2 else -1 for i in range(10)] for s in range(8)]
+    positions = [1279] + [255] * 8
+    assert parts(positions, tables, num_workers=2) == [(-1, [s]) for s in range(1, 9)] + [(c, [0]) for c in range(5)]
+    assert parts(positions, tables, num_workers=1) == [(-1, [s]) for s in range(9)]
