@@ -33,26 +33,25 @@ KvCache::KvCache(const ModelSpec& spec, CacheFormat format, int block_size, cons
                             *std::min_element(num_blocks.begin(), num_blocks.end()) >= 0;
     if (!has_size || !has_counts) throw std::invalid_argument("block_size or num_blocks is out of range");
     size_t num_bytes = 0;
+    std::vector<size_t> next;  // of each group: where its next layer begins, in block 0
     for (int group = 0; group < spec.num_cache_groups; group++) {
-        num_bytes += cache_block_bytes(spec, format, group, block_size) * num_blocks[group];
+        next.push_back(num_bytes);
+        groups_.push_back({num_bytes, cache_block_bytes(spec, format, group, block_size)});
+        num_bytes += groups_.back().block_bytes * num_blocks[group];
     }
     pages_ = Pages(num_bytes);
-    uint8_t* next = pages_.data();
     for (const auto& layer : spec.layers) {
         const auto& a = layer.attention;
         const size_t plane = cache_plane_bytes(format, a.head_dim, block_size);
-        const size_t stride = plane * a.num_kv_heads;
-        layers_.push_back({a.cache_group, plane, stride, next});
-        next += stride * num_blocks[a.cache_group];
+        layers_.push_back({plane, groups_[a.cache_group].block_bytes, pages_.data() + next[a.cache_group]});
+        next[a.cache_group] += plane * a.num_kv_heads;
     }
 }
 
 void KvCache::copy_block(int group, int source, int target) {
-    for (const auto& layer : layers_) {
-        if (layer.group != group) continue;
-        std::memcpy(layer.start + target * layer.block_stride, layer.start + source * layer.block_stride,
-                    layer.block_stride);
-    }
+    const auto [first, block_bytes] = groups_[group];
+    uint8_t* blocks = pages_.data() + first;
+    std::memcpy(blocks + target * block_bytes, blocks + source * block_bytes, block_bytes);
 }
 
 }  // namespace tuili

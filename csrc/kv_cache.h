@@ -16,7 +16,9 @@ size_t cache_block_bytes(const ModelSpec& spec, CacheFormat format, int group, i
 // The widest window among a group's layers; 0 when one of them sees everything.
 int cache_group_window(const ModelSpec& spec, int group);
 
-// Memory is [layer][block][kv head][plane], so that a layer's consecutive blocks are one stream.
+// Memory of a group is [block][layer][kv head][plane]: a block is one piece, so that who is the first to use it makes
+// the system find and clear pages for that one. With layers outside, a step that came to new pages in one layer came to
+// them in all, and stood still for as many large pages as there are layers.
 class KvCache {
   public:
     KvCache() = default;
@@ -35,8 +37,11 @@ class KvCache {
     void copy_block(int group, int source, int target);
 
   private:
+    struct Group {
+        size_t first_byte;
+        size_t block_bytes;
+    };
     struct Layer {
-        int group;
         size_t plane_bytes;
         size_t block_stride;
         uint8_t* start;
@@ -45,6 +50,7 @@ class KvCache {
     CacheFormat format_ = CacheFormat::kBf16;
     int block_size_ = 0;
     std::vector<int> num_blocks_;
+    std::vector<Group> groups_;
     std::vector<Layer> layers_;
     Pages pages_;
 };
