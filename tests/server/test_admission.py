@@ -60,6 +60,20 @@ async def test_keys_take_turns() -> None:
     await asyncio.gather(*waiting)
 
 
+async def test_places_are_taken_at_once_only_where_nobody_waits() -> None:
+    seats = Seats(max_num_seqs=2)
+    assert [seats.take_now(1), seats.take_now(9), seats.take_now(2), seats.take_now(1)] == [True, True, False, True]
+    waiter = asyncio.create_task(seats.take("a", 2))
+    await asyncio.sleep(0)
+    seats.give_back(1)
+    assert not seats.take_now(1)  # free, but another's turn
+    seats.give_back(1)
+    await asyncio.wait_for(waiter, 60)
+    assert not seats.take_now(1)
+    seats.give_back(9)
+    assert seats.take_now(1)
+
+
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     seats = Seats(max_num_seqs=1)
     await seats.take("a", 1)

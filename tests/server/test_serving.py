@@ -18,6 +18,7 @@ from tuili.errors import TuiliError
 from tuili.runtime.front import Front
 from tuili.server.admission import Seats
 from tuili.server.caller import Caller
+from tuili.server.serving import Serving
 from tuili.types import GenerateRequest, SamplingParams
 
 PLAIN = GenerateRequest(request_id="", sampling=SamplingParams(), prompt="a")
@@ -50,6 +51,26 @@ async def test_long_work_is_done_beside_the_event_loop(
     assert (threads != [threading.get_ident()]) is is_beside
 
 
+async def test_the_engine_has_a_request_before_anybody_reads_its_answer() -> None:
+    backend = GatedBackend()
+    async with small_app(pool=SmallPool(small_model(backend))) as (app, _):
+        serving: Serving = app.state.serving
+        caller = Caller(request_id="1")
+        answering = await serving.answer(caller, "small", lambda _: [PLAIN, PLAIN])
+        assert [part.phase for part in answering.parts] == ["prefill", "prefill"]
+        assert serving.admission.num_queued == 0
+        client = answering.model.client
+        while client.stats().num_running < 2:
+            await asyncio.sleep(0)
+        await answering.aclose()  # unread
+        backend.let()
+        while client.stats().num_running:
+            await asyncio.sleep(0)
+        assert serving.running() == ()
+        assert serving.pacer.num_streams == 0
+        assert answering.model.front.meter._endings["abort"] == 2
+
+
 async def test_waiting_for_a_place_is_waiting_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an answer and the metrics tell of the queue begins with the request's arrival."""
     wait_s, take = 0.05, Seats.take
@@ -59,6 +80,7 @@ async def test_waiting_for_a_place_is_waiting_for_the_engine(monkeypatch: pytest
         await take(self, *arguments)
 
     monkeypatch.setattr(Seats, "take", slow_take)
+    monkeypatch.setattr(Seats, "take_now", lambda *_: False)
     async with small_app() as (_, client):
         told = (await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})).json()
         metrics = (await client.get("/metrics")).text

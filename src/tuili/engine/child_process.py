@@ -13,9 +13,10 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from contextlib import suppress
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -100,16 +101,12 @@ class ChildProcess(asyncio.Protocol):
             raise
         return child
 
-    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+    def generate(self, request: TokenRequest) -> Stream:
         """As EngineClient.generate. When the child dies every answer ends in an EngineUnavailableError."""
         stream = Stream(request)
         number = self.submit(stream, request)
-        try:
-            while not stream.is_read:
-                yield await stream.get()
-        finally:
-            if stream.unfinished:
-                self.drop(number)
+        stream.on_leave = partial(self.drop, number)
+        return stream
 
     def submit(self, stream: Stream, request: TokenRequest) -> int:
         """Has a request answered, which is the stream's or its rest; its number here. Raises as generate."""

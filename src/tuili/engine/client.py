@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tuili.engine.loop import EngineLoop
@@ -20,11 +20,10 @@ from tuili.types import FinishReason, TokenDelta, TokenRequest
 class EngineClient(Protocol):
     """One way in, whatever carries it."""
 
-    def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
-        """What has come since last asked, of a step or of several, until each answer has ended.
+    def generate(self, request: TokenRequest) -> Stream:
+        """Asks the engine, within an event loop; iterate for what comes until each answer has ended.
 
-        Closing the iterator aborts the rest.
-        Raises InvalidRequestError, ContextLengthError or EngineUnavailableError before the first delta.
+        Raises InvalidRequestError, ContextLengthError or EngineUnavailableError.
         """
 
     def check_request(self, request: TokenRequest) -> None:
@@ -43,13 +42,19 @@ class EngineClient(Protocol):
 
 
 class Stream:
-    """The deltas of one request on their way to its reader, within an event loop."""
+    """The deltas of one request on their way to its reader, within an event loop.
+
+    Iterate for what has come since last asked, of a step or of several. The engine has the request from the beginning:
+    unless all of it is read it must be closed, which aborts the rest.
+    """
 
     def __init__(self, request: TokenRequest) -> None:
         self.request = request
+        self.on_leave: Callable[[], None] | None = None  # called once, when nobody reads any more
         self.unfinished = set(request.indexes)  # answers whose terminal delta has not come
         self._deltas: list[TokenDelta] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._is_left = False
 
     @property
     def is_read(self) -> bool:
@@ -79,7 +84,31 @@ class Stream:
         """The engine is gone, and nothing more will come of it."""
         self.end("error", error)
 
-    async def get(self) -> list[TokenDelta]:
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[TokenDelta]:
+        if self.is_read or self._is_left:
+            self.leave()
+            raise StopAsyncIteration
+        try:
+            return await self._get()
+        except BaseException:
+            self.leave()
+            raise
+
+    async def aclose(self) -> None:
+        """As leave."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Nobody reads any more. Doing it twice does no harm."""
+        self._is_left = True
+        on_leave, self.on_leave = self.on_leave, None
+        if on_leave is not None:
+            on_leave()
+
+    async def _get(self) -> list[TokenDelta]:
         """All that has come since; waits for it."""
         while not self._deltas:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -97,23 +126,25 @@ class InProcess:
         self._lock = threading.Lock()
         loop.add_listener(self._flush)
 
-    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+    def generate(self, request: TokenRequest) -> Stream:
         mailbox = self._open_mailbox()
         stream = Stream(request)
 
         def sink(delta: TokenDelta) -> None:
             mailbox.put(stream, delta)
 
+        def leave() -> None:
+            if stream.unfinished:
+                self._loop.abort(request.request_id, sink=sink)
+            self._close_mailbox(mailbox)
+
         try:
             self._loop.submit(request, sink)
-            try:
-                while not stream.is_read:
-                    yield await stream.get()
-            finally:
-                if stream.unfinished:
-                    self._loop.abort(request.request_id, sink=sink)
-        finally:
+        except BaseException:
             self._close_mailbox(mailbox)
+            raise
+        stream.on_leave = leave
+        return stream
 
     def check_request(self, request: TokenRequest) -> None:
         self._loop.check_request(request)

@@ -10,16 +10,18 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 from tuili.engine.child_process import READY_HEARTBEAT_S, ChildProcess
+from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
 from tuili.runtime.flight import Flight
-from tuili.types import TokenDelta, TokenRequest
+from tuili.types import TokenRequest
 
 _GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "max_step_tokens", "prefill")
 _COUNTERS = [field.name for field in fields(EngineStats) if field.name not in _GAUGES]
@@ -98,17 +100,14 @@ class SupervisedEngine:
         """Memory of the process that runs, without the files it has mapped."""
         return self._child.heartbeat.own_bytes if self._state == "ready" and self._child.heartbeat else 0
 
-    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+    def generate(self, request: TokenRequest) -> Stream:
         """As EngineClient.generate. Every token comes exactly once, whatever happens to the process."""
         self.check_request(request)
         flight = Flight(request, self._on_news)
         self._flights[flight] = None
         self._submit_waiting()
-        try:
-            while not flight.is_read:
-                yield await flight.get()
-        finally:
-            self._leave(flight)
+        flight.on_leave = partial(self._leave, flight)
+        return flight
 
     def check_request(self, request: TokenRequest) -> None:
         """As EngineClient.check_request. Raises EngineUnavailableError while nothing runs or is about to."""

@@ -27,9 +27,14 @@ class Admission:
         self.num_queued_tokens = 0
         self.num_refused = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return self.num_queued < self._max_requests
+
     def check_room(self) -> None:
         """Raises QueueFullError, with the time after which it is worth trying again."""
-        if self.num_queued >= self._max_requests:
+        if not self.has_room:
             raise self._full(f"{self.num_queued} requests are waiting, which is as many as may")
 
     def enter(self) -> Ticket:
@@ -95,6 +100,14 @@ class Seats:
         self.num_users = 0  # requests that hold on to this object
         self._num_taken = 0
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # by key, in the order of their turns
+
+    def take_now(self, count: int) -> bool:
+        """Takes `count` places, as `take` would, if nobody waits for any and they are free; whether it did."""
+        count = min(count, self._max_num_seqs)
+        if self._waiting or count > self._room():
+            return False
+        self._num_taken += count
+        return True
 
     async def take(self, key_id: str, count: int) -> None:
         """Waits for `count` places: as many as there are at most, so that everything is taken some time."""

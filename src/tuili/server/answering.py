@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from tuili.engine.client import Stream
 from tuili.errors import DeadlineError, TuiliError
 from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.pool.served_model import ServedModel
@@ -43,6 +44,8 @@ class Part:
     num_output_tokens: int = 0
     first_token_s: float | None = None
     answer: Answer | None = None  # once the engine has been asked
+    deltas: Stream | None = None  # likewise
+    is_seated: bool = False  # holds places in the engine
 
     @property
     def num_sequences(self) -> int:
@@ -85,6 +88,13 @@ class Answering:
     @property
     def prompts(self) -> list[PromptTokens]:
         return [part.prompt for part in self.parts]
+
+    def begin(self) -> None:
+        """Asks the engine for what has its places at once; the rest waits for them as it is read."""
+        for part in self.parts:
+            if not self._seats.take_now(part.num_sequences):
+                return
+            self._ask(part)
 
     def __aiter__(self) -> AsyncGenerator[Events, None]:
         return self._part_events(0) if len(self.parts) == 1 else self._merged()
@@ -134,7 +144,7 @@ class Answering:
         self._ticket.leave()
         self.ended_s = self.ended_s or time.monotonic()
         for part in self.parts:
-            part.phase = "done"
+            self._leave(part)
         self.caller.notes |= {
             "cached_tokens": sum(part.num_cached_tokens for part in self.parts),
             "output_tokens": sum(part.num_output_tokens for part in self.parts),
@@ -144,10 +154,10 @@ class Answering:
     async def _part_events(self, index: int) -> AsyncGenerator[Events, None]:
         """The events of one part; what goes wrong becomes its Failed."""
         part = self.parts[index]
-        await self._seats.take(self.caller.key_id, part.num_sequences)
-        self._ticket.seat(len(part.prompt.token_ids))
-        self._pacer.num_streams += 1
         try:
+            if part.deltas is None:
+                await self._seats.take(self.caller.key_id, part.num_sequences)
+                self._ask(part)
             async with aclosing(self._computed(part)) as computed:
                 async for events in computed:
                     yield [(index, event) for event in events]
@@ -155,32 +165,47 @@ class Answering:
         except TuiliError as error:
             yield [(index, Failed(error))]
         finally:
-            part.phase = "done"
-            self._pacer.num_streams -= 1
-            self._seats.give_back(part.num_sequences)
+            self._leave(part)
+
+    def _ask(self, part: Part) -> None:
+        """The engine gets a part, which has its places."""
+        part.is_seated = True
+        self._ticket.seat(len(part.prompt.token_ids))
+        self._pacer.num_streams += 1
+        part.answer = self.model.front.new_answer(part.request, part.prompt, part.token_request)
+        part.answer.arrived(self.arrived_s)
+        part.phase = "prefill"
+        part.deltas = self.model.client.generate(part.token_request)
+
+    def _leave(self, part: Part) -> None:
+        """Ends what still runs of a part and gives its places back. Doing it twice does no harm."""
+        part.phase = "done"
+        if not part.is_seated:
+            return
+        part.is_seated = False
+        self._pacer.num_streams -= 1
+        if part.deltas is not None:
+            part.deltas.leave()
+        self._seats.give_back(part.num_sequences)
+        answer = part.answer
+        if answer is not None and (num_open := part.num_sequences - len(answer.finish_reasons)):
+            self.model.front.meter.add_unfinished("error" if answer.is_done else "abort", num_open)
 
     async def _computed(self, part: Part) -> AsyncGenerator[list[Event], None]:
-        front, client = self.model.front, self.model.client
-        answer = part.answer = front.new_answer(part.request, part.prompt, part.token_request)
-        answer.arrived(self.arrived_s)
-        part.phase = "prefill"
-        deltas = client.generate(part.token_request)
+        client, answer, deltas = self.model.client, part.answer, part.deltas
+        assert answer is not None
+        assert deltas is not None
         events: list[Event] = [part.prompt]
-        try:
-            async for arrived in deltas:
-                for delta in arrived:
-                    part.num_cached_tokens = max(part.num_cached_tokens, delta.num_cached_tokens)
-                    events += answer.push(delta)
-                self._note(part, events)
-                abort_stopped(client, answer)
-                yield events
-                if answer.is_done:
-                    return
-                events = []
-        finally:
-            await deltas.aclose()
-            if num_open := part.num_sequences - len(answer.finish_reasons):
-                front.meter.add_unfinished("error" if answer.is_done else "abort", num_open)
+        async for arrived in deltas:
+            for delta in arrived:
+                part.num_cached_tokens = max(part.num_cached_tokens, delta.num_cached_tokens)
+                events += answer.push(delta)
+            self._note(part, events)
+            abort_stopped(client, answer)
+            yield events
+            if answer.is_done:
+                return
+            events = []
 
     def _note(self, part: Part, events: Sequence[Event]) -> None:
         count = sum(len(event.token_ids) for event in events if type(event) is TextDelta)

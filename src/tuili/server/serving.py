@@ -108,6 +108,8 @@ class Serving:
             deadline_s=deadline_s,
         )
         self._register(answering, exits)
+        answering.begin()
+        await asyncio.sleep(0)  # a loop writes at the end of its turn: the engine begins while headers are made
         return answering
 
     @asynccontextmanager
@@ -155,6 +157,11 @@ class Serving:
             yield
         finally:
             self._cut_by_drain.remove(cut)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `check_room` raises nothing."""
+        return not self.is_draining and self.admission.has_room
 
     def check_room(self) -> None:
         """Raises what `answer` would raise now whatever it were asked: EngineUnavailableError, QueueFullError."""
