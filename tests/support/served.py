@@ -163,9 +163,8 @@ def listening(
     made = HttpSettings(**settings)
     pool = pool or SmallPool(small_model(FakeBackend()))
     app = create_app(made, pool, spoken=spoken, tracer=tracer)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", http=guarded_protocol(made), ws="none", access_log=False
-    )
+    http = guarded_protocol(made, app.state.door.refusal)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", http=http, ws="none", access_log=False)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # so that who does not read is felt soon

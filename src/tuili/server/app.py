@@ -23,6 +23,7 @@ from tuili.runtime.pool.model_pool import ModelPool
 from tuili.server import dialects
 from tuili.server.dialect import Dialect, scoped
 from tuili.server.dispatch import Dispatch
+from tuili.server.door import Door
 from tuili.server.edge import Edge
 from tuili.server.error_bodies import ErrorBodies
 from tuili.server.guards.bind import is_loopback
@@ -67,15 +68,21 @@ def create_app(
         app.router.routes += router.routes
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameter)
-    scopes = RouteScopes(app.routes)
+    scopes, bodies = RouteScopes(app.routes), ErrorBodies(spoken)
     guards = [
-        Middleware(Edge, bodies=ErrorBodies(spoken), log=log, tracer=tracer),
+        Middleware(Edge, bodies=bodies, log=log, tracer=tracer),
         Middleware(HostGuard, settings=settings),
         Middleware(KeyGuard, settings=settings, routes=scopes),
         Middleware(BodyGuard, settings=settings),
         Middleware(Dispatch, routes=scopes, check_room=serving.check_room),
     ]
     app.user_middleware[:] = guards
+    checks = [
+        HostGuard(app, settings=settings).check,
+        KeyGuard(app, settings=settings, routes=scopes).check,
+        BodyGuard(app, settings=settings).check,
+    ]
+    app.state.door = Door(serving, routes=scopes, checks=checks, bodies=bodies, log=log, tracer=tracer)
     return app
 
 

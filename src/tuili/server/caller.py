@@ -5,11 +5,14 @@ Knows no wire format and no model.
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 ANYBODY = "anonymous"
+_MAX_IGNORED_BYTES = 1024
 ALL_SCOPES = frozenset({"infer", "manage"})
 
 
@@ -23,8 +26,24 @@ class Caller:
     scopes: frozenset[str] = frozenset()
     cache_salt: str = ""  # keeps what this key computed apart in the prefix cache
     ignored_params: tuple[str, ...] = ()  # of the body: told in a header
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of every answer to this request
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # that layers add to every answer
     notes: dict[str, Any] = field(default_factory=dict)
     asked_model: str | None = None  # as the request names it
     answering: object = None  # its Answering, once it was accepted
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)  # closed when the request has ended, however it did
+
+    def told_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer to this request."""
+        told = [(b"x-request-id", self.request_id.encode("ascii")), *self.headers]
+        if self.ignored_params:
+            names = ", ".join(self.ignored_params).encode("ascii", "backslashreplace")
+            clean = bytes(byte if 32 <= byte < 127 else 63 for byte in names)
+            told.append((b"x-ignored-params", clean[:_MAX_IGNORED_BYTES]))
+        return told
+
+
+def new_caller(scope: MutableMapping[str, Any]) -> Caller:
+    """Of a request that has just come, in whose scope it is from now on."""
+    caller = Caller(request_id=uuid.uuid4().hex, address=(scope.get("client") or ("",))[0])
+    scope.setdefault("state", {})["caller"] = caller
+    return caller

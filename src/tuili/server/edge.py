@@ -8,20 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuili.errors import ClientGoneError, TuiliError
-from tuili.server.caller import Caller
+from tuili.server.caller import Caller, new_caller
 from tuili.server.error_bodies import ErrorBodies, error_headers, internal_error
 from tuili.server.guards.http_protocol import ABORT
 from tuili.server.request_log import RequestLog
 from tuili.server.tracing import Tracer
 
 _log = logging.getLogger(__name__)
-_MAX_IGNORED_BYTES = 1024
 
 
 class Edge:
@@ -43,8 +41,7 @@ class Edge:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(request_id=uuid.uuid4().hex, address=(scope.get("client") or ("",))[0])
-        scope.setdefault("state", {})["caller"] = caller
+        caller = new_caller(scope)
         exchange = Exchange(caller, receive, send)
         started_s = time.monotonic()
         try:
@@ -121,7 +118,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_started, self.status = True, message["status"]
-            message["headers"] = [*message.get("headers", ()), *_own_headers(self.caller)]
+            message["headers"] = [*message.get("headers", ()), *self.caller.told_headers()]
         else:
             self.num_bytes += len(message.get("body", b""))
             self._is_complete = not message.get("more_body", False)
@@ -145,15 +142,6 @@ class Exchange:
         self._has_left.set()
         if not self._is_complete and self._task is not None:
             self._task.cancel()
-
-
-def _own_headers(caller: Caller) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-request-id", caller.request_id.encode("ascii")), *caller.headers]
-    if caller.ignored_params:
-        names = ", ".join(caller.ignored_params).encode("ascii", "backslashreplace")
-        clean = bytes(byte if 32 <= byte < 127 else 63 for byte in names)
-        headers.append((b"x-ignored-params", clean[:_MAX_IGNORED_BYTES]))
-    return headers
 
 
 async def _drop_connection(scope: Scope) -> None:

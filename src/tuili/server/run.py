@@ -57,7 +57,7 @@ def _uvicorn_config(settings: ServeSettings, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http=guarded_protocol(settings.http()),
+        http=guarded_protocol(settings.http(), app.state.door.refusal),
         ws="none",
         log_config=None,
         access_log=False,

@@ -22,11 +22,12 @@ class BodyGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._check_announced(scope)
+        self.check(scope)
         limited = _Limited(receive, self._max_bytes, self._timeout_s)
         await self._app(scope, limited.receive, send)
 
-    def _check_announced(self, scope: Scope) -> None:
+    def check(self, scope: Scope) -> None:
+        """Of what is announced. Raises InvalidRequestError or BodyTooLargeError."""
         for name, value in scope["headers"]:
             if name == b"content-length":
                 if not value.isdigit():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,22 +37,22 @@ class HostGuard:
         self._own = frozenset({"localhost"} if self._is_loopback else own_names())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            self.check(scope)
+            if scope["method"] == "OPTIONS" and _is_preflight(scope["headers"]):
+                await _answer_preflight(scope, send)
+                return
+        await self._app(scope, receive, send)
+
+    def check(self, scope: Scope) -> None:
+        """Raises ForbiddenError or InvalidRequestError. A page that may ask gets to read the answer."""
         host = self._checked_host(scope)
         origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
         if origin is None:
-            await self._app(scope, receive, send)
             return
         if not self._is_origin_allowed(origin.decode("latin-1").lower(), host):
             raise ForbiddenError("the Origin header names a site that may not use this server: see --allowed-origin")
         scope["state"]["caller"].headers += _cors_headers(origin)
-        if scope["method"] == "OPTIONS" and any(n == b"access-control-request-method" for n, _ in scope["headers"]):
-            await _answer_preflight(scope, send)
-            return
-
-        await self._app(scope, receive, send)
 
     def _checked_host(self, scope: Scope) -> str:
         """The Host header in lower case; "" for the HTTP/1.0 clients that send none, which no browser is."""
@@ -112,6 +113,11 @@ def _cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
         (b"access-control-expose-headers", _EXPOSED),
         (b"vary", b"origin"),
     ]
+
+
+def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    names = {name for name, _ in headers}
+    return b"origin" in names and b"access-control-request-method" in names
 
 
 async def _answer_preflight(scope: Scope, send: Send) -> None:

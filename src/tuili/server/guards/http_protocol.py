@@ -11,11 +11,11 @@ import functools
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tuili.errors import BodyTimeoutError, HeadersTooLargeError, InvalidRequestError, TuiliError
 from tuili.server.error_bodies import error_headers, plain_body
@@ -25,17 +25,32 @@ _LINGER_S = 1.0
 ABORT = "tuili.abort"  # an extension of the ASGI scope: "call" closes the connection, unsent data and all
 
 
-def guarded_protocol(settings: HttpSettings) -> Any:
-    """What uvicorn's `http` setting takes."""
-    return functools.partial(GuardedHttpProtocol, settings)
+class Answer(Protocol):
+    """To a request that is not to be looked at any further."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+Door = Callable[[MutableMapping[str, Any]], Answer | None]  # asked about an ASGI scope
+
+
+def guarded_protocol(settings: HttpSettings, door: Door | None = None) -> Any:
+    """What uvicorn's `http` setting takes; whom the door answers, the application never hears of."""
+    return functools.partial(GuardedHttpProtocol, settings, door=door)
 
 
 class GuardedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, limits: HttpSettings, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: HttpSettings, *args: Any, door: Door | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._door = door
         self._num_header_bytes = 0
         self._is_reading_headers = True
         self._num_discarded = 0
@@ -119,6 +134,26 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in dict(headers).items())
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
         self._linger()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        answer = None if self._door is None else self._door(cycle.scope)  # type: ignore[arg-type]
+        if answer is None:
+            super()._start_asgi_task(cycle, app)
+        else:  # once all that came with the headers has been taken in
+            self.loop.call_soon(self._turn_away, cycle, answer)
+
+    def _turn_away(self, cycle: RequestResponseCycle, answer: Answer) -> None:
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        headers = [*cycle.default_headers, *answer.headers]
+        if not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body))
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def _set_date(self) -> None:
         """uvicorn's own clock for it would wake an idle server every second."""

@@ -24,9 +24,13 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            check_path(scope)
-            self._admit(scope, scope["state"]["caller"])
+            self.check(scope)
         await self._app(scope, receive, send)
+
+    def check(self, scope: Scope) -> None:
+        """Raises AuthenticationError, ForbiddenError or InvalidRequestError."""
+        check_path(scope)
+        self._admit(scope, scope["state"]["caller"])
 
     def _admit(self, scope: Scope, caller: Caller) -> None:
         if not self._keys:

@@ -1,0 +1,83 @@
+"""Refuses, at their headers, requests that could only wait in vain: no task, no layers, none of the body.
+
+Where many times more is asked than can be answered, refusals must not take the processor from the answers. The checks
+are those of the layers, in the same order, so that a refusal says what theirs would. Knows ASGI scopes; no sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from starlette._utils import get_route_path
+from starlette.types import Scope
+
+from tuili.errors import TuiliError
+from tuili.server.caller import Caller, new_caller
+from tuili.server.dialect import queues
+from tuili.server.error_bodies import ErrorBodies, Headers, error_headers
+from tuili.server.guards.route_scopes import RouteScopes
+from tuili.server.request_log import RequestLog
+from tuili.server.serving import Serving
+from tuili.server.tracing import Tracer
+
+Check = Callable[[Scope], None]
+
+
+class Refusal(NamedTuple):
+    """An answer, whole."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Door:
+    """Asked about every request as soon as its headers are complete."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        *,
+        routes: RouteScopes,
+        checks: Sequence[Check],
+        bodies: ErrorBodies,
+        log: RequestLog,
+        tracer: Tracer | None,
+    ) -> None:
+        """checks are what layers find wrong with a request before there is a question of room."""
+        self._serving = serving
+        self._routes = routes
+        self._queueing = frozenset(id(route) for route in routes.plain_routes() if queues(route.openapi_extra))
+        self._checks = checks
+        self._bodies = bodies
+        self._log = log
+        self._tracer = tracer
+
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """What a request is refused with, if it queues and there is no room; it is in the log by then."""
+        if self._serving.has_room:
+            return None
+        found = self._routes.plain(scope)
+        if found is None or id(found.route) not in self._queueing:
+            return None
+        began_s = time.monotonic()
+        caller = new_caller(scope)
+        try:
+            for check in self._checks:
+                check(scope)
+            scope["route"] = found.route
+            self._serving.check_room()
+        except TuiliError as error:
+            return self._told(scope, caller, error, began_s)
+        return None
+
+    def _told(self, scope: Scope, caller: Caller, error: TuiliError, began_s: float) -> Refusal:
+        body = self._bodies.body(get_route_path(scope), error, caller.request_id)
+        headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), *caller.told_headers()]
+        seconds = time.monotonic() - began_s
+        self._log.add(scope, caller, error.status, seconds, len(body))
+        if self._tracer is not None:
+            self._tracer.record(scope, caller, error.status, seconds)
+        return Refusal(error.status, headers, body)
