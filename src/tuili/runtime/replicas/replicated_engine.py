@@ -6,23 +6,24 @@ Knows engines as clients see them; no processes and no devices.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
-from contextlib import aclosing
 from dataclasses import fields
 from typing import Any
 
 import msgspec
 
+from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError
 from tuili.runtime.flight import Flight
-from tuili.runtime.replicas.router import PIECE, Router
+from tuili.runtime.replicas.router import PIECE, Router, Ticket
 from tuili.runtime.supervised_engine import SupervisedEngine
 from tuili.types import TokenDelta, TokenRequest
 
-_ADDED = [field.name for field in fields(EngineStats) if field.name not in ("num_blocks", "num_free_blocks", "prefill")]
+_NOT_ADDED = ("num_blocks", "num_free_blocks", "max_step_tokens", "prefill")
+_ADDED = [field.name for field in fields(EngineStats) if field.name not in _NOT_ADDED]
 
 
 class ReplicatedEngine:
@@ -36,28 +37,27 @@ class ReplicatedEngine:
         for replica in replicas:
             replica.on_given_up = self._note_given_up
 
-    async def generate(self, request: TokenRequest) -> AsyncGenerator[list[TokenDelta], None]:
+    def generate(self, request: TokenRequest) -> Stream:
         """As EngineClient.generate. What a replica leaves undone when it is given up, another goes on with."""
         self.check_request(request)
-        flight = Flight(request, lambda *_: None)
-        while not flight.is_read:
-            rest = flight.rest()
-            ticket = self._router.enter(rest, self._candidates())
-            try:
-                async with aclosing(self.replicas[ticket.replica].generate(rest)) as steps:
-                    async for deltas in steps:
-                        self._router.has_answered(ticket)
-                        kept = self._without_losses(deltas)
-                        if kept:
-                            flight.put(kept)
-                            yield await flight.get()
-                        if len(kept) < len(deltas):
-                            break
-            finally:
-                self._router.leave(ticket)
+        return _Passage(request, self)
 
-    def _without_losses(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
+    def enter(self, request: TokenRequest) -> tuple[Ticket, Stream]:
+        """Asks the replica that answers first. Raises as generate; the ticket goes back with `leave`."""
+        ticket = self._router.enter(request, self._candidates())
+        try:
+            return ticket, self.replicas[ticket.replica].generate(request)
+        except BaseException:
+            self._router.leave(ticket)
+            raise
+
+    def leave(self, ticket: Ticket, steps: Stream) -> None:
+        steps.leave()
+        self._router.leave(ticket)
+
+    def take(self, ticket: Ticket, deltas: list[TokenDelta]) -> list[TokenDelta]:
         """Those that count: an engine's end is none for an answer that another can go on with."""
+        self._router.has_answered(ticket)
         if all(replica.is_given_up for replica in self.replicas):
             return deltas
         return [delta for delta in deltas if not isinstance(delta.error, EngineUnavailableError)]
@@ -86,7 +86,8 @@ class ReplicatedEngine:
         for name in ("num_blocks", "num_free_blocks"):
             added[name] = tuple(map(sum, zip(*(getattr(stats, name) for stats in found), strict=True)))
         prefill = {request_id: count for stats in found for request_id, count in stats.prefill.items()}
-        return EngineStats(prefill=prefill, **added)
+        limits = [stats.max_step_tokens for stats in found if stats.max_step_tokens is not None]
+        return EngineStats(prefill=prefill, max_step_tokens=min(limits, default=None), **added)
 
     @property
     def health(self) -> EngineHealth:
@@ -139,6 +140,40 @@ class ReplicatedEngine:
     def _note_given_up(self) -> None:
         if self.is_given_up and self.on_given_up is not None:
             self.on_given_up()
+
+
+class _Passage(Flight):
+    """A request on its way through replicas, at one of them at a time."""
+
+    def __init__(self, request: TokenRequest, engine: ReplicatedEngine) -> None:
+        super().__init__(request, lambda *_: None)
+        self._engine = engine
+        self._place: tuple[Ticket, Stream] | None = engine.enter(request)
+        self.on_leave = self._part
+
+    async def __anext__(self) -> list[TokenDelta]:
+        try:
+            while not (self.is_read or self._is_left):
+                if self._place is None:
+                    self._place = self._engine.enter(self.rest())
+                ticket, steps = self._place
+                deltas = await anext(steps)
+                kept = self._engine.take(ticket, deltas)
+                if len(kept) < len(deltas):
+                    self._part()
+                if kept:
+                    self.put(kept)
+                    return await super().__anext__()
+        except BaseException:
+            self.leave()
+            raise
+        self.leave()
+        raise StopAsyncIteration
+
+    def _part(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._engine.leave(*place)
 
 
 def _num_tokens(facts: EngineFacts) -> int:
