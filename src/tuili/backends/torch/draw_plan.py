@@ -205,13 +205,9 @@ def _arrays(s: SamplingArrays, allow_mask: UInt32 | None, planned: _Planned) -> 
     arrays["state"] = s.sampler_state[part]
     for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
         arrays[name] = getattr(s, name)[part]
-    seeds, positions, sample_indexes = (
-        torch.from_numpy(counter[part].astype(np.int64))  # wraps
-        for counter in (s.seed, s.position, s.sample_index)
-    )
     for name, purpose in (("u", PURPOSE_TOKEN), ("chance", PURPOSE_XTC)):
         # Here, because the host knows the counters: on the device these are a hundred launches for a few numbers.
-        arrays[name] = uniforms(seeds, positions, sample_indexes, purpose).numpy().view(np.int32)
+        arrays[name] = uniforms(s.seed[part], s.position[part], s.sample_index[part], purpose).view(np.int32)
     for name, start, ids, values, wanted in (
         ("bias", s.bias_start, s.bias_ids, s.bias_values, np.ones(len(part), np.bool_)),
         ("history", s.history_start, s.history_ids, s.history_counts, _has(s, part, SamplerKind.PENALTIES)),

@@ -1,35 +1,34 @@
-"""Philox4x32-10 for many rows at once, on whatever device its tensors are. 32-bit words are kept in int64."""
+"""Philox4x32-10 for many rows at once, on the host, which knows their counters. 32-bit words are kept in uint64."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-WEYL = (0x9E3779B9, 0xBB67AE85)
+from tuili.backend import Int32, UInt64
+
+MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
 PURPOSE_TOKEN, PURPOSE_XTC = 0, 1
-_MASK32 = 0xFFFFFFFF
+_MASK32 = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 _ROUNDS = 10
 
 
-def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
-    """counter int64 [4, N], key int64 [2, N] -> int64 [4, N] (Salmon et al., 2011).
-
-    A product of two words wraps in int64, whose bits are the right ones all the same.
-    """
+def philox4x32(counter: UInt64, key: UInt64) -> UInt64:
+    """counter uint64 [4, N], key uint64 [2, N] -> uint64 [4, N] (Salmon et al., 2011)."""
     even, odd = counter[0::2], counter[1::2]
-    multipliers = torch.tensor(MULTIPLIERS, device=counter.device)[:, None]
-    weyl = torch.tensor(WEYL, device=counter.device)[:, None]
-    for i in range(_ROUNDS):
-        product = even * multipliers
-        high, low = (product >> 32) & _MASK32, product & _MASK32
-        even, odd = high.flip(0) ^ odd ^ ((key + i * weyl) & _MASK32), low.flip(0)
-    return torch.stack((even, odd), 1).flatten(0, 1)
+    for _ in range(_ROUNDS):
+        product = even * MULTIPLIERS
+        even, odd = (product >> _HALF)[::-1] ^ odd ^ key, (product & _MASK32)[::-1]
+        key = (key + WEYL) & _MASK32
+    return np.stack((even, odd), 1).reshape(4, -1)
 
 
-def uniforms(seeds: Tensor, positions: Tensor, sample_indexes: Tensor, purpose: int) -> Tensor:
-    """float64 [N] in [0, 1), of 53 bits each. seeds int64 [N] hold the bits of the unsigned ones."""
-    counter = torch.stack((positions, sample_indexes, torch.full_like(seeds, purpose), torch.zeros_like(seeds)))
-    words = philox4x32(counter.long(), torch.stack((seeds & _MASK32, (seeds >> 32) & _MASK32)))
-    bits = (words[0] << 21) ^ (words[1] >> 11)
-    return bits.double() * 2.0**-53
+def uniforms(seeds: UInt64, positions: Int32, sample_indexes: Int32, purpose: int) -> NDArray[np.float64]:
+    """[N] in [0, 1), of 53 bits each."""
+    counter = np.zeros((4, len(seeds)), np.uint64)
+    counter[0], counter[1], counter[2] = positions, sample_indexes, purpose
+    x0, x1, _, _ = philox4x32(counter, np.stack((seeds & _MASK32, seeds >> _HALF)))
+    bits = (x0 << np.uint64(21)) ^ (x1 >> np.uint64(11))
+    return bits.astype(np.float64) * 2.0**-53
