@@ -31,4 +31,5 @@ def uniforms(seeds: UInt64, positions: Int32, sample_indexes: Int32, purpose: in
     counter[0], counter[1], counter[2] = positions, sample_indexes, purpose
     x0, x1, _, _ = philox4x32(counter, np.stack((seeds & _MASK32, seeds >> _HALF)))
     bits = (x0 << np.uint64(21)) ^ (x1 >> np.uint64(11))
-    return bits.astype(np.float64) * 2.0**-53
+    found: NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
+    return found
