@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.gpu import on_device
+from benchmarks.gpu import on_device, several
 from benchmarks.gpu.records import Record, Recorder, stage_arguments
 
 from support.batches import Driver, Work
@@ -237,6 +237,8 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
     recorder.attempt("draws", lambda: on_device.draws(str(device), is_smoke))
     if device.type == "cuda":
         recorder.attempt("waits", lambda: on_device.waits(str(device)))
+        if torch.cuda.device_count() > 1:
+            recorder.attempt("ranks", lambda: several.ranks(f"cuda:{device.index or 0}"))
         recorder.attempt("failure", on_device.failure)
 
 

@@ -58,6 +58,11 @@ async def test_an_engine_process_writes_what_the_reference_writes(model: Path) -
         ({"backend": "torch", "num_threads": 2}, "num_threads must be 0 with torch, whose threads are the whole"),
         ({"backend": "cpu", "device": "cuda"}, "device must be cpu for the cpu backend, got 'cuda'"),
         ({"backend": "cpu", "kv_cache_dtype": "fp8"}, "kv_cache_dtype must be one of auto, bfloat16, int8 without"),
+        ({"backend": "cpu", "tensor_parallel_size": 2}, "tensor_parallel_size must be 1 for the cpu backend, got 2"),
+        (
+            {"backend": "torch", "device": "cpu", "tensor_parallel_size": 2, "gpu_layers": 1},
+            "tensor_parallel_size must be 1 for a model with layers on the CPU",
+        ),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N"),
     ],
 )
