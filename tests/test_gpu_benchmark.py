@@ -81,7 +81,7 @@ def test_the_backend_is_checked(recorder: Any) -> None:
     from benchmarks.gpu.correctness import run
 
     run(recorder, torch.device("cpu"), True)
-    assert len([r for r in found_in(recorder) if r.get("ok")]) == 10
+    assert len([r for r in found_in(recorder) if r.get("ok")]) == 13
 
 
 def test_engine_and_peer_are_measured(recorder: Any, tmp_path: Path) -> None:

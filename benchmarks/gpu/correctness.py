@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.gpu import on_device, several
+from benchmarks.gpu.memory import MemoryChecks
 from benchmarks.gpu.records import Record, Recorder, stage_arguments
 
 from support.batches import Driver, Work
@@ -234,8 +235,13 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
     checks = Checks(str(device), is_smoke)
     for measure in (checks.dtypes, checks.greedy_texts, checks.orders, checks.packed, checks.caches, checks.company):
         recorder.attempt(measure.__name__, measure)
+    memory = MemoryChecks(str(device), is_smoke)
+    for measure in (memory.failing, memory.swap, memory.split):
+        recorder.attempt(measure.__name__, measure)
     recorder.attempt("draws", lambda: on_device.draws(str(device), is_smoke))
     if device.type == "cuda":
+        for measure in (memory.sizing, memory.lack):
+            recorder.attempt(measure.__name__, measure)
         recorder.attempt("waits", lambda: on_device.waits(str(device)))
         if torch.cuda.device_count() > 1:
             recorder.attempt("ranks", lambda: several.ranks(f"cuda:{device.index or 0}"))

@@ -10,8 +10,18 @@ from support.random_models import decoder, layer, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.devices import BATCHED_TOKENS
+from tuili.backends.torch.ops import PACKABLE
 from tuili.models.shapes import tensor_shapes
-from tuili.runtime.torch_memory import cache_groups, item_bytes, weight_bytes
+from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, PACKED, cache_groups, item_bytes, weight_bytes
+
+
+def test_what_stays_packed_is_what_has_kernels() -> None:
+    assert PACKED == PACKABLE
+    assert BATCHED_TOKENS["cuda"] == GPU_BATCHED_TOKENS
+    stored = {"a": ("Q4_K", (3, 512)), "b": ("Q5_1", (3, 512)), "c": ("F32", (512,))}
+    assert weight_bytes(stored, 2, keeps_packed=True) == 3 * 2 * 144 + 3 * 512 * 2 + 512 * 4
+    assert weight_bytes(stored, 2) == 2 * 3 * 512 * 2 + 512 * 4
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])

@@ -29,7 +29,8 @@ class _Footprint:
     """So many MiB, whatever the context; the least context fits where the rest does. Beside that a cache, which gets
     what there is up to `most_mib` and needs `least_mib`."""
 
-    def __init__(self, num_mib: int, least_mib: int = 0, most_mib: int = 0) -> None:
+    def __init__(self, num_mib: int, least_mib: int = 0, most_mib: int = 0, *, is_on_gpu: bool = False) -> None:
+        self._is_on_gpu = is_on_gpu
         self._num_mib, self._least_mib, self._most_mib = num_mib, least_mib, most_mib
 
     def fit(self, free_bytes: int, least_context: int) -> MemoryPlan | None:
@@ -40,7 +41,13 @@ class _Footprint:
         return self._plan(self._least_mib * MIB)
 
     def _plan(self, cache: int) -> MemoryPlan:
-        return MemoryPlan(max_model_len=128, kv_cache_bytes=cache, weight_bytes=self._num_mib * MIB, workspace_bytes=0)
+        return MemoryPlan(
+            max_model_len=128,
+            kv_cache_bytes=cache,
+            weight_bytes=self._num_mib * MIB,
+            workspace_bytes=0,
+            is_on_gpu=self._is_on_gpu,
+        )
 
 
 class _Engine:
@@ -49,7 +56,7 @@ class _Engine:
     def __init__(self, machine: Machine, name: str, plan: MemoryPlan) -> None:
         self._machine, self._name = machine, name
         self._most_cache_bytes = plan.kv_cache_bytes
-        self.own_bytes = machine.sizes[name] * MIB
+        self.own_bytes = MIB if machine.is_gpu else machine.sizes[name] * MIB  # the host's
         self.on_given_up: Callable[[], None] | None = None
         self.is_given_up = self.is_outdated = False
 
@@ -73,6 +80,7 @@ class Machine:
     def __init__(self, num_mib: int, sizes: Mapping[str, int]) -> None:
         self.num_mib, self.sizes = num_mib, dict(sizes)
         self.caches: dict[str, tuple[int, int]] = {}  # MiB that a cache needs, and those it can use
+        self.is_gpu = False
         self.running: list[str] = []
         self.started: list[str] = []
         self.ended: list[str] = []
@@ -80,7 +88,7 @@ class Machine:
         self.failures: dict[str, Exception] = {}
 
     async def footprint(self, model: KnownModel) -> Any:
-        return _Footprint(self.sizes[model.source], *self.caches.get(model.source, ()))
+        return _Footprint(self.sizes[model.source], *self.caches.get(model.source, ()), is_on_gpu=self.is_gpu)
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
         name = model.source
@@ -105,6 +113,9 @@ class Machine:
 
     def files(self, model: KnownModel) -> ModelFiles:
         return ModelFiles(name=model.name, path=Path(model.source), source="test", num_bytes=1, created=0)
+
+    def budget_bytes(self, share: float) -> int:
+        return int(share * self.free_bytes())
 
     def free_bytes(self) -> int:
         return (self.num_mib - sum(self.sizes[name] for name in self.running)) * MIB
@@ -170,6 +181,24 @@ def test_the_model_used_longest_ago_goes(make_pool: MakePool) -> None:
 
     run_virtually(main())
     assert (machine.started, machine.ended) == (["a", "b", "c"], ["b"])
+
+
+def test_two_models_share_a_gpu_and_an_idle_one_makes_room(make_pool: MakePool) -> None:
+    """There a cache is taken whole when a model is loaded, and none is lent."""
+    pool, machine = make_pool({"a": 30, "b": 30, "c": 30})
+    machine.is_gpu = True
+    machine.caches = dict.fromkeys("abc", (10, 10))
+
+    async def main() -> None:
+        await ask(pool, "a")
+        await ask(pool, "b")
+        assert machine.ended == []
+        await asyncio.sleep(1)
+        await ask(pool, "c")
+        assert cache_mib(pool) == {"b": 10, "c": 10}
+
+    run_virtually(main())
+    assert machine.ended == ["a"]
 
 
 def test_no_more_goes_than_must(make_pool: MakePool) -> None:

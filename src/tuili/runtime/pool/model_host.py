@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from tuili.backends import expected_backend
 from tuili.daemon_threads import in_daemon_thread
 from tuili.errors import ModelNotFoundError
 from tuili.machine import available_memory
 from tuili.runtime.fetching import find_model
 from tuili.runtime.front import Front
+from tuili.runtime.gpu_memory import GpuMemory, gpu_memory
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.pool.model_memory import Footprint, MemoryPlan, read_footprint
 from tuili.runtime.pool.pulls import Pulls
@@ -47,7 +50,13 @@ class ModelHost(Protocol):
 
     def files(self, model: KnownModel) -> ModelFiles: ...
 
-    def free_bytes(self) -> int: ...
+    def free_bytes(self) -> int:
+        """Of the memory that models are counted in."""
+        ...
+
+    def budget_bytes(self, share: float) -> int:
+        """Of it, what all models together may take."""
+        ...
 
 
 class LocalHost:
@@ -56,6 +65,8 @@ class LocalHost:
     def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel, pulls: Pulls) -> None:
         self._settings, self._start_model = settings, start_model
         self._store, self._pulls = store, pulls
+        is_one = settings.num_replicas == settings.load.tensor_parallel_size == 1  # else there are several GPUs
+        self._gpu = _gpu_of(settings.load) if is_one else None
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
@@ -63,13 +74,15 @@ class LocalHost:
         if await in_daemon_thread(partial(self._is_missing, model.source), "tuili-find"):
             async with self._pulls.watch(model.source, partial(self._find, model)) as pull:
                 await pull.end()
+        gpu_share = None if self._gpu is None else 1 / max(1, len(self._settings.models))
         return await asyncio.to_thread(
-            read_footprint,
-            model.source,
-            self._store,
-            self._settings.load,
-            may_cap=not model.is_named,
-            num_replicas=self._settings.num_replicas,
+            partial(
+                read_footprint,
+                may_cap=not model.is_named,
+                num_replicas=self._settings.num_replicas,
+                gpu_share=gpu_share,
+            ),
+            *(model.source, self._store, self._settings.load),
         )
 
     def _is_missing(self, source: str) -> bool:
@@ -112,4 +125,23 @@ class LocalHost:
         return self._store.resolve(model.source)
 
     def free_bytes(self) -> int:
-        return available_memory()
+        return available_memory() if self._gpu is None else self._gpu().free_bytes
+
+    def budget_bytes(self, share: float) -> int:
+        """Of a GPU's, a share of the whole, without what others have."""
+        if self._gpu is None:
+            return int(share * available_memory())
+        free, total = self._gpu()
+        return max(0, int(share * total) - (total - free))
+
+
+def _gpu_of(options: LoadOptions) -> Callable[[], GpuMemory] | None:
+    """What tells of the GPU that models are loaded to; None where the host's memory counts."""
+    if expected_backend(options.backend, options.device) != "torch" or gpu_memory(options.device) is None:
+        return None
+
+    def told() -> GpuMemory:
+        found = gpu_memory(options.device)
+        return GpuMemory(0, 0) if found is None else found
+
+    return told

@@ -23,6 +23,7 @@ from tuili.weights.recipes import find_recipe
 
 LEAST_CONTEXT = 8192  # others are unloaded before a model gets less context than this, or than it has
 ENGINE_BYTES = 60 << 20  # interpreter and libraries of an engine's process
+GPU_CONTEXT_BYTES = 600 << 20  # that the driver and its libraries take on a GPU for each process
 TOKENIZER_BYTES = 530  # for a vocabulary entry, of the process that speaks HTTP
 
 
@@ -35,6 +36,7 @@ class MemoryPlan:
     weight_bytes: int
     workspace_bytes: int
     other_bytes: int = 0  # interpreter, libraries, tokenizer
+    is_on_gpu: bool = False  # all of it, and allocated when the model is loaded
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +63,8 @@ class Footprint:
     other_bytes: int
     may_shorten: bool
     num_replicas: int = 1
+    is_on_gpu: bool = False
+    cache_share: float = CACHE_SHARE  # of what is free
 
     def fit(self, free_bytes: int, least_context: int = LEAST_CONTEXT) -> MemoryPlan | None:
         """The plan within so many bytes; None where not even one sequence of the least context has room.
@@ -72,7 +76,7 @@ class Footprint:
         left = free_bytes - self.weight_bytes - self.workspace_bytes - self.other_bytes
         least = self.config.max_model_len if not self.may_shorten else min(self.config.max_model_len, least_context)
         wanted = self.config.kv_cache_memory_bytes
-        limit = min(left, max(int(free_bytes * CACHE_SHARE), self._cache(least, 1))) if wanted is None else wanted
+        limit = min(left, max(int(free_bytes * self.cache_share), self._cache(least, 1))) if wanted is None else wanted
         if limit > left or self._cache(least, 1) > limit:
             return None
         longest = _largest(least, self.config.max_model_len, lambda length: self._cache(length, 1) <= limit)
@@ -91,6 +95,7 @@ class Footprint:
             weight_bytes=self.weight_bytes * self.num_replicas,
             workspace_bytes=self.workspace_bytes * self.num_replicas,
             other_bytes=self.other_bytes * self.num_replicas,
+            is_on_gpu=self.is_on_gpu,
         )
 
     def _cache(self, length: int, num_sequences: int) -> int:
@@ -106,17 +111,25 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def read_footprint(
-    source: str, store: Store, options: LoadOptions, *, may_cap: bool, num_replicas: int = 1
+    source: str,
+    store: Store,
+    options: LoadOptions,
+    *,
+    may_cap: bool,
+    num_replicas: int = 1,
+    gpu_share: float | None = None,
 ) -> Footprint:
     """From the header of a stored name or a path. A max_model_len beyond the model's is capped, or refused.
 
-    options are of each replica.
+    options are of each replica. gpu_share is of a GPU's free memory what a cache may take, where the model's memory is
+    counted there.
 
     Raises what opening headers raises, UnsupportedModelError, and InvalidRequestError for options.
     """
     from tuili.runtime.plan.outline import open_outline
 
-    sizes = _sizes(options)
+    on_gpu = gpu_share is not None
+    sizes = _sizes(options, on_gpu=on_gpu)
     recipe = None if options.quantization in (None, "gguf") else find_recipe(str(options.quantization))
     with open_outline(source, store, recipe) as outline:
         spec, stored = outline.spec, [outline.stored]
@@ -132,15 +145,19 @@ def read_footprint(
             groups += sizes.cache_groups(draft.spec)
             stored.append(draft.stored)
     num_seqs, length = options.max_num_seqs, min(wanted or limit, limit)
-    num_tokens = options.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, num_seqs)
+    num_tokens = options.max_num_batched_tokens or max(sizes.batched_tokens, num_seqs)
     return Footprint(
         groups=groups,
         config=_engine_config(options, length, num_tokens, sizes.kv_cache_dtype),
         weight_bytes=sum(map(sizes.weight_bytes, stored)),
         workspace_bytes=sizes.workspace_bytes(spec, num_tokens, num_seqs, length),
-        other_bytes=ENGINE_BYTES + sizes.library_bytes + spec.vocab_size * TOKENIZER_BYTES,
+        other_bytes=GPU_CONTEXT_BYTES
+        if on_gpu
+        else ENGINE_BYTES + sizes.library_bytes + spec.vocab_size * TOKENIZER_BYTES,
         may_shorten=wanted is None,
         num_replicas=num_replicas,
+        is_on_gpu=on_gpu,
+        cache_share=CACHE_SHARE if gpu_share is None else gpu_share,
     )
 
 
@@ -153,11 +170,12 @@ class _Sizes:
     weight_bytes: Callable[[Mapping[str, tuple[str, tuple[int, ...]]]], int]
     workspace_bytes: Callable[[ModelSpec, int, int, int], int]  # tokens, rows, positions
     library_bytes: int = 0
+    batched_tokens: int = DEFAULT_BATCHED_TOKENS
 
 
-def _sizes(options: LoadOptions) -> _Sizes:
+def _sizes(options: LoadOptions, *, on_gpu: bool) -> _Sizes:
     is_torch = expected_backend(options.backend, options.device) == "torch"
-    return _torch_sizes(options) if is_torch else _cpu_sizes(options)
+    return _torch_sizes(options, on_gpu=on_gpu) if is_torch else _cpu_sizes(options)
 
 
 def _cpu_sizes(options: LoadOptions) -> _Sizes:
@@ -176,7 +194,7 @@ def _cpu_sizes(options: LoadOptions) -> _Sizes:
     )
 
 
-def _torch_sizes(options: LoadOptions) -> _Sizes:
+def _torch_sizes(options: LoadOptions, *, on_gpu: bool) -> _Sizes:
     from tuili.runtime import torch_memory
 
     dtype: KvCacheDtype = options.kv_cache_dtype  # type: ignore[assignment]  # checked by LoadOptions
@@ -184,11 +202,12 @@ def _torch_sizes(options: LoadOptions) -> _Sizes:
     return _Sizes(
         kv_cache_dtype=dtype,
         cache_groups=lambda spec: torch_memory.cache_groups(spec, dtype, item, options.block_size),
-        weight_bytes=lambda stored: torch_memory.weight_bytes(stored, item),
+        weight_bytes=lambda stored: torch_memory.weight_bytes(stored, item, keeps_packed=on_gpu),
         workspace_bytes=lambda spec, num_tokens, num_rows, num_positions: torch_memory.workspace_bytes(
             spec, num_tokens=num_tokens, num_positions=num_positions
         ),
         library_bytes=torch_memory.LIBRARY_BYTES,
+        batched_tokens=torch_memory.GPU_BATCHED_TOKENS if on_gpu else DEFAULT_BATCHED_TOKENS,
     )
 
 

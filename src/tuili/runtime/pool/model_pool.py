@@ -41,7 +41,7 @@ class ModelPool:
         self._slots: dict[str, Slot] = {}  # by the model's source
         self._room_turn = asyncio.Lock()  # who waits for room, in order
         self._changed = asyncio.Event()
-        self._budget = int(settings.memory_share * host.free_bytes())
+        self._budget = host.budget_bytes(settings.memory_share)
         self._is_closed = False
         self._has_lost = asyncio.Event()
 

@@ -49,12 +49,15 @@ class Slot:
     @property
     def resident_bytes(self) -> int:
         """Taken by it, of those."""
-        return 0 if self.started is None else self.started.client.own_bytes
+        if self.started is None or self.plan is None:
+            return 0
+        return self.plan.num_bytes if self.plan.is_on_gpu else self.started.client.own_bytes
 
     @property
     def may_lend(self) -> bool:
         """Loaded, with a cache of which something may be taken back."""
-        return self.model is not None and not self.is_leaving and not self.has_lent and self.cache_bytes > 0
+        is_lazy = self.plan is not None and not self.plan.is_on_gpu
+        return is_lazy and self.model is not None and not self.is_leaving and not self.has_lent and self.cache_bytes > 0
 
     @property
     def cache_bytes(self) -> int:
