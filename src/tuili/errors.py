@@ -33,6 +33,7 @@ made one line of at most MAX_MESSAGE_CHARS printable characters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 MAX_MESSAGE_CHARS = 1000
@@ -74,9 +75,18 @@ class InvalidRequestError(TuiliError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt, or prompt plus requested output, exceeds the context."""
+    """The prompt, or prompt plus requested output, exceeds the context.
+
+    `numbers` are prompt_tokens, n_ctx and, where it was given, max_tokens, for clients that shorten and ask again.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, numbers: Mapping[str, int | None] | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.numbers = {name: value for name, value in (numbers or {}).items() if value is not None}
 
 
 class ChatTemplateError(InvalidRequestError):

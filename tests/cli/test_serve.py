@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili.cli.serve_options import spread_names
+from tuili.server import vllm_flags
 from tuili.server.settings import all_settings
 
 from .conftest import Cli
@@ -23,7 +24,13 @@ def test_help_is_complete_and_grouped(cli: Cli) -> None:
             assert setting.flag in words
             assert all(flag in words for flag in setting.flags)
         assert f"\n{setting.group}:\n" in shown
-    assert "--enforce-eager" not in shown
+    _, _, without_effect = shown.partition("\nOf vLLM, without effect:\n")
+    ours = {flag for setting in all_settings().values() for flag in (setting.flag, *setting.flags)}
+    for name in vllm_flags.known_names():
+        if (flag := f"--{name.replace('_', '-')}") not in ours:
+            is_shown = flag in without_effect.replace("/", " ").split()
+            assert is_shown is (vllm_flags.why_without_effect(name) is not None), name
+    assert "--enable-lora" not in shown  # refused
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_several_names_may_follow_their_flag(typed: str, meant: str) -> None:
         (("--port", "x"), "--port must be an integer in [0, 65535], got 'x'"),
         (("--prot", "1"), "No such option: --prot"),
         (("--keep-alive", "soon"), "--keep-alive must be seconds"),
-        (("--tensor-parallel-size", "2"), "--tensor-parallel-size=2 is not implemented"),
+        (("--tensor-parallel-size", "2"), "tensor_parallel_size must be 1 for the cpu backend, got 2"),
         (("--enable-lora",), "--enable-lora=True is not implemented"),
         (("--config", "none.toml"), "none.toml': cannot be read: No such file or directory"),
         (("--host", "0.0.0.0"), "--host 0.0.0.0 lets other machines in: give --api-key"),
@@ -98,7 +105,7 @@ def test_a_port_in_use(cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         outcome = cli("serve", "--port", str(port))
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert one_line(outcome.err) == f"error: port {port} of 127.0.0.1 is in use: give another with --port\n"
 
 
@@ -110,7 +117,7 @@ def test_a_socket_in_use_and_one_left_behind(cli: Cli, tmp_path: Path) -> None:
         other.bind("taken")
         other.listen()
         outcome = cli("serve", "--uds", "taken")
-    assert (outcome.code, "another server does" in outcome.err) == (1, True)
+    assert (outcome.code, "another server does" in outcome.err) == (2, True)
     outcome = cli("serve", "no:such", "--uds", "taken")  # nobody listens there any more
     assert "model 'no:such' is not known" in one_line(outcome.err)
     assert not (tmp_path / "taken").exists()

@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from support.answers import ask, assert_solo
 from support.fake_engine import CONFIG
 from support.faults import KillAt, start_fake, take_all
@@ -38,11 +40,17 @@ async def test_a_stopped_engine_is_unready_then_killed_and_its_streams_go_on(tmp
     await engine.aclose()
 
 
-async def test_a_step_that_never_ends_is_a_hang_though_the_heart_beats(tmp_path: Path) -> None:
+async def test_a_step_that_never_ends_is_a_hang_though_the_heart_beats(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It tells where it hangs before it ends."""
     engine = await start_fake(tmp_path, STUCK, hangs_once=tmp_path / "hung")
     for request, answers in zip(REQUESTS, await take_all(engine, REQUESTS), strict=True):
         assert_solo(answers, request, CONFIG.max_model_len)
     assert engine.health.num_restarts >= 1  # a machine that is busy enough lets others look hung
+    told = capfd.readouterr().err
+    assert "most recent call first" in told
+    assert "fake_backend.py" in told or "fake_engine.py" in told
     await engine.aclose()
 
 

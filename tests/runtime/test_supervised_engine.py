@@ -60,7 +60,7 @@ class Child:
     def __init__(self) -> None:
         self.facts = FACTS
         self.on_lost: Callable[[Child], None] | None = None
-        self.is_gone = False
+        self.is_gone = self.has_told = False
         self.silence_s = self.stall_s = self.idle_s = 0.0
         self.streams: dict[int, Stream] = {}
         self.asked: list[TokenRequest] = []
@@ -101,6 +101,10 @@ class Child:
             stream.lose(EngineUnavailableError("gone"))
         if self.on_lost is not None:
             self.on_lost(self)
+
+    def close_telling(self) -> None:
+        self.has_told = True
+        self.close()
 
     def close(self) -> None:
         if not self.is_gone:
@@ -317,6 +321,7 @@ async def test_silent_and_stalled_children_are_killed_once(nursery: Nursery, cap
     assert "gave no sign of life for 11.0 s" in caplog.text
     assert "has work and did nothing for 61.0 s" in caplog.text
     assert "finished no step for 1801.0 s" in caplog.text
+    assert [child.has_told for child in nursery.children] == [False, True, True, False]  # who is silent cannot
     await engine.aclose()
 
 

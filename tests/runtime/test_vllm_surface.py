@@ -97,7 +97,7 @@ def test_a_histogram_counts_up_to_its_bounds(llm: LLM) -> None:
     meter = RequestMeter()
     usage = Usage(num_prompt_tokens=3, num_cached_tokens=0, num_output_tokens=3)
     done = Done(usage=usage, timings=Timings(time_to_first_token_s=0.25, decode_s=0.5, queue_s=0.05))
-    meter.add(done, ["stop"], [0.25, 1e9], SamplingParams(max_tokens=50))
+    meter.add(done, ["stop"], [0.25, 1e9], SamplingParams(max_tokens=50), 2)
     metrics = {m.name: m for m in meter.snapshot(llm._pipeline.loop.stats(), "m")}
     gaps = metrics["vllm:inter_token_latency_seconds"]
     assert isinstance(gaps, Histogram)
@@ -109,6 +109,9 @@ def test_a_histogram_counts_up_to_its_bounds(llm: LLM) -> None:
     limit = metrics["vllm:request_params_max_tokens"]
     assert isinstance(limit, Histogram)
     assert (limit.sum, limit.buckets["20"], limit.buckets["50"]) == (50, 0, 1)
+    longest = metrics["vllm:request_max_num_generation_tokens"]
+    assert isinstance(longest, Histogram)
+    assert (longest.sum, longest.count) == (2, 1)
 
 
 def _values(llm: LLM) -> dict[str, float]:

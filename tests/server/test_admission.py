@@ -74,6 +74,49 @@ async def test_places_are_taken_at_once_only_where_nobody_waits() -> None:
     assert seats.take_now(1)
 
 
+async def test_of_a_key_the_lowest_priority_goes_first() -> None:
+    """As in the engine; no priority goes before another key's turn."""
+    seats, taken = Seats(max_num_seqs=1), []
+
+    async def ask(key: str, priority: int) -> None:
+        await seats.take(key, 1, priority)
+        taken.append((key, priority))
+
+    await asyncio.gather(ask("a", 0), ask("a", 0))
+    asked = [("a", 5), ("a", 0), ("a", -1), ("b", 9), ("a", 0), ("a", -(2**63))]
+    waiting = [asyncio.create_task(ask(*each)) for each in asked]
+    await asyncio.sleep(0)
+    taken.clear()
+    for _ in range(len(asked) + 2):
+        seats.give_back(1)
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert [priority for key, priority in taken if key == "a"] == [-(2**63), -1, 0, 0, 5]
+    assert ("b", 9) in taken[:2]
+
+
+async def test_a_request_of_a_lower_priority_waits_less() -> None:
+    """Beyond those that the engine has."""
+    backend = GatedBackend()
+    async with small_app(pool=SmallPool(small_model(backend))) as (app, client):
+        order: list[int] = []
+
+        async def ask(priority: int) -> None:
+            body = {"prompt": "abc", "max_tokens": 4, "priority": priority}
+            assert (await client.post("/v1/completions", json=body)).status_code == 200
+            order.append(priority)
+
+        others = [asyncio.create_task(ask(1)) for _ in range(40)]
+        while app.state.serving.admission.num_queued < 40 - 8:  # the others are with the engine
+            await asyncio.sleep(0.001)
+        urgent = asyncio.create_task(ask(0))
+        while app.state.serving.admission.num_queued < 41 - 8:
+            await asyncio.sleep(0.001)
+        backend.let()
+        await asyncio.gather(*others, urgent)
+        assert order.index(0) <= 16
+
+
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     seats = Seats(max_num_seqs=1)
     await seats.take("a", 1)

@@ -97,13 +97,17 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_numbers_everywhere(
         assert answer.status_code == 400, path
         assert answer.headers["content-type"] == "application/json"
         assert _message(answer.json()).endswith(wanted), path
-    openai = client.post("/v1/chat/completions", json={"model": name, **_asking(OVERLONG)["/v1/chat/completions"]})
+    asked = {"model": name, **_asking(OVERLONG)["/v1/chat/completions"], "max_tokens": 4}
+    openai = client.post("/v1/chat/completions", json=asked)
     assert openai.json()["error"] | {"message": "", "request_id": ""} == {
         "message": "",
         "request_id": "",
         "type": "invalid_request_error",
         "param": "prompt",
         "code": "context_length_exceeded",
+        "prompt_tokens": count,
+        "max_tokens": 4,
+        "n_ctx": CONTEXT,
     }
 
 

@@ -19,6 +19,7 @@ from tuili.runtime.front import Front
 from tuili.server.admission import Seats
 from tuili.server.caller import Caller
 from tuili.server.serving import Serving
+from tuili.text.tokenizer import Tokenizer
 from tuili.types import GenerateRequest, SamplingParams
 
 PLAIN = GenerateRequest(request_id="", sampling=SamplingParams(), prompt="a")
@@ -105,9 +106,13 @@ async def test_metrics_count_who_waits_here_and_who_left(monkeypatch: pytest.Mon
             waiting.cancel()
             await asyncio.wait([waiting])
         leaving = asyncio.create_task(client.post("/v1/completions", json=ask))
-        backend.let(2)
-        while value((await client.get("/metrics")).text, "generation_tokens_total") < 2:
-            await asyncio.sleep(0)
+        backend.let(4)
+        async with asyncio.timeout(60):
+            while value(text := (await client.get("/metrics")).text, "generation_tokens_total") < 2:
+                await asyncio.sleep(0)
+            while value(text, "prompt_tokens_total") < 1:  # with its first token, not with its last
+                await asyncio.sleep(0)
+                text = (await client.get("/metrics")).text
         leaving.cancel()
         await asyncio.wait([leaving])
         backend.let()
@@ -115,3 +120,60 @@ async def test_metrics_count_who_waits_here_and_who_left(monkeypatch: pytest.Mon
     assert re.findall(r"vllm:request_success_total{(.*)} 1.0", text) == [
         'engine="0",finished_reason="abort",model_name="small"'
     ]
+
+
+async def test_of_a_text_far_too_long_only_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would take gigabytes, and minutes."""
+    lengths: list[int] = []
+    encode = Tokenizer.encode
+
+    def noted(self: Tokenizer, text: str, **options: bool) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    text = "a" * 100_000
+    talk = [{"role": "user", "content": text}]
+    async with small_app() as (_, client):
+        for path, body in (
+            ("/v1/completions", {"prompt": text}),
+            ("/v1/completions", {"prompt": text, "options": {"num_ctx": 20}}),
+            ("/v1/chat/completions", {"messages": talk, "max_tokens": 2}),
+            ("/v1/messages", {"messages": talk, "max_tokens": 2}),
+            ("/api/chat", {"messages": talk}),
+            ("/api/generate", {"prompt": text}),
+        ):
+            answer = await client.post(path, json={"model": "small", **body})
+            assert answer.status_code == 400, path
+            assert "tokens; the context holds" in answer.text, path
+            assert lengths, path
+            assert max(lengths) <= 16 * 128, path
+            lengths.clear()
+        cut = await client.post("/v1/completions", json={"prompt": text, "truncate_prompt_tokens": 5, "max_tokens": 1})
+        assert cut.json()["usage"]["prompt_tokens"] == 5
+        counted = await client.post("/tokenize", json={"prompt": text})
+        assert counted.json()["count"] == len(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 1025}),
+        ("/v1/completions", {"prompt": [[1]] * 1025}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {str(i): 1 for i in range(65_537)}}),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [1] * 65_537}),
+        ("/v1/completions", {"prompt": "a", "allowed_token_ids": [1] * 65_537}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 8193}),
+        ("/v1/messages", {"messages": [{"role": r, "content": "a"} for r in ("user", "assistant")] * 4097}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "a"}] * 8193}),
+        ("/tokenize", {"prompt": "a" * (4 << 20) + "a"}),
+        ("/tokenize", {"content": "a" * (4 << 20) + "a"}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}),
+    ],
+)
+async def test_more_than_a_request_may_bring_is_refused_with_the_limit(path: str, body: dict[str, object]) -> None:
+    async with small_app() as (_, client):
+        answer = await client.post(path, json={"model": "small", "max_tokens": 1, **body})
+    assert answer.status_code == 400
+    assert any(limit in answer.text for limit in ("1024", "8192", "65536", "4194304")), answer.text[:300]

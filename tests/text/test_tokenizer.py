@@ -47,3 +47,15 @@ def test_a_word_cut_so_that_it_is_no_control_token_gets_no_space(split: pre_toke
     found = [tokens[i] for i in Tokenizer(backend, NamedTokens()).encode("x##x")]
     assert found[0] in "Ġ▁"
     assert found[1:] == ["x", "#", "#", "x"]
+
+
+@pytest.mark.parametrize("parses", [True, False])
+def test_a_long_text_has_the_ids_that_it_would_have_as_a_short_one(
+    parses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, text = small_tokenizer(), "hello world, abc " * 400
+    ids = tokenizer.encode(text, parse_special=parses)
+    rendered = tokenizer.encode_rendered(text)
+    monkeypatch.setattr("tuili.text.tokenizer._LONG_CHARS", len(text) + 1)
+    assert tokenizer.encode(text, parse_special=parses) == ids
+    assert tokenizer.encode_rendered(text) == rendered

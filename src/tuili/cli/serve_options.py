@@ -1,4 +1,4 @@
-"""Flags of `tuili serve`: one for every setting of the server, and vLLM's others, which help does not show.
+"""Flags of `tuili serve`: one for every setting of the server, and vLLM's others, of which help shows what is taken.
 
 Names, kinds and help are the settings'. Values stay as typed: settings_sources reads them.
 """
@@ -20,6 +20,7 @@ from tuili.server.setting_kinds import Many, Switch
 from tuili.server.settings import all_settings
 
 _NAMES_FLAG = "--served-model-name"
+_WITHOUT_EFFECT = "Of vLLM, without effect"
 
 
 class ServeCommand(TyperCommand):
@@ -98,10 +99,11 @@ def _option(setting: Setting) -> inspect.Parameter:
 
 def _foreign(name: str) -> inspect.Parameter:
     """One of vLLM's that has no effect here, or is refused."""
-    flag = f"--{name.replace('_', '-')}"
+    words, why = name.replace("_", "-"), vllm_flags.why_without_effect(name)
+    shown: dict[str, Any] = {"hidden": why is None, "help": why, "rich_help_panel": _WITHOUT_EFFECT}
     if vllm_flags.is_switch(name):
-        return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", hidden=True))
-    return _parameter(name, str | None, typer.Option(flag, hidden=True))
+        return _parameter(name, bool | None, typer.Option(f"--{words}/--no-{words}", show_default=False, **shown))
+    return _parameter(name, str | None, typer.Option(f"--{words}", metavar="VALUE", **shown))
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:

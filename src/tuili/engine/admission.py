@@ -32,15 +32,18 @@ def length_limit(request: TokenRequest, *, max_model_len: int, capacity: int | N
     Raises ContextLengthError with the numbers.
     """
     s, num_prompt = request.sampling, len(request.prompt_token_ids)
+    numbers = {"prompt_tokens": num_prompt, "max_tokens": s.max_tokens, "n_ctx": max_model_len}
     if num_prompt >= max_model_len:
         raise ContextLengthError(
             f"prompt has {num_prompt} tokens; the context holds {max_model_len} and at least 1 must be left to answer",
             param="prompt",
+            numbers=numbers,
         )
     if num_prompt + s.min_tokens > max_model_len:
         raise ContextLengthError(
             f"prompt has {num_prompt} tokens and min_tokens is {s.min_tokens}; the context holds {max_model_len}",
             param="min_tokens",
+            numbers=numbers,
         )
     max_len = max_model_len if s.max_tokens is None else min(num_prompt + s.max_tokens, max_model_len)
     if capacity is None or max_len <= capacity + 1:
@@ -51,6 +54,7 @@ def length_limit(request: TokenRequest, *, max_model_len: int, capacity: int | N
             f"prompt has {num_prompt} tokens and with its answer needs room for {least - 1}; "
             f"the KV cache holds {capacity}",
             param="prompt" if s.max_tokens is None else "max_tokens",
+            numbers=numbers | {"n_ctx": capacity},
         )
     return capacity + 1
 

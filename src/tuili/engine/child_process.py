@@ -28,6 +28,7 @@ from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import (
     EXIT_DEVICE,
     EXIT_INTERNAL,
+    TELL_SIGNAL,
     Abort,
     CacheResized,
     Close,
@@ -53,6 +54,7 @@ READY_HEARTBEAT_S = 5.0
 _WORK_CPU_S = 0.05  # from one heartbeat to the next: less is no work
 _STDERR = 2
 _EXIT_TEXTS = {EXIT_INTERNAL: "an internal error", EXIT_DEVICE: "its device failed"}
+_TELLING_S = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -197,6 +199,11 @@ class ChildProcess(asyncio.Protocol):
     def close(self) -> None:
         """Kills the process."""
         self.process.kill()
+
+    def close_telling(self) -> None:
+        """Kills the process once it has written to standard error what its threads are at."""
+        self.process.send_signal(TELL_SIGNAL)
+        asyncio.get_running_loop().call_later(_TELLING_S, self.process.kill)
 
     async def aclose(self, grace_s: float = 5.0) -> None:
         """Lets the process end by itself, kills it when that takes longer than grace_s, and waits for its end."""

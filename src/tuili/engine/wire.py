@@ -8,6 +8,7 @@ Knows requests, deltas and numbers; no sockets, no processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +30,8 @@ from tuili.types import (
 )
 
 LENGTH_BYTES = 4
+# Beside all messages: to write to standard error what every thread is at. Windows has no such signal, and it ends.
+TELL_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGTERM)
 MAX_FRAME_BYTES = 256 << 20  # logprobs over a whole vocabulary are the largest of messages
 EXIT_INTERNAL, EXIT_DEVICE = 70, 71  # of a process whose engine, or device, can do no more (EX_SOFTWARE, EX_OSERR)
 

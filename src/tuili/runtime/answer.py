@@ -129,6 +129,8 @@ class Answer:
         now = time.monotonic()
         if self._first_token_s is None:
             self._first_token_s = now
+            if self.meter is not None:
+                self.meter.add_prompt(len(self.request.prompt_token_ids), self._num_cached_tokens)
         if stream.last_token_s is not None and self.meter is not None:
             self._gaps_s += [(now - stream.last_token_s) / num_tokens] * num_tokens
         stream.last_token_s = now
@@ -195,7 +197,8 @@ class Answer:
             self.is_done = True
             events.append(done := self._done())
             if self.meter is not None:
-                self.meter.add(done, self._reasons, self._gaps_s, self.request.sampling)
+                longest = max(stream.num_tokens for stream in self._streams)
+                self.meter.add(done, self._reasons, self._gaps_s, self.request.sampling, longest)
 
     def _no_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         return None if self.request.sampling.logprobs is None else ()

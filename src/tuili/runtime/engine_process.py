@@ -27,6 +27,7 @@ from tuili.engine.loop import EngineLoop
 from tuili.engine.wire import (
     EXIT_DEVICE,
     EXIT_INTERNAL,
+    TELL_SIGNAL,
     Abort,
     CacheResized,
     Close,
@@ -261,6 +262,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     die_with(parent)
     faulthandler.enable()
+    if sys.platform != "win32":
+        faulthandler.register(TELL_SIGNAL)
     start_logging()
     return EngineProcess(socket.socket(fileno=descriptor)).run()
 

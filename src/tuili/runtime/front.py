@@ -28,6 +28,8 @@ from tuili.types import Event, GenerateRequest, PromptTokens, SamplingParams, To
 if TYPE_CHECKING:  # asyncio is not for blocking callers to import
     from tuili.engine.client import EngineClient
 
+_CHARS_PER_TOKEN = 16  # a text that is longer than so many for each token of the context hardly fits
+MAX_CHARS = 4 << 20  # of a text that must be tokenized whole: each takes hundreds of bytes meanwhile
 _MAX_MARK_TOKENS = 64  # a mark at the end of a prompt, and white space after it, are not longer
 
 
@@ -83,7 +85,8 @@ class Front:
         Raises InvalidRequestError unless exactly one kind of prompt is given, ContextLengthError for a prompt that
         leaves no room to answer within the request's context_len.
         """
-        prompt, sampling = self._prompt_tokens(request), request.sampling
+        sampling = request.sampling
+        prompt = self._prompt_tokens(request, may_be_longer=sampling.truncate_prompt_tokens is not None)
         breakers = tuple(sampling.dry_sequence_breakers)
         if sampling.truncate_prompt_tokens is not None:
             prompt = self._truncated(prompt, sampling.truncate_prompt_tokens)
@@ -101,6 +104,10 @@ class Front:
             bad_words=bad_word_ids(self.tokenizer, sampling.bad_words or ()),
             dry_breakers=self.breakers.find(self.tokenizer, breakers) if sampling.dry_multiplier else {},
         )
+
+    def prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
+        """The prompt, whether it fits or not. Raises as token_request does, and for more than MAX_CHARS."""
+        return self._prompt_tokens(request, may_be_longer=True)
 
     def new_answer(self, request: GenerateRequest, prompt: PromptTokens, token_request: TokenRequest) -> Answer:
         """What turns the engine's deltas into events: push them in."""
@@ -121,7 +128,7 @@ class Front:
         kept = prompt.token_ids[-(self.max_model_len - 1 if count < 0 else count) :]
         return PromptTokens(kept, prompt.text, len(prompt.token_ids) - len(kept))
 
-    def _prompt_tokens(self, request: GenerateRequest) -> PromptTokens:
+    def _prompt_tokens(self, request: GenerateRequest, *, may_be_longer: bool) -> PromptTokens:
         given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(request, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
@@ -133,6 +140,7 @@ class Front:
         if isinstance(request.prompt, PromptText):
             return PromptTokens(tuple(self.tokenizer.encode_rendered(request.prompt)), str(request.prompt))
         if request.prompt is not None:
+            self._check_length(request, request.prompt, may_be_longer=may_be_longer)
             ids = self.tokenizer.encode(
                 request.prompt,
                 add_special_tokens=request.add_special_tokens,
@@ -142,7 +150,25 @@ class Front:
                 raise InvalidRequestError("prompt is empty: give at least one token", param="prompt")
             return PromptTokens(tuple(ids), request.prompt)
         rendered = self.render(request)
+        self._check_length(request, rendered.plain(), may_be_longer=may_be_longer)
         return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
+
+    def _check_length(self, request: GenerateRequest, text: str, *, may_be_longer: bool) -> None:
+        """Refuses a text of which a part alone is twice too long: all of it would take minutes and gigabytes."""
+        if may_be_longer:
+            check_chars(text)
+            return
+        limit = self.max_model_len
+        num_chars = _CHARS_PER_TOKEN * limit
+        while num_chars < len(text):
+            if len(self.tokenizer.encode(text[:num_chars], add_special_tokens=False)) > 2 * limit:
+                found = f"prompt has more than {2 * limit} tokens; the context holds {limit}"
+                raise ContextLengthError(
+                    f"{found} and at least 1 must be left to answer",
+                    param="prompt",
+                    numbers={"n_ctx": limit, "max_tokens": request.sampling.max_tokens},
+                )
+            num_chars *= 4
 
     def render(self, request: GenerateRequest) -> PromptText:
         """The conversation as the template writes it. Raises ChatTemplateError, also when there is no template."""
@@ -171,6 +197,14 @@ class Front:
         return tuple(ids)
 
 
+def check_chars(text: str) -> None:
+    """Raises InvalidRequestError for a text too long to be tokenized whole."""
+    if len(text) > MAX_CHARS:
+        raise InvalidRequestError(
+            f"prompt must have at most {MAX_CHARS} characters here, got {len(text)}", param="prompt"
+        )
+
+
 def _bounded(sampling: SamplingParams, num_prompt: int, context_len: int) -> SamplingParams:
     """The same, with an answer that ends where the context does."""
     room = context_len - num_prompt
@@ -179,6 +213,7 @@ def _bounded(sampling: SamplingParams, num_prompt: int, context_len: int) -> Sam
             f"prompt has {num_prompt} tokens; the context is limited to {context_len} by the request "
             "and at least 1 must be left to answer",
             param="prompt",
+            numbers={"prompt_tokens": num_prompt, "max_tokens": sampling.max_tokens, "n_ctx": context_len},
         )
     max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
     return replace(sampling, max_tokens=max_tokens)

@@ -8,6 +8,7 @@ from typing import Any
 from tuili.errors import InvalidRequestError
 from tuili.types import Message
 
+MAX_MESSAGES = 8192
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
 
@@ -20,6 +21,7 @@ def plain_messages(messages: Sequence[Message], template: str = "") -> list[dict
     """
     if not messages:
         raise InvalidRequestError("messages is empty: give at least one message", param="messages")
+    _check_count(messages)
     return [_plain(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 
@@ -27,9 +29,15 @@ def checked_messages(messages: object) -> list[Message]:
     """A conversation in which all is well but perhaps its roles: which there are, the model's template will say."""
     if not isinstance(messages, list):
         raise InvalidRequestError(f"messages must be a list, got {messages!r:.80}", param="messages")
+    _check_count(messages)
     roles = [message["role"] for message in messages if isinstance(message, Mapping) and "role" in message]
     plain_messages(messages, " ".join(f"'{role}'" for role in roles))
     return messages
+
+
+def _check_count(messages: Sequence[object]) -> None:
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequestError(f"messages may be at most {MAX_MESSAGES}, got {len(messages)}", param="messages")
 
 
 def _plain(message: Message, where: str, template: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _SECONDS = (
 _COUNTS = (
     "request_prompt_tokens",
     "request_generation_tokens",
+    "request_max_num_generation_tokens",
     "request_prefill_kv_computed_tokens",
     "request_params_n",
     "request_params_max_tokens",
@@ -93,16 +94,30 @@ class RequestMeter:
         self._num_cached_tokens = 0
         self._endings: Tally[str] = Tally()
 
+    def add_prompt(self, num_tokens: int, num_cached: int) -> None:
+        """Takes in a prompt that has been computed: its request's first token has come."""
+        with self._lock:
+            self._num_prompt_tokens += num_tokens
+            self._num_cached_tokens += num_cached
+
     def add(
-        self, done: Done, reasons: Iterable[FinishReason], gaps_s: Sequence[float], sampling: SamplingParams
+        self,
+        done: Done,
+        reasons: Iterable[FinishReason],
+        gaps_s: Sequence[float],
+        sampling: SamplingParams,
+        num_longest: int,
     ) -> None:
-        """Takes in a finished request: what it asked, how each answer ended, and the seconds between its tokens."""
+        """Takes in a finished request: what it asked, how each answer ended, the seconds between its tokens, and the
+        tokens of its longest answer.
+        """
         usage, timings = done.usage, done.timings
         prefill_s = timings.time_to_first_token_s - timings.queue_s
         num_gaps = usage.num_output_tokens - sampling.n
         values: tuple[tuple[str, float], ...] = (
             ("request_prompt_tokens", usage.num_prompt_tokens),
             ("request_generation_tokens", usage.num_output_tokens),
+            ("request_max_num_generation_tokens", num_longest),
             ("request_prefill_kv_computed_tokens", usage.num_prompt_tokens - usage.num_cached_tokens),
             ("request_params_n", sampling.n),
             *(() if sampling.max_tokens is None else (("request_params_max_tokens", sampling.max_tokens),)),
@@ -118,8 +133,6 @@ class RequestMeter:
         with self._lock:
             for name, value in values:
                 self._observed[name].add(value)
-            self._num_prompt_tokens += usage.num_prompt_tokens
-            self._num_cached_tokens += usage.num_cached_tokens
             self._endings.update(reasons)
 
     def add_unfinished(self, reason: FinishReason, count: int) -> None:

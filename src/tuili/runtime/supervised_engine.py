@@ -304,7 +304,8 @@ class SupervisedEngine:
                 child.pardon()
             if self._state != "ready" or child is self._condemned:
                 continue
-            if child.silence_s > self._policy.silence_s:
+            is_silent = child.silence_s > self._policy.silence_s
+            if is_silent:
                 reason = f"gave no sign of life for {child.silence_s:.1f} s"
             elif child.idle_s > self._policy.hang_timeout_s:
                 reason = f"has work and did nothing for {child.idle_s:.1f} s"
@@ -314,4 +315,7 @@ class SupervisedEngine:
                 continue
             _log.error("engine process %d %s: it is killed", child.facts.process_id, reason)
             self._condemned = child
-            child.close()
+            if is_silent:
+                child.close()
+            else:  # it lives, and can say where it hangs
+                child.close_telling()

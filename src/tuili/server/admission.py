@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import insort
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import count as counting
 
 from tuili.errors import QueueFullError
 
@@ -93,13 +95,16 @@ class Ticket:
 
 
 class Seats:
-    """Places for sequences in one engine. Keys take turns; within a key first come, first served."""
+    """Places for sequences in one engine. Keys take turns; within a key the lowest priority goes first, then who came
+    first.
+    """
 
     def __init__(self, max_num_seqs: int) -> None:
         self._max_num_seqs = max_num_seqs
         self.num_users = 0  # requests that hold on to this object
         self._num_taken = 0
-        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # by key, in the order of their turns
+        self._waiting: OrderedDict[str, list[_Waiter]] = OrderedDict()  # by key, in the order of their turns
+        self._arrivals = counting()
 
     def take_now(self, count: int) -> bool:
         """Takes `count` places, as `take` would, if nobody waits for any and they are free; whether it did."""
@@ -109,11 +114,11 @@ class Seats:
         self._num_taken += count
         return True
 
-    async def take(self, key_id: str, count: int) -> None:
+    async def take(self, key_id: str, count: int, priority: int = 0) -> None:
         """Waits for `count` places: as many as there are at most, so that everything is taken some time."""
         count = min(count, self._max_num_seqs)
-        waiter = _Waiter(count, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(key_id, deque()).append(waiter)
+        waiter = _Waiter(count, asyncio.get_running_loop().create_future(), (-priority, -next(self._arrivals)))
+        insort(self._waiting.setdefault(key_id, []), waiter, key=lambda waiting: waiting.turn)
         self._hand_out()
         try:
             await waiter.granted
@@ -133,14 +138,14 @@ class Seats:
     def _hand_out(self) -> None:
         while self._waiting:
             key_id, waiters = next(iter(self._waiting.items()))
-            while waiters and waiters[0].granted.done():  # cancelled, without having had its turn to say so
-                waiters.popleft()
-            if waiters and waiters[0].count > self._room():
+            while waiters and waiters[-1].granted.done():  # cancelled, without having had its turn to say so
+                waiters.pop()
+            if waiters and waiters[-1].count > self._room():
                 return
             del self._waiting[key_id]
             if not waiters:
                 continue
-            waiter = waiters.popleft()
+            waiter = waiters.pop()
             if waiters:
                 self._waiting[key_id] = waiters  # behind the other keys
             self._num_taken += waiter.count
@@ -150,7 +155,7 @@ class Seats:
         if waiter.granted.done() and not waiter.granted.cancelled():  # granted in the same turn of the loop
             self.give_back(waiter.count)
             return
-        waiters = self._waiting.get(key_id, deque())
+        waiters = self._waiting.get(key_id, [])
         if waiter in waiters:  # else it was dropped when its turn came
             waiters.remove(waiter)
             if not waiters:
@@ -162,6 +167,7 @@ class Seats:
 class _Waiter:
     count: int
     granted: asyncio.Future[None]
+    turn: tuple[int, int]  # the larger, the sooner
 
 
 @dataclass(slots=True)

@@ -156,7 +156,7 @@ class Answering:
         part = self.parts[index]
         try:
             if part.deltas is None:
-                await self._seats.take(self.caller.key_id, part.num_sequences)
+                await self._seats.take(self.caller.key_id, part.num_sequences, part.request.priority)
                 self._ask(part)
             async with aclosing(self._computed(part)) as computed:
                 async for events in computed:

@@ -34,7 +34,8 @@ class Caller:
 
     def told_headers(self) -> list[tuple[bytes, bytes]]:
         """Headers of every answer to this request."""
-        told = [(b"x-request-id", self.request_id.encode("ascii")), *self.headers]
+        request_id = self.request_id.encode("ascii")
+        told = [(b"x-request-id", request_id), (b"request-id", request_id), *self.headers]  # the latter is Anthropic's
         if self.ignored_params:
             names = ", ".join(self.ignored_params).encode("ascii", "backslashreplace")
             clean = bytes(byte if 32 <= byte < 127 else 63 for byte in names)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tuili.errors import ConflictError, InvalidRequestError
+from tuili.errors import InvalidRequestError
 
 OLLAMA_PORT = 11434
 _SCHEME_PORTS = {"http://": 80, "https://": 443, None: OLLAMA_PORT}
@@ -73,8 +73,8 @@ class Listeners:
 def open_listeners(addresses: Sequence[Address], inherited: Sequence[socket.socket] = ()) -> Listeners:
     """Listens on every address: with a socket that was inherited where there is one for it, else binding one.
 
-    Raises ConflictError for one in use, InvalidRequestError for one that cannot be had and for an inherited socket
-    elsewhere, as who may be let in follows from the addresses; nothing stays open then.
+    Raises InvalidRequestError for one that is in use or cannot be had, and for an inherited socket elsewhere, as who
+    may be let in follows from the addresses; nothing stays open then.
     """
     listeners, left = Listeners(), list(inherited)
     try:
@@ -158,7 +158,9 @@ def _unix_socket(path: str) -> socket.socket:
             if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
                 raise InvalidRequestError(f"uds: {path!a} is there and is no socket", param="uds")
             if _is_answered(path):
-                raise ConflictError(f"cannot listen on {path!a}: another server does")
+                raise InvalidRequestError(
+                    f"cannot listen on {path!a}: another server does: give another with --uds", param="uds"
+                )
             os.unlink(path)  # noqa: PTH108
         mask = os.umask(0o117)
         try:
@@ -192,9 +194,11 @@ def _is_answered(path: str) -> bool:
         return True
 
 
-def _refusal(address: Address, error: OSError) -> ConflictError | InvalidRequestError:
+def _refusal(address: Address, error: OSError) -> InvalidRequestError:
     if error.errno == errno.EADDRINUSE:
-        return ConflictError(f"port {address.port} of {address.host} is in use: give another with --port")
+        return InvalidRequestError(
+            f"port {address.port} of {address.host} is in use: give another with --port", param="port"
+        )
     if error.errno == errno.EACCES:
         return InvalidRequestError(f"cannot listen on {address}: ports below 1024 are the system's: give --port")
     return InvalidRequestError(f"cannot listen on {address}: {error.strerror}: give --host", param="host")

@@ -34,7 +34,7 @@ _CUT_S = 2.0  # after the drain's deadline: to tell clients that their answers e
 def serve(settings: ServeSettings) -> int:
     """Serves until it is told to stop; the exit code. Says on stderr where, once models named at start are loaded.
 
-    Raises InvalidRequestError or ConflictError for addresses, certificates and keys that do not do, before anything is
+    Raises InvalidRequestError for addresses, certificates and keys that do not do, before anything is
     loaded, and what loading a model named at start raises.
     """
     http = settings.http()

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tuili.errors import DeadlineError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.front import Front
+from tuili.runtime.openai.fields import MAX_PROMPTS
 from tuili.runtime.pool.model_pool import ModelPool
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.admission import Admission, Seats, Ticket
@@ -21,7 +22,6 @@ from tuili.server.http_settings import HttpSettings
 from tuili.server.pacer import Pacer
 from tuili.types import GenerateRequest
 
-MAX_PROMPTS = 1024
 _QUICK_CHARS = 4096  # longer texts are tokenized beside the event loop
 _DRAIN_RETRY_S = 5.0
 

@@ -93,6 +93,14 @@ def known_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*IGNORED, *REFUSED, *vllm_arguments.IGNORED, *vllm_arguments.REFUSED)))
 
 
+def why_without_effect(name: str) -> str | None:
+    """Why a flag that is taken has none; None for one that is refused."""
+    known = IGNORED.get(name) or vllm_arguments.IGNORED.get(name)
+    if known is None or name in REFUSED or name in vllm_arguments.REFUSED:
+        return None
+    return f"{known.why[:1].upper()}{known.why[1:]}." if known.why else "What it asks for holds in any case."
+
+
 def is_switch(name: str) -> bool:
     """Whether the flag stands alone on a command line."""
     if name in REFUSED or name in vllm_arguments.REFUSED:

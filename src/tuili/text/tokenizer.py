@@ -21,6 +21,7 @@ from tuili.text.prompt_text import PromptText
 from tuili.text.token_pieces import read_piece_rules
 
 FORMAT_VERSION = 1
+_LONG_CHARS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +97,7 @@ class Tokenizer:
         """
         text = _checked(text)
         if parse_special:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return _encoded(self._backend, text, add_special_tokens=add_special_tokens).ids
         ids = self._encode_text(self._text_backend, text)
         if not add_special_tokens:
             return ids
@@ -110,7 +111,7 @@ class Tokenizer:
         at either end. Without special tokens in untrusted spans these are the ids Hugging Face gives.
         """
         prompt = PromptText.of(_checked(prompt))
-        encoding = self._backend.encode(prompt.plain(), add_special_tokens=False)
+        encoding = _encoded(self._backend, prompt.plain())
         if prompt.untrusted and _any_overlap(self._special_spans(encoding, prompt), prompt.untrusted):
             return self._encode_guarded(prompt)
         ids: list[int] = encoding.ids
@@ -143,7 +144,7 @@ class Tokenizer:
 
     def _encode_text(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
         """Encodes text and takes apart any special token that merging made of ordinary characters."""
-        encoding = backend.encode(text, add_special_tokens=False)
+        encoding = _encoded(backend, text)
         made = self._special_spans(encoding, text)
         if not made:
             ids: list[int] = encoding.ids
@@ -273,6 +274,13 @@ class Tokenizer:
                 raise
             raise ModelFileError(f"{path.name}: not a saved tokenizer: {error}") from error
         return cls(parse_tokenizer_json(body, path.name), names)
+
+
+def _encoded(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
+    """Of a long text as a batch of one: only then does the library let other threads run meanwhile."""
+    if len(text) < _LONG_CHARS:
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+    return backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
 
 def parse_tokenizer_json(text: str, file: str) -> tokenizers.Tokenizer:

@@ -15,6 +15,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 URLS = (CHAT, COMPLETIONS)
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 20
+MAX_PROMPTS = 1024
+MAX_IDS = 1 << 16  # of tokens that are allowed, biased or end an answer
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _NOT_IN_BODIES = {"logprobs", "detokenize", "logits_processors", "output_kind", "skip_clone", "best_of"}

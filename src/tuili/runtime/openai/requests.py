@@ -17,6 +17,7 @@ from tuili.runtime.openai.fields import (
     DEFAULT_COMPLETION_TOKENS,
     EFFORTS,
     MAX_LOGPROBS,
+    MAX_PROMPTS,
     REFUSED,
     REQUEST,
     SAMPLING,
@@ -93,6 +94,8 @@ def conversation(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def prompts(prompt: object) -> list[dict[str, Any]]:
     """GenerateRequest fields of each prompt: text, token ids, or a list of texts or of lists of ids."""
+    if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and isinstance(prompt[0], str | list):
+        raise InvalidRequestError(f"a request may bring 1 to {MAX_PROMPTS} prompts, got {len(prompt)}", param="prompt")
     if isinstance(prompt, list) and prompt and all(isinstance(one, str | list) for one in prompt):
         return [_prompt(one) for one in prompt]
     return [_prompt(prompt)]

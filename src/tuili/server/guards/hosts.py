@@ -21,7 +21,7 @@ from tuili.server.http_settings import HttpSettings
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
 _APP_SCHEMES = ("app", "tauri", "vscode-file", "vscode-webview")  # no web site can have an origin of these
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
-_EXPOSED = b"x-request-id, x-ignored-params, retry-after"
+_EXPOSED = b"x-request-id, request-id, x-ignored-params, retry-after"
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:\s*,\s*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+(?:%[\w.]+)?\]|[a-z0-9_.-]+)(?::(?P<port>\d{1,5}))?")
 

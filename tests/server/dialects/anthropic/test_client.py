@@ -94,6 +94,7 @@ def test_errors_are_the_packages_own(client: anthropic.Anthropic, greedy: dict[s
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.create(**{**greedy, "model": "absent"}, stream=streams)
     assert missing.value.type == "not_found_error"
+    assert missing.value.request_id == missing.value.body["request_id"]  # type: ignore[index]
     with pytest.raises(anthropic.BadRequestError, match="tools is not implemented"):
         client.messages.create(**greedy, tools=[{"name": "f", "input_schema": {"type": "object"}}], stream=streams)
 

@@ -13,6 +13,8 @@ for await (const part of await ollama.chat({ model, messages, options, stream: t
   streamed += part.message.content
   last = part
 }
+const talk = [...messages, whole.message, { role: 'user', content: 'And 3+3?' }]
+const second = await ollama.chat({ model, messages: talk, options })
 const generated = await ollama.generate({ model, prompt: messages[0].content, options })
 
 let left = 0
@@ -40,5 +42,6 @@ for (const body of [{ model: 'absent', messages }, { model, messages, format: 'j
 const models = (await ollama.list()).models.map((entry) => entry.name)
 console.log(JSON.stringify({
   whole: whole.message.content, streamed, generated: generated.response, done: last.done_reason, left, errors, models,
+  counts: [whole.prompt_eval_count, second.prompt_eval_count], said_then: second.message.content,
   stopped: [stopped.done_reason, stopped.message.content],
 }))

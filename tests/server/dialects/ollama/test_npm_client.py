@@ -20,6 +20,8 @@ def test_a_conversation(smollm2_server: Listening, name: str, node_clients: Path
     told = json.loads(result.stdout)
     assert "4" in told["whole"]
     assert told["whole"] == told["streamed"] == told["generated"]
+    first, second = told["counts"]
+    assert (second > first, bool(told["said_then"])) == (True, True)
     assert (told["done"], told["left"], told["models"]) == ("stop", "AbortError", [name])
     (missing, missing_text), (refused, refused_text), (long, long_text) = told["errors"]
     assert (missing, refused, long) == (404, 400, 400)

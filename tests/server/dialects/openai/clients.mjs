@@ -21,6 +21,9 @@ assert.equal(streamed, said);
 assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
 const helper = openai.chat.completions.stream(asked);
 assert.equal(await helper.finalContent(), said);
+const talk = [...messages, { role: "assistant", content: said }, { role: "user", content: "And of Italy?" }];
+const second = await openai.chat.completions.create({ ...asked, messages: talk });
+assert.ok(second.usage.prompt_tokens > whole.usage.prompt_tokens);
 await assert.rejects(openai.chat.completions.create({ ...asked, model: "nobody" }), { status: 404, code: "model_not_found" });
 
 const overlong = [{ role: "user", content: "word ".repeat(2000) }];
@@ -42,6 +45,7 @@ const stream = streamText(prompt);
 let parts = "";
 for await (const part of stream.textStream) parts += part;
 assert.equal(parts, said);
+assert.equal((await generateText({ ...prompt, messages: talk })).text, second.choices[0].message.content);
 assert.equal((await stream.usage).outputTokens, whole.usage.completion_tokens);
 assert.equal(await stream.finishReason, generated.finishReason);
 await assert.rejects(generateText({ ...prompt, model: provider("nobody") }), { statusCode: 404 });

@@ -220,6 +220,8 @@ async def test_models_tokens_and_text() -> None:
         back = (await client.post("/detokenize", json={"tokens": plain["tokens"]})).json()
         wrong = await client.post("/detokenize", json={"tokens": [4000]})
         none = await client.post("/tokenize", json={})
+        both = {"messages": TALK, "add_generation_prompt": True, "continue_final_message": True}
+        excluded = await client.post("/tokenize", json=both)
     assert models["object"] == "list"
     assert models["data"] == [one]
     assert (one["id"], one["max_model_len"], one["owned_by"]) == ("small", 128, "tuili")
@@ -230,6 +232,7 @@ async def test_models_tokens_and_text() -> None:
     assert llama["tokens"][0] == {"id": plain["tokens"][0], "piece": "H"}
     assert back == {"prompt": "Hello", "content": "Hello"}
     assert (wrong.status_code, none.status_code) == (400, 400)
+    assert (excluded.status_code, excluded.json()["error"]["param"]) == (400, "continue_final_message")
 
 
 def _renderer(**asked: Any) -> Renderer:
@@ -271,6 +274,14 @@ async def test_a_server_may_tell_usage_and_ids_whether_asked_or_not() -> None:
     ]
     assert [token.partition(":")[0] for token in tokens] == ["token_id"] * 2
     assert not any(token.startswith("token_id:") for token in own["choices"][0]["logprobs"]["tokens"])
+
+
+async def test_answers_have_the_role_that_the_server_was_told() -> None:
+    ask = {"messages": TALK, "max_tokens": 2, "seed": 1}
+    async with small_app(response_role="model") as (_, client):
+        whole = (await client.post(CHAT, json=ask)).json()
+        first, *_ = _chunks((await client.post(CHAT, json={**ask, "stream": True})).text)
+    assert (whole["choices"][0]["message"]["role"], first["choices"][0]["delta"]["role"]) == ("model", "model")
 
 
 async def test_paths_without_v1_that_llama_server_has_are_the_same() -> None:

@@ -38,11 +38,8 @@ async def messages(request: Request) -> Response:
         omits_thinking=body.thinking is not None and body.thinking.display == "omitted",
     )
     if body.stream:
-        response = await stream(request, answering, renderer)
-    else:
-        response = json_response(renderer.whole(await collect(request, answering)))
-    response.headers["request-id"] = caller.request_id
-    return response
+        return await stream(request, answering, renderer)
+    return json_response(renderer.whole(await collect(request, answering)))
 
 
 async def count_tokens(request: Request) -> Response:
@@ -51,7 +48,7 @@ async def count_tokens(request: Request) -> Response:
     check(body)
     serving: Serving = request.app.state.serving
     async with serving.use(body.model) as model:
-        prompt, _ = await asyncio.to_thread(model.front.token_request, prompt_request(body))
+        prompt = await asyncio.to_thread(model.front.prompt_tokens, prompt_request(body))
     return json_response({"input_tokens": len(prompt.token_ids)})
 
 

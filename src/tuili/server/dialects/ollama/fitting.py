@@ -25,7 +25,7 @@ def cut_to_fit(front: Front, request: GenerateRequest, num_keep: int) -> Fitted:
     """
     limit = min(request.context_len or front.max_model_len, front.max_model_len)
     unbounded = replace(request, context_len=None)
-    prompt = front.token_request(unbounded)[0]
+    prompt = front.prompt_tokens(unbounded)
     length = len(prompt.token_ids)
     if length < limit:
         return Fitted(request=request)
@@ -45,7 +45,7 @@ def _without_oldest(front: Front, request: GenerateRequest, budget: int) -> tupl
     starts = [i for i, message in enumerate(messages) if message.get("role") == "user"][1:] or [len(messages) - 1]
 
     def length(start: int) -> int:
-        return len(front.token_request(replace(request, messages=_from(messages, start)))[0].token_ids)
+        return len(front.prompt_tokens(replace(request, messages=_from(messages, start))).token_ids)
 
     low, high = 0, len(starts) - 1  # fewer turns are never longer
     while low < high:

@@ -5,11 +5,14 @@ What is taken and what is refused stands in runtime.openai.fields, whose names t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuili.runtime.openai.fields import MAX_IDS
 from tuili.server.body import JsonList, JsonNumbers
+
+TokenIds = Annotated[JsonList[int], Field(max_length=MAX_IDS)]
 
 
 class _Body(BaseModel):
@@ -45,11 +48,11 @@ class Sampling(_Body):
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop: str | JsonList[str] | None = None
-    stop_token_ids: JsonList[int] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     prompt_logprobs: int | None = None
-    logit_bias: JsonNumbers | None = None
+    logit_bias: Annotated[JsonNumbers, Field(max_length=MAX_IDS)] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     repeat_last_n: int | None = None
@@ -72,7 +75,7 @@ class Sampling(_Body):
     mirostat_eta: float | None = None
     samplers: str | JsonList[str] | None = None
     bad_words: JsonList[str] | None = None
-    allowed_token_ids: JsonList[int] | None = None
+    allowed_token_ids: TokenIds | None = None
     repetition_detection: dict[str, Any] | None = None
     truncate_prompt_tokens: int | None = None
 

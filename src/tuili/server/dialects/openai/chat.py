@@ -19,7 +19,7 @@ from tuili.server.answering import Answering
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import ChatBody, given
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
-from tuili.server.dialects.openai.parse import engine_request
+from tuili.server.dialects.openai.parse import engine_request, prompt_ending
 from tuili.server.dialects.openai.respond import respond
 from tuili.server.serving import Serving
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
@@ -47,11 +47,6 @@ async def create_chat_completion(request: Request) -> Response:
 def chat_request(body: dict[str, Any], model: ServedModel) -> GenerateRequest:
     """What the model is asked. Raises InvalidRequestError naming the field."""
     fields = conversation(body)
-    continues = bool(body.get("continue_final_message"))
-    if continues and body.get("add_generation_prompt"):
-        raise InvalidRequestError(
-            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
-        )
     return engine_request(
         body,
         CHAT,
@@ -59,8 +54,7 @@ def chat_request(body: dict[str, Any], model: ServedModel) -> GenerateRequest:
         {
             **fields,
             "chat_template": body.get("chat_template"),
-            "add_generation_prompt": body.get("add_generation_prompt", not continues),
-            "continue_final_message": continues,
+            **prompt_ending(body),
             "split_reasoning": True,
         },
     )

@@ -15,8 +15,9 @@ _TOO_LONG = "This model's maximum context length is exceeded: "  # clients look 
 def error_object(error: TuiliError, request_id: str | None = None) -> dict[str, Any]:
     """What stands under "error"."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    prefix = _TOO_LONG if isinstance(error, ContextLengthError) else ""
-    told = {"message": f"{prefix}{error}", "type": kind, "param": getattr(error, "param", None), "code": error.code}
+    told = {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": error.code}
+    if isinstance(error, ContextLengthError):
+        told |= {"message": f"{_TOO_LONG}{error}", **error.numbers}
     return told if request_id is None else {**told, "request_id": request_id}
 
 

@@ -17,6 +17,17 @@ _ONLY_BEAMS = {"length_penalty": 1.0, "early_stopping": False}  # and what they 
 _MAX_TOKENS = 2**31 - 1
 
 
+def prompt_ending(body: Mapping[str, Any]) -> dict[str, Any]:
+    """How a conversation's prompt ends. Raises InvalidRequestError where the body says both."""
+    continues = bool(body.get("continue_final_message"))
+    if continues and body.get("add_generation_prompt"):
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )
+    begins = body.get("add_generation_prompt", not continues)
+    return {"add_generation_prompt": begins, "continue_final_message": continues}
+
+
 def engine_request(
     body: Mapping[str, Any], url: str, defaults: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> GenerateRequest:

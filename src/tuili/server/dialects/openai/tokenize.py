@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.front import Front
+from tuili.runtime.front import Front, check_chars
 from tuili.runtime.openai.requests import conversation, without_unimplemented
 from tuili.server.body import read_body
 from tuili.server.dialects.openai.bodies import DetokenizeBody, TokenizeBody, given
 from tuili.server.dialects.openai.facts import model_name
+from tuili.server.dialects.openai.parse import prompt_ending
 from tuili.server.ops import json_response
 from tuili.server.serving import Serving
 from tuili.types import GenerateRequest, SamplingParams
@@ -51,22 +52,21 @@ async def detokenize(request: Request) -> Response:
 
 
 def _ids(body: dict[str, Any], front: Front) -> list[int]:
+    check_chars(body.get("content") or body.get("prompt") or "")
     if "content" in body:
         adds, parses = body.get("add_special", False), body.get("parse_special", True)
         return front.tokenizer.encode(body["content"], add_special_tokens=adds, parse_special=parses)
     if "prompt" in body:
         adds, parses = body.get("add_special_tokens", True), body.get("parse_special", True)
         return front.tokenizer.encode(body["prompt"], add_special_tokens=adds, parse_special=parses)
-    continues = bool(body.get("continue_final_message"))
     asked = GenerateRequest(
         request_id="",
         sampling=SamplingParams(),
         chat_template=body.get("chat_template"),
-        add_generation_prompt=body.get("add_generation_prompt", not continues),
-        continue_final_message=continues,
+        **prompt_ending(body),
         **conversation(body),
     )
-    return front.tokenizer.encode_rendered(front.render(asked))
+    return list(front.prompt_tokens(asked).token_ids)
 
 
 def _piece(front: Front, token_id: int) -> str | list[int]:
