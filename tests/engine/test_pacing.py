@@ -113,21 +113,7 @@ def test_a_prompt_always_advances() -> None:
     streams.run(1.01)
     shares = streams.machine.num_prompt_tokens[31:]
     assert shares.count(0) <= len(shares) // MAX_UNSEEN_STEPS + 1
-    assert max(shares) <= ROW_TILE
-
-
-def test_a_share_of_one_token_counts_as_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    observe = Pace.observe
-
-    def watched(self: Pace, num_decodes: int, prompts: list[tuple[int, int]], seconds: float) -> None:
-        told.append(sum(size for _, size in prompts))
-        observe(self, num_decodes, prompts, seconds)
-
-    monkeypatch.setattr(Pace, "observe", watched)
-    Streams(Machine(per_token_s=50.0, per_position_s=1.0)).run(1.01)
-    assert 1 in told[31:]
-    assert sum(told[30:]) in (len(LONG) - 1, len(LONG))
+    assert set(shares[:-1]) <= {0, ROW_TILE}
 
 
 def test_nobody_running_means_no_limit() -> None:
@@ -155,26 +141,6 @@ def test_the_share_of_prompts_changes_no_token(max_slowdown: float | None) -> No
         assert_solo(answers, request)
 
 
-def added(start: int, size: int) -> float:
-    """Seconds of a machine that reads 8000 earlier tokens in 12 ms and computes one behind them in 3.5 ms."""
-    position = start + size / 2
-    return 0.5e-3 * size + 12e-3 * position / 8000 + 3e-3 * size * position / 8000
-
-
-def test_the_least_share_is_less_than_a_tile_where_that_would_take_too_long() -> None:
-    pace, rng = Pace(2.0), random.Random(2)
-    pace.observe(8, [], 13e-3)
-    for _ in range(60):
-        span = (rng.randrange(8000), rng.randrange(2, 200))
-        pace.observe(8, [span], 13e-3 + added(*span))
-    pace.observe(8, [], 13e-3)
-    pace.begin(8, 1)
-    assert pace.take(8000, 100) in (4, 5)  # 13 + 12 + 4 * 3.5 ms: no tile in 26 ms, so as many as do not take 39
-    assert pace.take(8000, 100) == 0
-    pace.begin(8, 1)
-    assert pace.take(4000, 100) == ROW_TILE  # 13 + 6 + 8 * 2 ms
-
-
 def test_decodes_alone_are_measured_now_and_then() -> None:
     pace = Pace(2.0)
     pace.begin(4)
@@ -197,7 +163,7 @@ def test_a_crowd_is_let_in_at_the_pace_of_the_batch_that_it_will_be() -> None:
         for size in (50, 100):
             pace.observe(1, [(0, size)], 2.0 + size)  # a second for each token
     pace.begin(1, 1)
-    assert pace.take(0, 5000) < ROW_TILE
+    assert pace.take(0, 5000) <= ROW_TILE
     pace.begin(1, 31)
     assert pace.take(0, 5000) in (56, 64)  # 2 * 33 s, less the two of the one who runs
 

@@ -13,8 +13,7 @@ from collections.abc import Sequence as ListLike
 
 from tuili.engine.step_model import PromptSpan, StepModel
 
-ROW_TILE = 8  # shares are multiples of it; also the least that a prompt advances in a step, if that
-LEAST_SLACK = 1.5  # times what is allowed suffices for it; else fewer, but one
+ROW_TILE = 8  # shares are multiples of it; also the least that a prompt advances in a step: fewer read as much before
 MAX_UNSEEN_STEPS = 64  # with prompts, until one without shows anew what the decodes take alone
 
 
@@ -26,31 +25,29 @@ class Pace:
         self._max_slowdown = max_slowdown
         self._costs = StepModel()
         self._num_unseen = MAX_UNSEEN_STEPS  # steps since one of decodes alone
-        self._seconds_left = self._most_seconds = math.inf  # the latter is for the first prompt's least
+        self._seconds_left = math.inf
+        self._is_first = True
 
     def begin(self, num_decodes: int, num_prompts: int = 0) -> None:
         """Starts a step that computes so many tokens of running answers, while so many prompts have a place."""
-        self._seconds_left = self._most_seconds = math.inf
+        self._seconds_left, self._is_first = math.inf, True
         if self._max_slowdown is None or not num_decodes:
             return
         if self._num_unseen >= MAX_UNSEEN_STEPS:
-            self._seconds_left = self._most_seconds = 0.0
+            self._seconds_left, self._is_first = 0.0, False
         else:
             alone, soon = map(self._costs.seconds, (num_decodes, num_decodes + num_prompts))
             self._seconds_left = self._max_slowdown * soon - alone
-            self._most_seconds = LEAST_SLACK * self._max_slowdown * soon - alone
 
     def take(self, start: int, limit: int) -> int:
         """How many of at most `limit` prompt tokens from `start` on the step computes; 0: it is full."""
         if self._seconds_left == math.inf:
             return limit
         size = self._costs.num_tokens(start, self._seconds_left) // ROW_TILE * ROW_TILE
-        if not size and self._most_seconds > 0:
-            size = min(max(self._costs.num_tokens(start, self._most_seconds), 1), ROW_TILE)
-        size = min(size, limit)
+        size = min(max(size, ROW_TILE if self._is_first else 0), limit)
         if size:
             self._seconds_left -= self._costs.added(start, size)
-            self._most_seconds = 0.0
+            self._is_first = False
         return size
 
     def observe(self, num_decodes: int, prompts: ListLike[PromptSpan], seconds: float) -> None:

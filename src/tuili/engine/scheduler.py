@@ -117,7 +117,7 @@ class Scheduler:
 
     def observe(self, chunks: ListLike[Chunk], seconds: float) -> None:
         """Takes note of the time that a step of these chunks took."""
-        prompts = [(chunk.start, chunk.num_tokens) for chunk in chunks if _is_of_prompt(chunk)]
+        prompts = [(chunk.start, chunk.num_tokens) for chunk in chunks if chunk.end - chunk.start > 1]
         num_prompt_tokens = sum(size for _, size in prompts)
         if self._swap is not None:
             self._swap.observe(chunks, seconds)
@@ -352,10 +352,6 @@ class Scheduler:
         self._stop(sequence)
         sequence.num_computed_tokens = sequence.num_awaited = 0
         self.add(sequence)
-
-
-def _is_of_prompt(chunk: Chunk) -> bool:
-    return chunk.end - chunk.start > 1 or chunk.end < chunk.sequence.num_prompt_tokens
 
 
 def _key(sequence: Sequence) -> tuple[int, int, int]:
