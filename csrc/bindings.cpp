@@ -210,6 +210,11 @@ void allocate_cache(Model& model, const std::string& format, int block_size, con
     model.allocate_cache(known, block_size, num_blocks);
 }
 
+void give_back_blocks(Model& model, int group, const std::vector<int>& blocks) {
+    nb::gil_scoped_release release;
+    model.give_back_blocks(group, blocks);
+}
+
 }  // namespace
 }  // namespace tuili
 
@@ -221,6 +226,7 @@ NB_MODULE(_native, module) {
              nb::arg("isa").none(), nb::arg("num_threads"))
         .def("cache_block_bytes", block_bytes, nb::arg("format"), nb::arg("group"), nb::arg("block_size"))
         .def("allocate_cache", allocate_cache, nb::arg("format"), nb::arg("block_size"), nb::arg("num_blocks"))
+        .def("give_back_blocks", give_back_blocks, nb::arg("group"), nb::arg("blocks"))
         .def("sample", sample, nb::arg("logits"), nb::arg("sampling"), nb::arg("allow_mask").none(),
              nb::arg("ids").noconvert(), nb::arg("sampler_state").noconvert())
         .def_prop_ro("isa", &Model::isa)

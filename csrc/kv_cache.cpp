@@ -54,4 +54,12 @@ void KvCache::copy_block(int group, int source, int target) {
     std::memcpy(blocks + target * block_bytes, blocks + source * block_bytes, block_bytes);
 }
 
+void KvCache::give_back_blocks(int group, int first, int last) {
+    for (const auto& layer : layers_) {
+        if (layer.group != group) continue;
+        const size_t start = layer.start - pages_.data();
+        pages_.give_back(start + first * layer.block_stride, start + last * layer.block_stride);
+    }
+}
+
 }  // namespace tuili

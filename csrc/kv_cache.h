@@ -35,6 +35,8 @@ class KvCache {
     // The plane of a kv head in block 0.
     uint8_t* plane(int layer, int kv_head) const { return layers_[layer].start + kv_head * layers_[layer].plane_bytes; }
     void copy_block(int group, int source, int target);
+    // The memory of blocks [first, last) goes back to the system, but for pages that others have a part in.
+    void give_back_blocks(int group, int first, int last);
 
   private:
     struct Group {

@@ -22,6 +22,19 @@ void Model::allocate_cache(CacheFormat format, int block_size, const std::vector
     cache_ = KvCache(spec_, format, block_size, num_blocks);
 }
 
+void Model::give_back_blocks(int group, const std::vector<int>& blocks) {
+    const std::lock_guard lock(mutex_);
+    if (group < 0 || group >= spec_.num_cache_groups || !cache_.is_allocated())
+        throw std::invalid_argument("there is no cache group " + std::to_string(group));
+    for (size_t i = 0; i < blocks.size();) {
+        const int first = blocks[i];
+        int last = first;
+        while (i < blocks.size() && blocks[i] == last) i++, last++;  // a run, which shares no page with others inside
+        if (first < 0 || last > cache_.num_blocks(group)) throw std::invalid_argument("blocks are out of range");
+        cache_.give_back_blocks(group, first, last);
+    }
+}
+
 void Model::execute(const BatchInput& batch, const StepOutput& output) {
     const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, cache_);

@@ -25,6 +25,10 @@ class Model {
     // Replaces the cache by an empty one of num_blocks[group] blocks. Throws std::bad_alloc; there is none then.
     void allocate_cache(CacheFormat format, int block_size, const std::vector<int>& num_blocks);
 
+    // Gives the memory of blocks, in ascending order, back to the system; their content is lost. Throws
+    // std::invalid_argument for a block or group that there is not.
+    void give_back_blocks(int group, const std::vector<int>& blocks);
+
     // Runs one step. Throws std::invalid_argument when a value of the batch is out of range.
     void execute(const BatchInput& batch, const StepOutput& output);
 

@@ -29,6 +29,18 @@ Pages::~Pages() {
     if (data_ != nullptr) munmap(data_, size_);
 }
 
+void Pages::give_back(size_t first, size_t last) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    first = (first + page - 1) / page * page;
+    last = last / page * page;
+    if (first >= last) return;
+#if defined(__linux__)
+    madvise(data_ + first, last - first, MADV_DONTNEED);
+#elif defined(MADV_FREE)
+    madvise(data_ + first, last - first, MADV_FREE);
+#endif
+}
+
 int64_t process_id() { return getpid(); }
 #else
 Pages::Pages(size_t bytes) : size_(bytes) {
@@ -38,6 +50,8 @@ Pages::Pages(size_t bytes) : size_(bytes) {
 }
 
 Pages::~Pages() { ::operator delete(data_, std::align_val_t(4096)); }
+
+void Pages::give_back(size_t, size_t) {}
 
 int64_t process_id() { return 0; }
 #endif

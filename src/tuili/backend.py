@@ -342,6 +342,14 @@ class SwappingBackend(Protocol):
         """[N, 3] (group, host block, block): the same."""
 
 
+@runtime_checkable
+class GivesBlocksBack(Protocol):
+    """A Backend whose blocks can be without memory while nobody holds them."""
+
+    def give_back_blocks(self, group: int, blocks: ListLike[int]) -> None:
+        """Gives the memory of blocks back to the system and their content up. They take some again once written."""
+
+
 class TokenConstraint(Protocol):
     """Limits what may be chosen next (grammars). Belongs to one sequence."""
 

@@ -55,33 +55,57 @@ def test_a_pool_gives_up_cached_blocks_last_and_oldest_first() -> None:
     assert pool.num_free == 0
 
 
-def test_a_pool_gives_away_only_blocks_that_nobody_has_had() -> None:
+def test_a_pool_gives_away_first_what_nobody_has_had() -> None:
     pool = BlockPool(8)
     first, second = pool.allocate(), pool.allocate()
     pool.release(first)
-    assert pool.num_touched == 2
-    pool.resize(3)
-    pool.check(np.bincount([second], minlength=3))
+    assert pool.take_away(5) == []
+    assert (pool.num_blocks, pool.num_free, pool.num_untouched) == (3, 2, 1)
+    pool.check(np.bincount([second], minlength=8))
     assert [pool.allocate() for _ in range(pool.num_free)] == [first, 2]
     assert pool.num_free == 0
-    pool.resize(6)
+    pool.bring_back(3)
     assert [pool.allocate() for _ in range(pool.num_free)] == [3, 4, 5]
     with pytest.raises(AssertionError):
-        pool.resize(5)
+        pool.take_away(1)
+
+
+def test_a_pool_gives_away_freed_blocks_before_cached_ones_and_takes_up_memory_again_last() -> None:
+    pool = BlockPool(4)
+    a, b, c, d = (pool.allocate() for _ in range(4))
+    pool.register(a, b"a")
+    pool.register(b, b"b")
+    for block in (a, c, b, d):
+        pool.release(block)
+    assert pool.take_away(1) == [c]
+    assert pool.take_away(2) == [d, a]
+    assert (pool.find(b"a"), pool.find(b"b")) == (None, b)
+    pool.check(np.zeros(4, dtype=np.int64))
+    pool.forget()
+    pool.bring_back(2)
+    assert [pool.allocate() for _ in range(3)] == [b, a, c]
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_a_pool_that_is_resized_at_any_moment_loses_no_block(seed: int) -> None:
     rng, pool, held = random.Random(seed), BlockPool(10), list[int]()
+    untouched = set(range(10))
     for _ in range(60):
         if rng.random() < 0.2:
-            pool.resize(rng.randint(pool.num_touched, 20))
+            away = pool.take_away(rng.randint(0, pool.num_free))
+            assert not untouched & set(away)
+            untouched |= set(away)
+        elif rng.random() < 0.2:
+            pool.bring_back(rng.randint(0, pool.size - pool.num_blocks))
         elif held and (rng.random() < 0.5 or not pool.num_free):
             pool.release(held.pop(rng.randrange(len(held))))
         elif pool.num_free:
             held.append(pool.allocate())
-            pool.register(held[-1], rng.randbytes(8))
-        pool.check(np.bincount(held, minlength=pool.num_blocks))
+            untouched.discard(held[-1])
+            if rng.random() < 0.5:
+                pool.register(held[-1], rng.randbytes(8))
+        pool.check(np.bincount(held, minlength=pool.size))
+        assert pool.num_untouched == len(untouched) - sum(block in untouched for block in pool._away)
 
 
 def test_an_equal_block_does_not_replace_the_first() -> None:

@@ -25,23 +25,63 @@ def test_answers_are_the_same_however_the_cache_is_resized_between_steps(
     num_steps = 0
     while engine.step():
         num_steps += 1
-        sizes.add(engine.cache_size.resize((0, full // 2, 2 * full)[num_steps % 3]))
+        sizes.add(engine.cache_size.resize((0, full // 2, 2 * full)[num_steps % 3], may_forget=num_steps % 2 == 0))
         engine.check()
     for request in requests:
         assert_solo(answers, request)
     assert len(sizes) > 2
+    assert backend.num_given_back > 10
     assert engine.cache_size.resize(full) == full
     assert_idle(engine)
 
 
-def test_a_context_as_long_as_was_promised_fits_what_is_left() -> None:
-    engine = make_engine(max_num_seqs=8, max_model_len=128)
+ONE_CONTEXT = 128 // 16  # blocks, each of one byte
+CACHED = 2  # blocks that LONG[:30] and four tokens more leave findable
+
+
+@pytest.mark.parametrize(("may_forget", "left"), [(False, ONE_CONTEXT + CACHED), (True, ONE_CONTEXT)])
+def test_what_was_used_and_freed_goes_back_and_a_context_as_long_as_was_promised_fits(
+    may_forget: bool, left: int
+) -> None:
+    backend = FakeBackend()
+    engine = make_engine(backend, max_num_seqs=8, max_model_len=128)
     full = engine.cache_size.num_bytes
     run(engine, [ask("before", LONG[:30], max_tokens=4)])
-    assert engine.cache_size.resize(0) < full / 4
-    assert engine.stats().num_blocks == (engine.blocks.pools[0].num_touched + 128 // engine.config.block_size,)
+    run(engine, [ask(f"r{i}", LONG[i + 1 :], max_tokens=1, salt=f"{i}") for i in range(8)])
+    engine.reset_prefix_cache()
+    run(engine, [ask("again", LONG[:30], max_tokens=4)])
+    assert engine.cache_size.resize(0, may_forget=may_forget) == left < full / 4
+    assert backend.num_given_back >= 30
+    assert engine.stats().num_blocks == engine.stats().num_free_blocks == (left,)
+    assert (engine.cache_size.resize(full), engine.cache_size.resize(0, may_forget=may_forget)) == (full, left)
+    found = run(engine, [ask("found", LONG[:40], max_tokens=1)]).last("found").num_cached_tokens
+    assert found == (0 if may_forget else 32)
     longest = ask("r", [*LONG, *LONG[:52]], max_tokens=1)
     assert_solo(run(engine, [longest, ask("other", LONG[5:], max_tokens=40)]), longest)
+
+
+class KeepsMemory(FakeBackend):
+    give_back_blocks = None  # type: ignore[assignment]
+
+
+def test_a_backend_that_keeps_its_memory_gives_up_only_what_nobody_has_had() -> None:
+    engine = make_engine(KeepsMemory(), max_num_seqs=8, max_model_len=128)
+    run(engine, [ask("before", LONG[:75], max_tokens=4)])
+    engine.reset_prefix_cache()
+    assert engine.cache_size.resize(0, may_forget=True) == 5 + ONE_CONTEXT
+    longest = ask("r", [*LONG, *LONG[:52]], max_tokens=1)
+    assert_solo(run(engine, [longest]), longest)
+
+
+def test_a_cache_that_is_made_smaller_again_does_not_grow() -> None:
+    engine = make_engine(max_num_seqs=8, max_model_len=128)
+    small = engine.cache_size.resize(0)
+    answers = Answers()
+    engine.add(ask("r", LONG[:75], max_tokens=40), answers)
+    engine.step()
+    assert engine.cache_size.resize(0) == small
+    while engine.step():
+        engine.check()
 
 
 def test_a_cache_smaller_than_a_context_stays_as_it_is() -> None:

@@ -152,6 +152,7 @@ class FakeBackend:
     keep_batches: bool = False
     closed: bool = False
     swap_s: float = 0.0  # that a byte takes to the host
+    num_given_back: int = 0  # blocks
     is_frugal: bool = True  # what falls behind a window is to be freed before the next step
     is_asynchronous: bool = False
     num_carried: int = 0  # tokens that came from the step before
@@ -195,6 +196,12 @@ class FakeBackend:
 
     def swap_in(self, copies: Int32) -> None:
         self._move(copies, self.host_planes, self.planes)
+
+    def give_back_blocks(self, group: int, blocks: list[int]) -> None:
+        self.num_given_back += len(set(blocks))
+        for block in blocks:
+            for array in (self.planes[group].token_ids, self.planes[group].positions):
+                array[block * self.block_size : (block + 1) * self.block_size] = -7
 
     def execute(self, batch: Batch) -> Handle:
         self.num_steps += 1

@@ -215,7 +215,7 @@ class BlockManager:
                 assert (held[slot, first:count] >= 0).all(), f"slot {slot} has a hole in group {g}"
                 assert (held[slot, :first] < 0).all(), f"slot {slot} holds blocks behind the window in group {g}"
                 assert (held[slot, count:] < 0).all(), f"slot {slot} holds blocks past its end in group {g}"
-            pool.check(np.bincount(held[held >= 0], minlength=pool.num_blocks))
+            pool.check(np.bincount(held[held >= 0], minlength=pool.size))
 
     def _change(self, slot: int) -> None:
         self.num_changes += 1

@@ -5,7 +5,9 @@ Every block is in exactly one place:
     free     nobody holds it, it holds nothing worth finding
     cached   nobody holds it, its hash can still find it; least recently used first
     used     one or more table entries hold it (reference count); full ones may also be findable
+    away     taken out of the pool until it is made larger again
 
+A block that is away or was never handed out is untouched: it takes no memory.
 Knows block numbers and hashes; not sequences, tokens or memory.
 """
 
@@ -17,13 +19,15 @@ from tuili.backend import Int64
 
 
 class BlockPool:
-    """Reference counts, the free list and the hash table of `num_blocks` blocks."""
+    """Reference counts, the free list and the hash table of `size` blocks, of which num_blocks are not away."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self.num_touched = 0  # blocks from here on have never been handed out
-        self._refcounts = [0] * num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.num_blocks = size
+        self.num_untouched = size  # of the free ones: the first so many, the lowest last
+        self._refcounts = [0] * size
+        self._free = list(range(size - 1, -1, -1))
+        self._away: list[int] = []
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
@@ -33,17 +37,20 @@ class BlockPool:
         """Blocks that allocate() can hand out: free and cached ones."""
         return len(self._free) + len(self._cached)
 
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
     def refcount(self, block: int) -> int:
         return self._refcounts[block]
 
     def allocate(self) -> int:
         """Hands out a block with reference count 1; cached blocks are given up last, the oldest first."""
         if self._free:
-            block = self._free.pop()  # at its front are those never handed out, the last first
-            self.num_touched = max(self.num_touched, block + 1)
+            block = self._free.pop()
+            self.num_untouched = min(self.num_untouched, len(self._free))
         else:
-            block, _ = self._cached.popitem(last=False)
-            del self._block_of[self._hash_of.pop(block)]
+            block = self._uncache_oldest()
         self._refcounts[block] = 1
         return block
 
@@ -73,12 +80,29 @@ class BlockPool:
         """The block with this content, or None."""
         return self._block_of.get(digest)
 
-    def resize(self, num_blocks: int) -> None:
-        """Takes blocks away, or adds some, behind those that were handed out once: at least num_touched stay."""
-        assert num_blocks >= self.num_touched
-        self._free[: self.num_blocks - self.num_touched] = range(num_blocks - 1, self.num_touched - 1, -1)
-        self._refcounts[self.num_touched :] = [0] * (num_blocks - self.num_touched)
-        self.num_blocks = num_blocks
+    def take_away(self, count: int) -> list[int]:
+        """Takes out so many of the num_free blocks: untouched ones first, then free ones, then cached ones, the oldest.
+
+        Returns those that were touched: their memory is to be given back.
+        """
+        assert 0 <= count <= self.num_free
+        while len(self._free) < count:
+            self._free.append(self._uncache_oldest())
+        taken, self._free = self._free[:count], self._free[count:]
+        touched = taken[self.num_untouched :]
+        self.num_untouched = max(0, self.num_untouched - count)
+        self._away += taken
+        self.num_blocks -= count
+        return touched
+
+    def bring_back(self, count: int) -> None:
+        """Undoes take_away for so many blocks, the lowest first."""
+        assert 0 <= count <= len(self._away)
+        self._away.sort()
+        back, self._away = self._away[:count], self._away[count:]
+        self._free[: self.num_untouched] = sorted(self._free[: self.num_untouched] + back, reverse=True)
+        self.num_untouched += count
+        self.num_blocks += count
 
     def forget(self) -> None:
         """Makes nothing findable any more: cached blocks become free."""
@@ -88,12 +112,19 @@ class BlockPool:
         self._block_of.clear()
 
     def check(self, references: Int64) -> None:
-        """Asserts the invariants; references [num_blocks] counts the table entries that hold each block."""
+        """Asserts the invariants; references [size] counts the table entries that hold each block."""
         assert references.tolist() == self._refcounts, "reference counts differ from the block tables"
         used = {block for block, count in enumerate(self._refcounts) if count > 0}
-        places = (set(self._free), set(self._cached), used)
+        places = (set(self._free), set(self._cached), used, set(self._away))
         assert len(self._free) == len(places[0]), "a block is twice in the free list"
-        assert sum(map(len, places)) == self.num_blocks == len(set().union(*places)), "a block is lost or in two places"
+        assert sum(map(len, places)) == self.size == len(set().union(*places)), "a block is lost or in two places"
+        assert self.num_blocks == self.size - len(self._away), "blocks that are away are counted"
+        assert self.num_untouched <= len(self._free), "untouched blocks are not free"
         assert self._block_of == {digest: block for block, digest in self._hash_of.items()}, "hash tables disagree"
         assert set(self._cached) <= self._hash_of.keys(), "a cached block cannot be found"
         assert not places[0] & self._hash_of.keys(), "a free block can be found"
+
+    def _uncache_oldest(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._hash_of.pop(block)]
+        return block

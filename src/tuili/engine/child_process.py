@@ -138,12 +138,15 @@ class ChildProcess(asyncio.Protocol):
             if stream.request.request_id == request_id:
                 self._send(Abort(number, index))
 
-    async def resize_cache(self, num_bytes: int) -> int:
-        """Bytes that the cache takes when it is full, after it was asked to take so many (engine.cache_size)."""
+    async def resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> int:
+        """Bytes that the cache takes when it is full, after it was asked to take so many (engine.cache_size).
+
+        By then the heartbeat tells the memory that the process has since.
+        """
         if self._is_open:
             resize: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._resizes.append(resize)
-            self._send(ResizeCache(num_bytes))
+            self._send(ResizeCache(num_bytes, may_forget))
             with suppress(EngineUnavailableError):
                 await resize
         return self.facts.cache_bytes

@@ -21,7 +21,7 @@ from tuili.engine.batch import BatchBuilder
 from tuili.engine.beam_group import BeamGroup
 from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_plan import plan_cache
-from tuili.engine.cache_size import CacheSize
+from tuili.engine.cache_size import CacheSize, cache_parts
 from tuili.engine.deltas import damage, ending, endings, progress
 from tuili.engine.draft_model import DraftBackend, DraftModel
 from tuili.engine.launch import Launch, Refusal
@@ -71,11 +71,11 @@ class Engine:
             max_model_len=config.max_model_len,
         )
         self._backend = backend
-        pools = list(self.blocks.pools)
+        parts = cache_parts(backend, groups, self.blocks.pools)
         if draft is not None and drafter is None:
             drafter = DraftModel(draft, num_draft_blocks, config, clock)
-            pools += drafter.pools
-        self.cache_size = CacheSize((*groups, *draft_groups)[: len(pools)], pools, config)
+            parts += cache_parts(draft.backend, draft_groups, drafter.pools)
+        self.cache_size = CacheSize(parts, config)
         self._speculation = speculation(config, self.blocks, drafter, clock)
         swap = open_swap(backend, groups, config)
         self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park, swap)

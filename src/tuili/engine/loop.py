@@ -61,12 +61,12 @@ class EngineLoop:
             return False
         return True
 
-    def resize_cache(self, num_bytes: int, told: Callable[[int], None]) -> None:
+    def resize_cache(self, num_bytes: int, told: Callable[[int], None], *, may_forget: bool = False) -> None:
         """Has `told` called in the engine's thread with what CacheSize.resize made of it, between two steps.
 
         Raises EngineUnavailableError.
         """
-        self._send(lambda: told(self._engine.cache_size.resize(num_bytes)))
+        self._send(lambda: told(self._engine.cache_size.resize(num_bytes, may_forget=may_forget)))
 
     @property
     def is_open(self) -> bool:

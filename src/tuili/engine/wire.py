@@ -87,6 +87,7 @@ class ResizeCache(msgspec.Struct, frozen=True, tag="resize_cache"):
     """Use more or less of the cache, as engine.cache_size does it. Answered by a CacheResized."""
 
     num_bytes: int
+    may_forget: bool = False
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):

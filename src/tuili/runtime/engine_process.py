@@ -99,9 +99,9 @@ class EngineProcess:
                 threading.Thread(target=self._load, args=(message,), name="tuili-load", daemon=True).start()
             case Generate():
                 self._generate(message)
-            case ResizeCache(num_bytes=num_bytes):
+            case ResizeCache(num_bytes=num_bytes, may_forget=may_forget):
                 with suppress(EngineUnavailableError):  # it is closing
-                    self._loop.resize_cache(num_bytes, lambda resized: self._send(CacheResized(resized)))
+                    self._loop.resize_cache(num_bytes, self._tell_resized, may_forget=may_forget)
             case Abort(stream=stream, index=index):
                 if (sink := self._requests.get(stream)) is not None:
                     self._loop.abort(sink.request.request_id, index, sink)
@@ -175,6 +175,12 @@ class EngineProcess:
         if load != self._told_load or now - self._told_s > BUSY_HEARTBEAT_S:
             self._told_load, self._told_s = load, now
             self._send(Heartbeat(stats, *self._used))
+
+    def _tell_resized(self, num_bytes: int) -> None:
+        """Called in the engine's thread. Whoever hears of it looks at the memory that is left."""
+        self._used = (*process_memory(), self._used[2])
+        self._send(Heartbeat(self._loop.stats(), *self._used))
+        self._send(CacheResized(num_bytes))
 
     def _send_alone(self, delta: WireDelta) -> None:
         try:

@@ -123,9 +123,9 @@ class SupervisedEngine:
             if flight.number is not None:
                 self._child.abort(request_id, index)
 
-    async def resize_cache(self, num_bytes: int) -> int:
+    async def resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> int:
         """As ChildProcess.resize_cache; a process that takes over has what this one came to have."""
-        return await self._child.resize_cache(num_bytes)
+        return await self._child.resize_cache(num_bytes, may_forget=may_forget)
 
     def stats(self) -> EngineStats:
         """Counters go on over restarts; while no process runs, all that is unfinished waits."""

@@ -65,10 +65,11 @@ class _Engine:
         assert self.on_given_up is not None
         self.on_given_up()
 
-    async def resize_cache(self, num_bytes: int) -> int:
+    async def resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> int:
         await asyncio.sleep(0.01)
         least_mib, _ = self._machine.caches[self._name]
-        return min(max(num_bytes, least_mib * MIB), self._most_cache_bytes)
+        kept_mib = 0 if may_forget else self._machine.prefixes.get(self._name, 0)
+        return min(max(num_bytes, (least_mib + kept_mib) * MIB), self._most_cache_bytes)
 
     async def aclose(self) -> None:
         await self._machine.end(self._name)
@@ -81,6 +82,7 @@ class Machine:
         self.num_mib, self.sizes = num_mib, dict(sizes)
         self.caches: dict[str, tuple[int, int]] = {}  # MiB that a cache needs, and those it can use
         self.is_gpu = False
+        self.prefixes: dict[str, int] = {}  # MiB beside those that are cached for later
         self.running: list[str] = []
         self.started: list[str] = []
         self.ended: list[str] = []
@@ -240,6 +242,27 @@ def test_three_models_stay_beside_each_other_with_what_caches_they_need(make_poo
     assert (machine.started, machine.ended) == (["a", "b", "c"], ["c", "b"])
 
 
+def test_cached_prefixes_go_before_a_model_does_and_after_all_that_is_not_used(make_pool: MakePool) -> None:
+    pool, machine = make_pool({"a": 20, "b": 20, "c": 10, "d": 20, "e": 20})
+    machine.caches, machine.prefixes = {"a": (10, 30), "b": (0, 20)}, {"a": 10, "b": 10}
+
+    async def loaded(name: str) -> dict[str, int]:
+        await asyncio.sleep(1)
+        await ask(pool, name)
+        await asyncio.sleep(1)
+        return cache_mib(pool)
+
+    async def main() -> None:
+        assert await loaded("a") == {"a": 30}
+        assert await loaded("b") == {"a": 30, "b": 20}
+        assert await loaded("c") == {"a": 30, "b": 20, "c": 0}
+        assert await loaded("d") == {"a": 20, "b": 10, "c": 0, "d": 0}
+        assert await loaded("e") == {"a": 10, "b": 0, "c": 0, "d": 0, "e": 0}
+        assert machine.ended == []
+
+    run_virtually(main())
+
+
 def test_a_cache_is_left_alone_where_the_number_of_models_is_what_is_full(make_pool: MakePool) -> None:
     pool, machine = make_pool({"a": 20, "b": 20, "c": 20}, max_loaded_models=2)
     machine.caches = {"a": (10, 40)}
@@ -283,7 +306,8 @@ def test_what_was_taken_back_for_who_left_meanwhile_is_known_and_given_back(make
         await asyncio.sleep(1)
         assert cache_mib(pool) == {"a": 10}
         await ask(pool, "b")
-        assert cache_mib(pool) == {"a": 10, "b": 0}
+        await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 40, "b": 0}  # what b has left over
         await pool.unload("b")
         await asyncio.sleep(1)
         assert cache_mib(pool) == {"a": 60}

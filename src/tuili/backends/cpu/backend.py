@@ -107,6 +107,10 @@ class CpuBackend:
         except MemoryError as error:
             raise InsufficientMemoryError(message) from error
 
+    def give_back_blocks(self, group: int, blocks: ListLike[int]) -> None:
+        """As GivesBlocksBack; consecutive blocks together, as a block may end within a page."""
+        self._model.give_back_blocks(group, sorted(blocks))
+
     def execute(self, batch: Batch) -> StepHandle:
         """Runs the step before it returns; the handle is ready.
 

@@ -44,6 +44,7 @@ class ModelPool:
         self._budget = host.budget_bytes(settings.memory_share)
         self._is_closed = False
         self._has_lost = asyncio.Event()
+        self._returning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads the models named at start, one after the other. Raises what loading the first that fails raises."""
@@ -224,6 +225,7 @@ class ModelPool:
             )
             slot.has_loaded()
             slot.started.client.on_given_up = partial(self._note_lost, known.name)
+            self._returning = asyncio.create_task(self._give_back())  # what making room left over
             if slot.num_users == 0:
                 self._rest(slot)
         except BaseException:
@@ -250,11 +252,12 @@ class ModelPool:
     # Room is made for it.
 
     async def _make_room(self, footprint: Footprint) -> MemoryPlan:
-        """Until it fits: takes back cache that nobody has touched, unloads idle models, asks busy ones to leave.
-
-        Of each kind those first that were used longest ago.
+        """Until it fits: takes back cache that is not used, then cached prefixes, unloads idle models, asks busy ones
+        to leave. Of each kind those first that were used longest ago.
         """
         asked: list[Slot] = []
+        for slot in self._slots.values():
+            slot.num_lent = 0
         try:
             while True:
                 # What a model takes that is coming or going is known when that is done: nothing is refused meanwhile.
@@ -274,7 +277,7 @@ class ModelPool:
             await self._next_change()
             return
         if lenders := self._lenders():
-            await min(lenders, key=lambda slot: (slot.num_users > 0, slot.last_used_s)).lend()
+            await min(lenders, key=lambda slot: (slot.num_lent, slot.num_users > 0, slot.last_used_s)).lend()
             return
         slots = self._granted()
         if idle := [slot for slot in slots if slot.is_idle]:
@@ -354,11 +357,12 @@ class ModelPool:
         finally:
             del self._slots[slot.known.source]
             self._notify()
-        if not self._is_closed and not self._room_turn.locked():  # else somebody waits for just that memory
-            await self._give_back()
+        await self._give_back()
 
     async def _give_back(self) -> None:
         """Gives caches what was taken from them, that of the model used last first."""
+        if self._is_closed or self._room_turn.locked():  # somebody waits for just that memory
+            return
         async with self._room_turn:
             for slot in sorted(self._granted(), key=lambda slot: -slot.last_used_s):
                 await slot.give_back(self._free_bytes())

@@ -31,9 +31,9 @@ class ServedEngine(EngineClient, Protocol):
         """What it has taken of the memory granted to it."""
         ...
 
-    async def resize_cache(self, num_bytes: int) -> int:
-        """Bytes its KV cache takes when it is full, after it was asked to take so many: at least what it has touched
-        and one context more, at most what it was started with.
+    async def resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> int:
+        """Bytes its KV cache takes when it is full, after it was asked to take so many: at least what is in use and one
+        context more, at most what it was started with. Cached prefixes are in use unless they may be forgotten.
         """
         ...
 

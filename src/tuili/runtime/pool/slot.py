@@ -14,6 +14,7 @@ from tuili.runtime.pool.served_names import KnownModel
 # A model in use is asked to leave after this many times what loading took, and not before so many seconds: models
 # that do not fit together take turns instead of thrashing.
 _STAY_PER_LOAD, _MIN_STAY_S = 4.0, 5.0
+_MAX_LENT = 2  # times that a cache is asked for what it can spare
 
 
 class Slot:
@@ -30,7 +31,7 @@ class Slot:
         self.known, self.keep_alive_s = known, keep_alive_s
         self.plan: MemoryPlan | None = None
         self.full_cache_bytes = 0  # granted for the cache before any was taken back
-        self.has_lent = False
+        self.num_lent = 0  # times that it was asked to, since somebody has been waiting for room
         self.started: StartedModel | None = None
         self.model: ServedModel | None = None
         self.closing: asyncio.Task[None] | None = None
@@ -56,8 +57,9 @@ class Slot:
     @property
     def may_lend(self) -> bool:
         """Loaded, with a cache of which something may be taken back."""
-        is_lazy = self.plan is not None and not self.plan.is_on_gpu
-        return is_lazy and self.model is not None and not self.is_leaving and not self.has_lent and self.cache_bytes > 0
+        if self.plan is None or self.plan.is_on_gpu or self.model is None or self.is_leaving:
+            return False
+        return self.num_lent < _MAX_LENT and self.cache_bytes > 0
 
     @property
     def cache_bytes(self) -> int:
@@ -65,28 +67,30 @@ class Slot:
         return 0 if self.plan is None else self.plan.kv_cache_bytes
 
     async def lend(self) -> None:
-        """Takes back of the cache what is beyond the touched part and one context more."""
+        """Takes back of the cache what is beyond the part in use and one context more.
+
+        At first that is what costs nobody anything; the second time cached prefixes go, too.
+        """
         self.full_cache_bytes = max(self.full_cache_bytes, self.cache_bytes)
-        self.has_lent = True
-        await self._resize_cache(0)
+        self.num_lent += 1
+        await self._resize_cache(0, may_forget=self.num_lent == _MAX_LENT)
 
     async def give_back(self, num_bytes: int) -> None:
         """Gives the cache what was taken, up to so many bytes."""
         missing = min(self.full_cache_bytes - self.cache_bytes, num_bytes)
         if self.model is not None and not self.is_leaving and missing > 0:
             await self._resize_cache(self.cache_bytes + missing)
-            self.has_lent = False
 
-    async def _resize_cache(self, num_bytes: int) -> None:
+    async def _resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> None:
         """The engine does it though whoever asked may leave, so that what came of it is taken note of in any case."""
-        self._resizing = asyncio.create_task(self._note_resized(num_bytes))
+        self._resizing = asyncio.create_task(self._note_resized(num_bytes, may_forget))
         await asyncio.shield(self._resizing)
 
-    async def _note_resized(self, num_bytes: int) -> None:
+    async def _note_resized(self, num_bytes: int, may_forget: bool) -> None:
         assert self.started is not None
         assert self.plan is not None
         assert self.model is not None
-        size = await self.started.client.resize_cache(num_bytes)
+        size = await self.started.client.resize_cache(num_bytes, may_forget=may_forget)
         self.plan = replace(self.plan, kv_cache_bytes=size)
         self.model.memory = self.plan.by_kind()
 
