@@ -21,8 +21,8 @@ import json, os, sys
 with open({log!r}, "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
 answers = json.load(open({answers!r}))
-action = next(word for word in sys.argv[1:] if not word.startswith("--"))
-code, out, err = answers.get(action, [0, "", ""])
+action, *units = [word for word in sys.argv[1:] if not word.startswith("--")]
+code, out, err = answers.get(" ".join([action, *units]), answers.get(action, [0, "", ""]))
 sys.stdout.write(out)
 sys.stderr.write(err)
 sys.exit(code)
@@ -30,7 +30,7 @@ sys.exit(code)
 
 
 class FakeSystemd:
-    """A systemctl on PATH. `answers`: exit code, output and errors by what is asked."""
+    """A systemctl on PATH. `answers`: exit code, output and errors by what is asked, with or without units."""
 
     def __init__(self, folder: Path) -> None:
         self._log, self._answers = folder / "log", folder / "answers"
@@ -64,10 +64,13 @@ def test_install_writes_the_unit_and_starts_it(cli: Cli, systemd: FakeSystemd, t
     unit = path.read_text()
     assert " serve smollm2:135m --port 9000\n" in unit
     assert "DynamicUser" not in unit
+    assert "Requires=tuili.socket\nAfter=tuili.socket\n" in unit
+    assert "ListenStream=127.0.0.1:9000\n" in path.with_suffix(".socket").read_text()
     assert systemd.calls() == [
         ["--user", "is-system-running"],
         ["--user", "daemon-reload"],
-        ["--user", "enable", "tuili.service"],
+        ["--user", "enable", "tuili.socket", "tuili.service"],
+        ["--user", "stop", "tuili.service"],  # it may hold the port
         ["--user", "restart", "tuili.service"],
     ]
     environment = tmp_path / "config" / "tuili" / "tuili.env"
@@ -75,6 +78,60 @@ def test_install_writes_the_unit_and_starts_it(cli: Cli, systemd: FakeSystemd, t
     assert "linger" in outcome.out
     assert environment.stat().st_mode & 0o777 == 0o600
     assert not [line for line in environment.read_text().splitlines() if not line.startswith("#")]
+
+
+def test_who_installs_again_keeps_the_socket_open_where_it_stays(
+    cli: Cli, systemd: FakeSystemd, tmp_path: Path
+) -> None:
+    def install(*arguments: str) -> list[list[str]]:
+        before = len(systemd.calls())
+        outcome = cli("service", "install", "--user", *arguments)
+        assert outcome.code == 0, outcome.err
+        return [call[1:] for call in systemd.calls()[before + 1 :] if call[1:] != ["daemon-reload"]]
+
+    enable, restart = ["enable", "tuili.socket", "tuili.service"], ["restart", "tuili.service"]
+    socket = tmp_path / "config" / "systemd" / "user" / "tuili.socket"
+    install("--port", "9000")
+    assert install("--port", "9000", "--max-num-seqs", "4") == [enable, restart]
+    assert install("--port", "9001") == [enable, ["stop", "tuili.socket", "tuili.service"], restart]
+    assert "ListenStream=127.0.0.1:9001\n" in socket.read_text()
+    assert install("--port", "9001", "--no-socket") == [
+        ["disable", "--now", "tuili.socket", "tuili.service"],
+        ["enable", "tuili.service"],
+        restart,
+    ]
+    assert not socket.exists()
+    assert "tuili.socket" not in socket.with_suffix(".service").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "held"),
+    [
+        (("--host", "0.0.0.0", "--insecure"), ["0.0.0.0:8000"]),
+        (("--host", "[::]", "--insecure"), ["[::]:8000"]),
+        (("--ollama",), ["127.0.0.1:8000", "127.0.0.1:11434"]),
+        (("--port", "0"), []),
+        (("--uds", "/run/tuili/socket"), []),
+        (("--host", "machine.example", "--insecure"), []),
+    ],
+)
+def test_systemd_opens_ports_whose_address_is_a_number(
+    cli: Cli, systemd: FakeSystemd, arguments: tuple[str, ...], held: list[str]
+) -> None:
+    outcome = cli("service", "install", "--dry-run", *arguments)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert [line.removeprefix("ListenStream=") for line in lines if line.startswith("ListenStream=")] == held
+    assert ("Requires=tuili.socket" in lines) == bool(held)
+
+
+def test_the_socket_is_where_the_environment_file_says(cli: Cli, systemd: FakeSystemd, tmp_path: Path) -> None:
+    (tmp_path / "config" / "tuili").mkdir(parents=True)
+    environment = tmp_path / "config" / "tuili" / "tuili.env"
+    environment.write_text('# TUILI_SERVE_PORT=1\nTUILI_SERVE_PORT="9002"\nTUILI_SERVE_API_KEY=x y\n')
+    assert "ListenStream=127.0.0.1:9002\n" in cli("service", "install", "--user", "--dry-run").out
+    environment.write_text("TUILI_SERVE_PORT=x\n")
+    assert "TUILI_SERVE_PORT" in cli("service", "install", "--user", "--dry-run").err
 
 
 def test_a_service_for_others_gets_a_key_that_stays(cli: Cli, systemd: FakeSystemd, tmp_path: Path) -> None:
@@ -164,20 +221,22 @@ _LOADED = "LoadState=loaded\nUnitFileState=enabled\nFragmentPath=/u/tuili.servic
             "ActiveEnterTimestamp=today\n",
             0,
             "service   tuili.service (enabled)\nstate     active (running)\nsince     today\nprocess   7\n"
-            "memory    1 MiB\nrestarts  2\nunit      /u/tuili.service\n",
+            "memory    1 MiB\nsocket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
         ),
         (
             f"{_LOADED}ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainStatus=2\n",
             3,
             "service   tuili.service (enabled)\nstate     failed (failed)\nresult    exit-code, exit code 2\n"
-            "restarts  2\nunit      /u/tuili.service\n",
+            "socket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
         ),
     ],
 )
 def test_status_tells_what_systemctl_knows(cli: Cli, systemd: FakeSystemd, told: str, code: int, shown: str) -> None:
-    systemd.answer(show=(0, told, ""))
+    systemd.answer(show=(0, told, ""), **{"show tuili.socket": (0, "LoadState=loaded\nSubState=listening\n", "")})
     outcome = cli("service", "status")
     assert (outcome.code, outcome.out) == (code, shown)
+    systemd.answer(**{"show tuili.socket": (0, "LoadState=not-found\nSubState=dead\n", "")})
+    assert cli("service", "status").out == shown.replace("socket    tuili.socket (listening)\n", "")
 
 
 def test_uninstall_keeps_keys(cli: Cli, systemd: FakeSystemd, tmp_path: Path) -> None:
@@ -189,7 +248,14 @@ def test_uninstall_keeps_keys(cli: Cli, systemd: FakeSystemd, tmp_path: Path) ->
     assert outcome.out.endswith(f"kept: {environment}\n")
     assert environment.exists()
     assert not (tmp_path / "config" / "systemd" / "user" / "tuili.service").exists()
-    assert systemd.calls()[-2:] == [["--user", "disable", "--now", "tuili.service"], ["--user", "daemon-reload"]]
+    assert not (tmp_path / "config" / "systemd" / "user" / "tuili.socket").exists()
+    assert systemd.calls()[-2:] == [
+        ["--user", "disable", "--now", "tuili.socket", "tuili.service"],
+        ["--user", "daemon-reload"],
+    ]
+    assert cli("service", "install", "--user", "--no-socket").code == 0
+    assert cli("service", "uninstall", "--user").code == 0
+    assert systemd.calls()[-2] == ["--user", "disable", "--now", "tuili.service"]
 
 
 def unit(program: str, **fields: object) -> ServiceUnit:
@@ -207,16 +273,28 @@ def test_a_unit_keeps_words_as_they_are() -> None:
 def test_only_low_ports_get_a_capability() -> None:
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit("/bin/true", port=443).text()
     assert "AmbientCapabilities=\n" in unit("/bin/true", port=8000).text()
+    assert "AmbientCapabilities=\n" in unit("/bin/true", port=443, sockets=("0.0.0.0:443",)).text()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("fields", [{}, {"run_as": "root", "port": 443}, {"is_user": True}])
-def test_systemd_understands_the_unit(tmp_path: Path, fields: dict[str, object]) -> None:
-    path = tmp_path / "tuili.service"
-    path.write_text(unit(sys.executable, **fields).text())
-    command = ["systemd-analyze", "verify", "--man=no", str(path)]
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"run_as": "root", "port": 443},
+        {"is_user": True},
+        {"sockets": ("127.0.0.1:8000", "[::1]:8000")},
+        {"is_user": True, "sockets": ("[::]:8000",)},
+    ],
+)
+def test_systemd_understands_the_units(tmp_path: Path, fields: dict[str, object]) -> None:
+    made = unit(sys.executable, **fields)
+    (tmp_path / "tuili.service").write_text(made.text())
+    if made.sockets:
+        (tmp_path / "tuili.socket").write_text(made.socket_text())
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    about_us = [line for line in done.stderr.splitlines() if "tuili.service" in line]
+    about_us = [line for line in done.stderr.splitlines() if "tuili" in line]
     assert (done.returncode, about_us) == (0, [])
 
 

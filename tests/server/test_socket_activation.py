@@ -39,6 +39,18 @@ def test_a_socket_handed_over_is_listened_on_and_outlives_the_server(
         given.accept()[0].close()
 
 
+def test_a_name_of_two_families_takes_a_socket_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")]
+    found = [(family, socket.SOCK_STREAM, 6, "", (host, 0)) for family, host in both]
+    first = socket.create_server(("127.0.0.1", 0))
+    port = first.getsockname()[1]
+    second = socket.create_server(("127.0.0.2", port))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    listeners = open_listeners([Address(host="localhost", port=port)], [first, second])
+    assert (listeners.sockets, listeners.addresses) == ([first, second], [Address(host="localhost", port=port)])
+    listeners.close()
+
+
 def test_a_unix_socket_handed_over_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as given:

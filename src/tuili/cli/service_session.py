@@ -1,13 +1,16 @@
-"""What `tuili service` does: checks, writes or removes a unit and its environment file, and tells each step."""
+"""What `tuili service` does: checks, writes or removes units and their environment file, and tells each step."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import re
 import secrets
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from typing import Any
 import typer
 
 from tuili.cli.serve_options import ServeCommand, given_flags
-from tuili.cli.service_unit import ServiceUnit
+from tuili.cli.service_unit import ServiceUnit, socket_address
 from tuili.cli.shared_options import Command
 from tuili.cli.systemd import Systemd
 from tuili.errors import ConflictError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
+from tuili.server.listeners import Address
 from tuili.server.settings import ServeSettings
 from tuili.server.settings_sources import resolve
 from tuili.store.names import is_path_like
@@ -48,6 +52,7 @@ class ServiceSettings:
     name: str = "tuili"
     user: bool = False
     run_as: str | None = None
+    has_socket: bool = True
     dry_run: bool = False
 
     def check(self) -> None:
@@ -68,14 +73,14 @@ class ServiceSettings:
 def install(
     settings: ServiceSettings, arguments: Sequence[str], serve_command: Command, out: Callable[[str], None]
 ) -> int:
-    """Writes the unit and starts it. Everything is checked before anything is written, the arguments as
+    """Writes the units and starts them. Everything is checked before anything is written, the arguments as
     serve_command, that of `tuili serve`, takes them.
     """
     settings.check()
     systemd = Systemd(settings.user)
     words = [_absolute(word) for word in arguments]
-    serve = _serve_settings(words, serve_command)
     environment_file = systemd.config_folder / "tuili" / f"{settings.name}.env"
+    serve = _serve_settings(words, serve_command, _environment(environment_file))
     unit = ServiceUnit(
         name=settings.name,
         program=_program(),
@@ -85,24 +90,46 @@ def install(
         port=serve.port,
         run_as=settings.run_as,
         is_user=settings.user,
+        sockets=_held_by_systemd(serve.addresses()) if settings.has_socket else (),
     )
     _check_readable(unit)
     if settings.dry_run:
-        out(unit.text())
+        texts = (unit.text(), unit.socket_text()) if unit.sockets else (unit.text(),)
+        out("\n".join(texts))
         return 0
     systemd.check()
     needs_key = not (serve.insecure or serve.uds or is_loopback(serve.widest_host))
     _write_environment(environment_file, settings.name, needs_key, out)
-    path = systemd.unit_folder / f"{settings.name}.service"
+    _install_units(unit, systemd, out)
+    return 0
+
+
+def _install_units(unit: ServiceUnit, systemd: Systemd, out: Callable[[str], None]) -> None:
+    """A port changes hands only while nothing is served there: where it stays systemd's, connections wait."""
+    path = systemd.unit_folder / f"{unit.name}.service"
+    socket_path = path.with_suffix(".socket")
+    service, port = path.name, socket_path.name
+    before = socket_path.read_text("utf-8") if socket_path.exists() else ""
+    after = unit.socket_text() if unit.sockets else ""
+    if before and not after:
+        systemd.call("disable", "--now", port, service)
+        socket_path.unlink()
+        out(f"removed {socket_path}\n")
     _write(path, unit.text(), 0o644)
     out(f"wrote {path}\n")
+    if after:
+        _write(socket_path, after, 0o644)
+        out(f"wrote {socket_path}\n")
     systemd.call("daemon-reload")
-    systemd.call("enable", path.name)
-    systemd.call("restart", path.name)
-    out(f"{path.name} is enabled and started; `journalctl {_scope(systemd)}-fu {settings.name}` shows what it says\n")
-    if settings.user:
+    systemd.call("enable", *([port] if after else []), service)
+    if after != before and after:
+        systemd.call("stop", *([port] if before else []), service)
+    systemd.call("restart", service)  # which has the socket opened first
+    out(f"{service} is enabled and started; `journalctl {_scope(systemd)}-fu {unit.name}` shows what it says\n")
+    if after:
+        out(f"systemd listens for it: `systemctl {_scope(systemd)}stop {port}` stops both\n")
+    if unit.is_user:
         out("it ends when you log out, unless you let it linger: loginctl enable-linger\n")
-    return 0
 
 
 def status(settings: ServiceSettings, out: Callable[[str], None]) -> int:
@@ -123,27 +150,33 @@ def status(settings: ServiceSettings, out: Callable[[str], None]) -> int:
             rows += [("memory", f"{int(told['MemoryCurrent']) / 2**20:.0f} MiB")]
     else:
         rows += [("result", f"{told.get('Result')}, exit code {told.get('ExecMainStatus')}")]
+    port = systemd.properties(f"{settings.name}.socket", ("LoadState", "SubState"))
+    if port.get("LoadState") == "loaded":
+        rows += [("socket", f"{settings.name}.socket ({port.get('SubState')})")]
     rows += [("restarts", told.get("NRestarts", "")), ("unit", told.get("FragmentPath", ""))]
     out("".join(f"{label:<9} {value}\n" for label, value in rows if value))
     return 0 if is_active else EXIT_INACTIVE
 
 
 def uninstall(settings: ServiceSettings, out: Callable[[str], None]) -> int:
-    """Stops the service and removes its unit. Keys and models stay, and it says where."""
+    """Stops the service and removes its units. Keys and models stay, and it says where."""
     settings.check()
     systemd = Systemd(settings.user)
     path = systemd.unit_folder / f"{settings.name}.service"
+    socket_path = path.with_suffix(".socket")
+    paths = [socket_path, path] if socket_path.exists() else [path]
     environment_file = systemd.config_folder / "tuili" / f"{settings.name}.env"
     if settings.dry_run:
-        out(f"would stop {path.name} and remove {path}\n")
+        out("".join(f"would stop {one.name} and remove {one}\n" for one in paths))
         return 0
     systemd.check()
     if not path.exists():
         raise InvalidRequestError(f"{path.name} is not installed: there is no {path}", param="name")
-    systemd.call("disable", "--now", path.name)
-    path.unlink()
+    systemd.call("disable", "--now", *(one.name for one in paths))
+    for one in paths:
+        one.unlink()
+        out(f"stopped {one.name} and removed {one}\n")
     systemd.call("daemon-reload")
-    out(f"stopped {path.name} and removed {path}\n")
     kept = [str(environment_file)] if environment_file.exists() else []
     kept += [] if settings.user else [f"/var/lib/{settings.name} (models)"]
     if kept:
@@ -151,7 +184,42 @@ def uninstall(settings: ServiceSettings, out: Callable[[str], None]) -> int:
     return 0
 
 
-def _serve_settings(words: Sequence[str], serve_command: Command) -> ServeSettings:
+def _held_by_systemd(addresses: Sequence[Address]) -> tuple[str, ...]:
+    """The ports that systemd opens: none unless it can open all, as a name may mean another address tomorrow."""
+    found: list[str] = []
+    for address in addresses:
+        hosts = _loopbacks() if address.host.lower() == "localhost" else [address.host.strip("[]")]
+        if address.uds is not None or not address.port or not all(map(_is_numeric, hosts)):
+            return ()
+        found += [socket_address(host, address.port) for host in hosts]
+    return tuple(dict.fromkeys(found))
+
+
+def _loopbacks() -> list[str]:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return ["127.0.0.1", "::1"]
+    return ["127.0.0.1"]
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        return getattr(ipaddress.ip_address(host), "scope_id", None) is None
+    except ValueError:
+        return False
+
+
+def _environment(path: Path) -> Mapping[str, str]:
+    """What the service's environment file sets, as far as we may read it."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = [line.split("=", 1) for line in map(str.strip, lines) if "=" in line and not line.startswith(("#", ";"))]
+    return {name.strip(): value.strip().strip("\"'") for name, value in pairs}
+
+
+def _serve_settings(words: Sequence[str], serve_command: Command, environ: Mapping[str, str]) -> ServeSettings:
     """What `tuili serve` would make of the words. Raises what it raises, and InvalidRequestError for keys in them."""
     app = typer.Typer()
     app.command("serve", cls=ServeCommand)(serve_command)
@@ -166,7 +234,7 @@ def _serve_settings(words: Sequence[str], serve_command: Command) -> ServeSettin
                 "which install makes",
                 param=name,
             )
-    return resolve(given, {}, config).settings
+    return resolve(given, environ, config).settings
 
 
 def _absolute(word: str) -> str:

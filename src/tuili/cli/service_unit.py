@@ -1,4 +1,4 @@
-"""The text of a systemd unit that runs `tuili serve` with as few rights as it needs. Writes nothing.
+"""The text of systemd units: `tuili serve` with as few rights as it needs, and the port it serves. Writes nothing.
 
 docs/deployment.md says what each of them keeps away.
 """
@@ -46,7 +46,8 @@ class ServiceUnit:
     """A service. `program` starts tuili, `arguments` are those of `serve`.
 
     run_as None lets systemd make up a user that lives as long as the service; is_user is for a user's own services,
-    which run as that user over that user's store.
+    which run as that user over that user's store. sockets: ports that systemd opens for it, as `socket_address` writes
+    them; none leaves that to the service.
     """
 
     name: str
@@ -57,17 +58,35 @@ class ServiceUnit:
     port: int
     run_as: str | None = None
     is_user: bool = False
+    sockets: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """The unit file."""
-        sections = (("Unit", self._unit()), ("Service", self._service()), ("Install", self._install()))
-        return "\n".join(f"[{title}]\n" + "".join(f"{line}\n" for line in lines) for title, lines in sections)
+        """The file of the service."""
+        return _sections(Unit=self._unit(), Service=self._service(), Install=self._install())
+
+    def socket_text(self) -> str:
+        """The file of the socket."""
+        return _sections(
+            Unit=[f"Description=where tuili serves language models ({self.name})"],
+            Socket=[
+                *(f"ListenStream={address}" for address in self.sockets),
+                f"BindIPv6Only={'both' if self._takes_all else 'ipv6-only'}",
+                "Backlog=2048",  # what comes while the service is restarted
+            ],
+            Install=["WantedBy=sockets.target"],
+        )
+
+    @property
+    def _takes_all(self) -> bool:
+        return any(address.startswith("[::]:") for address in self.sockets)
 
     def _unit(self) -> list[str]:
         online = [] if self.is_user else ["Wants=network-online.target", "After=network-online.target"]
+        socket = [f"Requires={self.name}.socket", f"After={self.name}.socket"] if self.sockets else []
         return [
             f"Description=tuili serves language models ({self.name})",
             *online,
+            *socket,
             "StartLimitIntervalSec=300",
             "StartLimitBurst=10",
         ]
@@ -93,7 +112,7 @@ class ServiceUnit:
         if self.is_user:
             return ()
         user = ("DynamicUser=yes",) if self.run_as is None else (f"User={_escaped(self.run_as)}",)
-        capability = "CAP_NET_BIND_SERVICE" if 0 < self.port < _PRIVILEGED_PORT else ""
+        capability = "CAP_NET_BIND_SERVICE" if 0 < self.port < _PRIVILEGED_PORT and not self.sockets else ""
         return (
             *user,
             f"StateDirectory={self.name}",
@@ -108,6 +127,15 @@ class ServiceUnit:
 
     def _install(self) -> list[str]:
         return [f"WantedBy={'default' if self.is_user else 'multi-user'}.target"]
+
+
+def socket_address(host: str, port: int) -> str:
+    """An address as systemd takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _sections(**sections: list[str]) -> str:
+    return "\n".join(f"[{title}]\n" + "".join(f"{line}\n" for line in lines) for title, lines in sections.items())
 
 
 def command_line(words: Sequence[str]) -> str:

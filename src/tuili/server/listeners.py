@@ -53,12 +53,9 @@ class Listeners:
         self.addresses: list[Address] = []
         self._made: list[tuple[str, tuple[int, int]]] = []
 
-    def add(self, listener: socket.socket, address: Address) -> None:
-        self.sockets.append(listener)
-        self.addresses.append(address)
-
     def add_unix(self, path: str) -> None:
-        self.add(_unix_socket(path), Address(uds=path))
+        self.sockets.append(_unix_socket(path))
+        self.addresses.append(Address(uds=path))
         self._made.append((path, _stamp(path)))
 
     def close(self) -> None:
@@ -81,9 +78,10 @@ def open_listeners(addresses: Sequence[Address], inherited: Sequence[socket.sock
         for number, address in enumerate(addresses):
             if address.port and address in addresses[:number]:
                 continue
-            if (given := next((one for one in left if _is_at(one, address)), None)) is not None:
-                left.remove(given)
-                listeners.add(given, address)
+            if given := [one for one in left if _is_at(one, address)]:
+                left = [one for one in left if one not in given]
+                listeners.sockets += given  # one for each family that a name stands for
+                listeners.addresses.append(address)
             elif address.uds is not None:
                 listeners.add_unix(address.uds)
             else:

@@ -27,7 +27,10 @@ def command(
     user: Annotated[bool, typer.Option("--user", help="A service of your own, over your own models.")] = False,
     run_as: Annotated[str | None, typer.Option(help="Run as this user, instead of one made up by systemd.")] = None,
     name: Annotated[str, typer.Option(help="Name of the service.")] = "tuili",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the unit, change nothing.")] = False,
+    socket: Annotated[
+        bool, typer.Option(help="Let systemd hold the port: while the service restarts, connections wait.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the units, change nothing.")] = False,
 ) -> int:
     """Install, show or remove a systemd service that runs `tuili serve` with as few rights as it needs.
 
@@ -37,7 +40,7 @@ def command(
     from tuili.cli.commands import serve as serving
     from tuili.errors import InvalidRequestError
 
-    settings = service_session.ServiceSettings(name=name, user=user, run_as=run_as, dry_run=dry_run)
+    settings = service_session.ServiceSettings(name=name, user=user, run_as=run_as, has_socket=socket, dry_run=dry_run)
 
     def out(text: str) -> None:
         typer.echo(text, nl=False)
