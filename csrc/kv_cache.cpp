@@ -55,11 +55,8 @@ void KvCache::copy_block(int group, int source, int target) {
 }
 
 void KvCache::give_back_blocks(int group, int first, int last) {
-    for (const auto& layer : layers_) {
-        if (layer.group != group) continue;
-        const size_t start = layer.start - pages_.data();
-        pages_.give_back(start + first * layer.block_stride, start + last * layer.block_stride);
-    }
+    const auto [first_byte, block_bytes] = groups_[group];
+    pages_.give_back(first_byte + first * block_bytes, first_byte + last * block_bytes);
 }
 
 }  // namespace tuili

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from support.answers import ask
 from tuili.beam_search_params import BeamSearchParams
-from tuili.engine.stats import EngineStats
+from tuili.engine.stats import EngineStats, Prefill
 from tuili.engine.wire import (
     MAX_FRAME_BYTES,
     Abort,
@@ -52,7 +52,7 @@ STATS = EngineStats(
     num_output_tokens=12,
     num_draft_tokens=13,
     num_accepted_tokens=14,
-    prefill={"r": 15},
+    prefill={"r": Prefill(15, 3, 1.5)},
 )
 FACTS = EngineFacts(
     process_id=1,

@@ -87,19 +87,22 @@ def test_how_far_a_prompt_has_come_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     """In the table of requests, in what keeps streams alive, and in the chunks that return_progress asks for."""
     monkeypatch.setattr("tuili.engine.scheduler.LONG_PREFILL_S", -1.0)  # every prefill is a long one
     backend = GatedBackend()
+    first = {"model": "small", "prompt": LONG[:CHUNK], "max_tokens": 1}
     body = {"model": "small", "prompt": LONG, "stream": True, "max_tokens": 8, "return_progress": True}
     pool = SmallPool(small_model(backend, max_model_len=2048))
-    with (
-        listening(pool=pool, keep_alive_interval_s=0.02) as server,
-        httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=240) as answer,
-    ):
-        lines = (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: "))
-        backend.let(3)
-        wanted = {"total": len(LONG), "processed": 3 * CHUNK}
-        assert any(chunk.get("prompt_progress") == wanted for chunk in lines)
-        (row,) = httpx.get(f"{server.url}/v1/requests", timeout=240).json()["data"]
-        assert (row["phase"], row["computed_tokens"], row["prompt_tokens"]) == ("prefill", 3 * CHUNK, len(LONG))
-        backend.let()
+    with listening(pool=pool, keep_alive_interval_s=0.02) as server, httpx.Client(timeout=240) as client:
+        backend.let(1)
+        assert client.post(f"{server.url}/v1/completions", json=first).status_code == 200
+        with client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+            lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
+            progress = (json.loads(line).get("prompt_progress") or {} for line in lines)
+            backend.let(3)
+            told = next(known for known in progress if known.get("processed") == 4 * CHUNK)
+            assert (told["total"], told["cache"]) == (len(LONG), CHUNK)
+            assert 0 < next(progress)["time_ms"] - told["time_ms"] < 240_000  # goes on though no step does
+            (row,) = client.get(f"{server.url}/v1/requests").json()["data"]
+            assert (row["phase"], row["computed_tokens"], row["prompt_tokens"]) == ("prefill", 4 * CHUNK, len(LONG))
+            backend.let()
 
 
 def _is_keep_alive(line: str) -> bool:

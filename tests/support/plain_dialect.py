@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.server.body import read_body
-from tuili.server.dialect import Dialect, scoped
+from tuili.server.dialect import Dialect, Progress, scoped
 from tuili.server.serving import Serving
 from tuili.server.streaming import collect, stream
 from tuili.types import Done, Event, GenerateRequest, SamplingParams, TextDelta
@@ -53,8 +53,8 @@ class PlainRenderer:
     def fail(self, error: TuiliError) -> bytes:
         return msgspec.json.encode({"error": error.code}) + b"\n"
 
-    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
-        return msgspec.json.encode({"computed": [num_computed, num_prompt], "pad": self.padding}) + b"\n"
+    def keep_alive(self, progress: Progress) -> bytes:
+        return msgspec.json.encode({"computed": progress[:2], "pad": self.padding}) + b"\n"
 
 
 async def generate(request: Request) -> Response:

@@ -22,6 +22,7 @@ from tuili.engine.block_manager import BlockManager
 from tuili.engine.cache_record import CacheRecord
 from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
+from tuili.engine.stats import Prefill
 from tuili.engine.swap import SwapSpace
 from tuili.types import CacheMiss
 
@@ -100,11 +101,15 @@ class Scheduler:
             "prefill": self.long_prefills(),
         }
 
-    def long_prefills(self) -> dict[str, int]:
+    def long_prefills(self) -> dict[str, Prefill]:
         """How far they have come, by request; any thread may ask."""
         behind = [s for s in tuple(self.running) if s.num_computed_tokens < s.num_prompt_tokens]
-        since_s = time.monotonic() - LONG_PREFILL_S
-        return {s.request.request_id: s.num_computed_tokens for s in behind if (s.scheduled_s or since_s) < since_s}
+        now = time.monotonic()
+        return {
+            s.request.request_id: Prefill(s.num_computed_tokens, s.num_cached_tokens or 0, now - s.scheduled_s)
+            for s in behind
+            if s.scheduled_s is not None and now - s.scheduled_s > LONG_PREFILL_S
+        }
 
     def limit_steps(self, max_tokens: int | None) -> None:
         """Takes note of how many tokens the backend computes at a time; None is nothing new."""

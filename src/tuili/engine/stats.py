@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Prefill(NamedTuple):
+    """How far the computation of a prompt has come."""
+
+    num_computed: int = 0  # tokens, those that were found in the cache among them
+    num_cached: int = 0  # those
+    elapsed_s: float = 0.0  # since it was begun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +33,7 @@ class EngineStats:
     num_accepted_tokens: int  # of those: chosen
     max_step_tokens: int | None = None  # computed at a time, once a larger step found no memory
     num_swaps: int = 0  # preemptions that left what was computed in host memory
-    prefill: Mapping[str, int] = field(default_factory=dict)  # by id of long prefills, prompt tokens computed or found
+    prefill: Mapping[str, Prefill] = field(default_factory=dict)  # long ones, by the request's id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,26 +10,21 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tuili.engine.client import Stream
+from tuili.engine.stats import Prefill
 from tuili.errors import DeadlineError, TuiliError
 from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller
+from tuili.server.dialect import Progress
 from tuili.server.pacer import Pacer
 from tuili.types import Event, Failed, GenerateRequest, PromptTokens, TextDelta, TokenRequest
 
 Phase = Literal["queue", "prefill", "decode", "done"]
 Events = list[tuple[int, Event]]  # (index of the request, event)
-
-
-class Progress(NamedTuple):
-    """How far prompts have come, in tokens."""
-
-    num_computed: int
-    num_prompt: int
 
 
 @dataclass(slots=True)
@@ -102,13 +97,19 @@ class Answering:
     def progress(self) -> Progress:
         """How much of the prompts has been computed, as far as it is known."""
         total = sum(len(part.prompt.token_ids) for part in self.parts)
-        return Progress(sum(self.num_computed(part) for part in self.parts), total)
+        known = [self.prefill(part) for part in self.parts]
+        return Progress(
+            num_computed=sum(prefill.num_computed for prefill in known),
+            num_prompt=total,
+            num_cached=sum(prefill.num_cached for prefill in known),
+            elapsed_s=max(prefill.elapsed_s for prefill in known),
+        )
 
-    def num_computed(self, part: Part) -> int:
-        """Tokens of a part's prompt that are computed, or were found in the cache."""
+    def prefill(self, part: Part) -> Prefill:
+        """How much of a part's prompt has been computed."""
         if part.phase == "prefill":
-            return self.model.client.stats().prefill.get(part.token_request.request_id, 0)
-        return 0 if part.phase == "queue" else len(part.prompt.token_ids)
+            return self.model.client.stats().prefill.get(part.token_request.request_id, Prefill())
+        return Prefill() if part.phase == "queue" else Prefill(len(part.prompt.token_ids), part.num_cached_tokens)
 
     def cut(self, error: TuiliError) -> None:
         """Ends whoever reads, with that error. No-op when nobody does, or it was cut before."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -17,6 +17,16 @@ from starlette.responses import Response
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.pool.served_model import ModelCard
 from tuili.types import Event
+
+
+class Progress(NamedTuple):
+    """How far prompts have come, in tokens, and since when they are computed."""
+
+    num_computed: int
+    num_prompt: int
+    num_cached: int = 0  # of those computed: found in the cache
+    elapsed_s: float = 0.0
+
 
 Scope = Literal["public", "infer", "manage"]
 MissingRoute = tuple[str, str, Scope, str]  # method, path, scope, what is missing
@@ -112,6 +122,6 @@ class StreamRenderer(Protocol):
         """One error event, after which the connection is closed."""
         ...
 
-    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
-        """What tells a waiting client that its prompt, of num_prompt tokens, is being computed."""
+    def keep_alive(self, progress: Progress) -> bytes:
+        """What tells a waiting client that its prompts are being computed."""
         ...

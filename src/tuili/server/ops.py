@@ -139,7 +139,7 @@ def _row(answering: Answering, part: Part, now: float) -> dict[str, Any]:
         "address": answering.caller.address,
         "phase": part.phase,
         "prompt_tokens": len(part.prompt.token_ids),
-        "computed_tokens": answering.num_computed(part),
+        "computed_tokens": answering.prefill(part).num_computed,
         "cached_tokens": part.num_cached_tokens,
         "output_tokens": part.num_output_tokens,
         "tokens_per_s": round(part.num_output_tokens / since_first_s, 2) if since_first_s > 0 else 0.0,

@@ -133,8 +133,7 @@ class AnswerStream(Response):
                 self._answering.cut(ClientGoneError("the client does not read"))
                 return
             else:
-                progress = self._answering.progress()
-                data = self._renderer.keep_alive(progress.num_computed, progress.num_prompt)
+                data = self._renderer.keep_alive(self._answering.progress())
                 self._sent_s = time.monotonic()
                 if not data:
                     continue

@@ -15,6 +15,7 @@ from tuili.errors import (
     QueueFullError,
     TuiliError,
 )
+from tuili.server.dialect import Progress
 from tuili.server.dialects.anthropic.rendering import MessageRenderer, error_value
 from tuili.types import CacheMiss, Done, Event, Finished, FinishReason, TextDelta, Timings, Usage
 
@@ -141,4 +142,6 @@ def test_errors_have_the_type_clients_know(error: TuiliError, kind: str) -> None
 
 
 def test_a_waiting_client_is_pinged() -> None:
-    assert read(renderer().keep_alive(1, 2)) == [{"type": "ping", "prompt_tokens_computed": 1, "prompt_tokens": 2}]
+    assert read(renderer().keep_alive(Progress(1, 2))) == [
+        {"type": "ping", "prompt_tokens_computed": 1, "prompt_tokens": 2}
+    ]

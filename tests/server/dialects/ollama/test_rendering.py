@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from tuili.errors import EngineUnavailableError
+from tuili.server.dialect import Progress
 from tuili.server.dialects.ollama.rendering import AnswerRenderer, timestamp
 from tuili.types import Done, Event, Finished, Logprob, TextDelta, Timings, Usage
 
@@ -95,7 +96,7 @@ def test_logprobs_go_with_their_tokens() -> None:
 
 def test_a_stream_breaks_with_one_error_and_is_kept_alive_by_empty_lines() -> None:
     answer = renderer("generate")
-    (line,) = lines(answer.keep_alive(10, 20))
+    (line,) = lines(answer.keep_alive(Progress(10, 20)))
     assert line == {"response": "", "done": False, "prompt_tokens_computed": 10, "prompt_tokens": 20}
     assert lines(answer.fail(EngineUnavailableError("gone"))) == [{"error": "gone"}]
 

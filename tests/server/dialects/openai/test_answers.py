@@ -13,6 +13,7 @@ from support.served import SmallPool, small_app
 from support.small_model import small_model
 from tuili.errors import EngineUnavailableError
 from tuili.runtime.outputs import collect
+from tuili.server.dialect import Progress
 from tuili.server.dialects.openai.completions import CompletionForm
 from tuili.server.dialects.openai.missing_routes import MISSING
 from tuili.server.dialects.openai.render import AnswerForm, Renderer
@@ -247,9 +248,10 @@ def test_errors_and_progress_within_a_stream() -> None:
     error = _renderer().fail(EngineUnavailableError("restarting"))
     told = json.loads(error.removeprefix(b"data: "))["error"]
     assert (told["message"], told["type"], told["code"]) == ("restarting", "server_error", "engine_unavailable")
-    assert _renderer().keep_alive(3, 9) == b": prompt 3/9\n\n"
-    progress = json.loads(_renderer(has_progress=True).keep_alive(3, 9).removeprefix(b"data: "))
-    assert (progress["choices"], progress["prompt_progress"]) == ([], {"total": 9, "processed": 3})
+    assert _renderer().keep_alive(Progress(3, 9)) == b": prompt 3/9\n\n"
+    progress = json.loads(_renderer(has_progress=True).keep_alive(Progress(3, 9, 1, 0.25)).removeprefix(b"data: "))
+    assert progress["choices"] == []
+    assert progress["prompt_progress"] == {"total": 9, "cache": 1, "processed": 3, "time_ms": 250}
 
 
 async def test_a_response_is_json() -> None:

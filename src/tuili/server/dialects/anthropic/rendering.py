@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tuili.errors import TuiliError
+from tuili.server.dialect import Progress
 from tuili.types import Done, Event, Finished, TextDelta, Usage
 
 Kind = Literal["thinking", "text"]
@@ -83,9 +84,9 @@ class MessageRenderer:
         value = error_value(error, self.request_id)
         return _event("error", error=value["error"], request_id=self.request_id)
 
-    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
+    def keep_alive(self, progress: Progress) -> bytes:
         """A ping, which clients pass over."""
-        return _event("ping", prompt_tokens_computed=num_computed, prompt_tokens=num_prompt)
+        return _event("ping", prompt_tokens_computed=progress.num_computed, prompt_tokens=progress.num_prompt)
 
     def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, Any]:
         """A message that ended well."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from tuili.errors import TuiliError
+from tuili.server.dialect import Progress
 from tuili.types import Done, Event, Finished, Logprob, TextDelta, TokenLogprobs
 
 Shape = Literal["generate", "chat"]
@@ -100,10 +101,10 @@ class AnswerRenderer:
         """The last line of a stream that broke."""
         return line({"error": str(error)})
 
-    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
+    def keep_alive(self, progress: Progress) -> bytes:
         """A line without text, which clients add to the answer as they do any other."""
-        progress = {"prompt_tokens_computed": num_computed, "prompt_tokens": num_prompt}
-        return line({**_head(self.model), **_text(self.shape, ""), **progress, "done": False})
+        told = {"prompt_tokens_computed": progress.num_computed, "prompt_tokens": progress.num_prompt}
+        return line({**_head(self.model), **_text(self.shape, ""), **told, "done": False})
 
     def whole(self, events: Iterable[tuple[int, Event]]) -> dict[str, Any]:
         """All of an answer, which ended well, as one object."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tuili.errors import TuiliError
+from tuili.server.dialect import Progress
 from tuili.server.dialects.openai.errors import error_object
 from tuili.types import Done, Event, Finished, PromptTokens, TextDelta, Timings, TokenLogprobs, Usage
 
@@ -154,11 +155,16 @@ class Renderer:
     def fail(self, error: TuiliError) -> bytes:
         return b"data: " + msgspec.json.encode({"error": error_object(error)}) + b"\n\n"
 
-    def keep_alive(self, num_computed: int, num_prompt: int) -> bytes:
-        if self._asked.has_progress:
-            progress = {"prompt_progress": {"total": num_prompt, "processed": num_computed}}
-            return self._head + b"[]," + msgspec.json.encode(progress)[1:] + b"\n\n"
-        return b": prompt %d/%d\n\n" % (num_computed, num_prompt)
+    def keep_alive(self, progress: Progress) -> bytes:
+        if not self._asked.has_progress:
+            return b": prompt %d/%d\n\n" % (progress.num_computed, progress.num_prompt)
+        told = {
+            "total": progress.num_prompt,
+            "cache": progress.num_cached,
+            "processed": progress.num_computed,  # those found in the cache among them
+            "time_ms": int(progress.elapsed_s * 1000),
+        }
+        return self._head + b"[]," + msgspec.json.encode({"prompt_progress": told})[1:] + b"\n\n"
 
     def _pushed(self, events: Sequence[tuple[int, Event]]) -> Iterator[bytes]:
         changed: dict[int, None] = {}  # in the order they came
