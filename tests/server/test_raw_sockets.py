@@ -7,6 +7,7 @@ import json
 import random
 import re
 import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -179,6 +180,43 @@ def test_a_body_may_come_in_any_pieces(server: Listening) -> None:
     sent = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
     pieces = [sent, *(b"1\r\n%c\r\n" % byte for byte in BODY), b"0\r\n\r\n"]
     assert status(exchange(server, *pieces, pause_s=0.001)) == 200
+
+
+def test_a_body_that_nobody_wants_is_read_past(server: Listening) -> None:
+    unread = b"POST /elsewhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(GOOD) + GOOD
+    chunks = b"POST /elsewhere HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(
+        iter([GOOD] * 3)
+    )
+    for pieces in ((unread + chunks + GOOD,), (unread, chunks, GOOD)):
+        answer = exchange(server, *pieces, pause_s=0.01)
+        assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"404", b"404", b"200"]
+
+
+EXPECTING = (
+    b"host: localhost\r\nexpect: 100-continue\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(BODY)
+)
+
+
+@pytest.mark.parametrize("rest", [(), (BODY,), (BODY, GOOD)])
+def test_who_waits_for_a_word_to_send_and_is_refused_is_told_that_the_connection_ends(
+    server: Listening, rest: tuple[bytes, ...]
+) -> None:
+    """The body may come all the same, or another request: it is neither taken for one nor does it cost the answer."""
+    answer = exchange(server, b"POST /elsewhere HTTP/1.1\r\n" + EXPECTING + b"\r\n", *rest, pause_s=0.01)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"404"]
+    assert b"\r\nconnection: close\r\n" in answer
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])
+
+
+def test_who_waits_for_a_word_to_send_gets_it_and_the_connection_goes_on(server: Listening) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"POST /plain/generate HTTP/1.1\r\n" + EXPECTING + b"\r\n")
+        word = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert connection.recv(len(word), socket.MSG_WAITALL) == word
+        connection.sendall(BODY + GOOD)
+        answers = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"200"]
+    assert answers.count(b"\r\nconnection: close\r\n") == 1
 
 
 def test_pipelined_requests_are_answered_in_order(server: Listening) -> None:

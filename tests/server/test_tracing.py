@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from support.served import SmallPool, listening
+from support.served import SmallPool, listening, small_app
 from tuili.errors import InvalidRequestError
 from tuili.server import tracing
 from tuili.server.app import create_app
@@ -74,6 +74,19 @@ def test_a_request_that_is_refused_has_a_span_and_one_that_asks_no_model_has_non
     assert span.status.status_code.name == "ERROR"
     assert span.parent is None
     assert spans_of("/tokenize", {"prompt": "a"}) == ()
+
+
+async def test_what_is_refused_before_its_body_is_read_has_a_span() -> None:
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(exporter)
+    async with small_app(tracer=tracer, max_queued_requests=1) as (app, client):
+        with app.state.serving.accepted():
+            refused = await client.post("/v1/messages", content=b"{", headers={"content-type": "application/json"})
+        await client.post("/v1/messages", content=b"{", headers={"content-type": "application/json"})
+    told = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+    assert [one["error.type"] for one in told] == ["429", "400"]
+    assert told[0]["gen_ai.request.id"] == refused.headers["x-request-id"]
+    assert "gen_ai.request.model" not in told[0]
 
 
 def test_a_name_of_any_length_takes_little_room_while_its_span_waits() -> None:

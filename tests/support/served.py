@@ -112,12 +112,17 @@ class SmallPool:
 
 @asynccontextmanager
 async def small_app(
-    *, spoken: Sequence[Dialect] | None = None, pool: SmallPool | None = None, root_path: str = "", **settings: Any
+    *,
+    spoken: Sequence[Dialect] | None = None,
+    pool: SmallPool | None = None,
+    tracer: Tracer | None = None,
+    root_path: str = "",
+    **settings: Any,
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """The application over model "small", and a client of it without sockets. Its lifespan has begun."""
     settings.setdefault("log_path", Path("/dev/null"))
     pool = pool or SmallPool(small_model(FakeBackend()))
-    app = create_app(HttpSettings(**settings), pool, spoken=spoken)
+    app = create_app(HttpSettings(**settings), pool, spoken=spoken, tracer=tracer)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0)

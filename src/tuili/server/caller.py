@@ -28,6 +28,7 @@ class Caller:
     ignored_params: tuple[str, ...] = ()  # of the body: told in a header
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # that layers add to every answer
     notes: dict[str, Any] = field(default_factory=dict)
+    asks_model: bool = False  # by its path, before its body is read
     asked_model: str | None = None  # as the request names it
     answering: object = None  # its Answering, once it was accepted
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)  # closed when the request has ended, however it did

@@ -30,6 +30,7 @@ class Progress(NamedTuple):
 
 Scope = Literal["public", "infer", "manage"]
 MissingRoute = tuple[str, str, Scope, str]  # method, path, scope, what is missing
+_MODEL_PATHS = ("/v1/models", "/models")
 _SCOPE, _QUEUES = "x-scope", "x-queues"
 
 
@@ -83,6 +84,11 @@ def _refusal(path: str, why: str) -> Callable[[Request], Awaitable[Response]]:
 
     refuse.__doc__ = "Not implemented yet."
     return refuse
+
+
+def is_model_list(path: str) -> bool:
+    """Whether several wire formats have that path, to list models or tell of one."""
+    return path in _MODEL_PATHS or path.startswith("/v1/models/")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,6 +35,7 @@ class Dispatch:
         route = found.route
         scope["route"], scope["endpoint"], scope["path_params"] = route, route.endpoint, {}
         if id(route) in self._queueing:
+            scope["state"]["caller"].asks_model = True
             self._check_room()
         response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)

@@ -64,6 +64,7 @@ class Door:
             return None
         began_s = time.monotonic()
         caller = new_caller(scope)
+        caller.asks_model = True
         try:
             for check in self._checks:
                 check(scope)
@@ -74,7 +75,7 @@ class Door:
         return None
 
     def _told(self, scope: Scope, caller: Caller, error: TuiliError, began_s: float) -> Refusal:
-        body = self._bodies.body(get_route_path(scope), error, caller.request_id)
+        body = self._bodies.body(get_route_path(scope), scope["headers"], error, caller.request_id)
         headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), *caller.told_headers()]
         seconds = time.monotonic() - began_s
         self._log.add(scope, caller, error.status, seconds, len(body))

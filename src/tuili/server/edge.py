@@ -42,7 +42,8 @@ class Edge:
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = new_caller(scope)
-        exchange = Exchange(caller, receive, send)
+        awaits_word = any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+        exchange = Exchange(caller, receive, send, awaits_word=awaits_word)
         started_s = time.monotonic()
         try:
             error = await self._served(scope, exchange)
@@ -83,17 +84,22 @@ class Edge:
     async def _tell(self, scope: Scope, exchange: Exchange, error: TuiliError) -> None:
         if exchange.is_started:
             return
-        body = self._bodies.body(get_route_path(scope), error, exchange.caller.request_id)
+        body = self._bodies.body(get_route_path(scope), scope["headers"], error, exchange.caller.request_id)
         headers = [*error_headers(error), (b"content-length", b"%d" % len(body))]
         await exchange.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 class Exchange:
-    """A request and its answer on their way. Once the request has been read, its client is watched."""
+    """A request and its answer on their way. Once the request has been read, its client is watched.
 
-    def __init__(self, caller: Caller, receive: Receive, send: Send) -> None:
+    awaits_word: the client sends its body when it is told to. Answered instead, it may or may not send it: nobody can
+    tell what comes next, and the connection ends.
+    """
+
+    def __init__(self, caller: Caller, receive: Receive, send: Send, *, awaits_word: bool) -> None:
         self.caller = caller
+        self._awaits_word = awaits_word
         self.status = 0
         self.num_bytes = 0
         self.is_started = False
@@ -108,6 +114,7 @@ class Exchange:
         if self._watcher is not None:
             await self._has_left.wait()
             return {"type": "http.disconnect"}
+        self._awaits_word = False
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the client left before its request was complete")
@@ -118,7 +125,8 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_started, self.status = True, message["status"]
-            message["headers"] = [*message.get("headers", ()), *self.caller.told_headers()]
+            end = [(b"connection", b"close")] if self._awaits_word else []
+            message["headers"] = [*message.get("headers", ()), *self.caller.told_headers(), *end]
         else:
             self.num_bytes += len(message.get("body", b""))
             self._is_complete = not message.get("more_body", False)

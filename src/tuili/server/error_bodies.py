@@ -17,9 +17,10 @@ from tuili.errors import (
     MethodNotAllowedError,
     TuiliError,
 )
-from tuili.server.dialect import Dialect
+from tuili.server.dialect import Dialect, is_model_list
 
 Headers = list[tuple[bytes, bytes]]
+Write = Callable[[TuiliError, str], bytes]
 MAX_RETRY_AFTER_S = 60
 _NO_RETRY = (409, 500, 507)  # statuses that clients would try again, in vain
 
@@ -29,12 +30,19 @@ class ErrorBodies:
 
     def __init__(self, dialects: Sequence[Dialect]) -> None:
         writers = [(prefix, dialect.render_error) for dialect in dialects for prefix in dialect.prefixes]
-        self._writers: list[tuple[str, Callable[[TuiliError, str], bytes]]] = sorted(
-            writers, key=lambda entry: -len(entry[0])
-        )
+        self._writers: list[tuple[str, Write]] = sorted(writers, key=lambda entry: -len(entry[0]))
+        self._known_by: dict[bytes, Write] = {
+            dialect.models.header.encode("ascii"): dialect.render_error
+            for dialect in dialects
+            if dialect.models is not None and dialect.models.header is not None
+        }
 
-    def body(self, path: str, error: TuiliError, request_id: str) -> bytes:
-        """What the dialect of that path says; a plain object where no dialect answers."""
+    def body(self, path: str, headers: Headers, error: TuiliError, request_id: str) -> bytes:
+        """What the dialect of that path says, or of the client where several have it, else a plain object."""
+        if is_model_list(path):
+            for name, _ in headers:
+                if name in self._known_by:
+                    return self._known_by[name](error, request_id)
         for prefix, render in self._writers:
             if path.startswith(prefix):
                 return render(error, request_id)

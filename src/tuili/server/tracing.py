@@ -48,7 +48,7 @@ class Tracer:
 
     def record(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
         """The span of a request that has ended now; none for one that asked no model."""
-        if caller.asked_model is None:
+        if not caller.asks_model and caller.asked_model is None:
             return
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -96,12 +96,13 @@ def _attributes(path: str, caller: Caller, status: int, seconds: float) -> dict[
     told: dict[str, Any] = {
         "gen_ai.operation.name": "text_completion" if path in _COMPLETIONS else "chat",
         "gen_ai.provider.name": "tuili",
-        "gen_ai.request.model": caller.asked_model,
         "gen_ai.request.id": caller.request_id,
         "gen_ai.latency.e2e": seconds,
         "http.response.status_code": status,
         "url.path": path,
     }
+    if caller.asked_model is not None:
+        told["gen_ai.request.model"] = caller.asked_model
     if status >= 400 or "error" in caller.notes:
         told["error.type"] = str(caller.notes.get("error", status))
     if isinstance(caller.answering, Answering):

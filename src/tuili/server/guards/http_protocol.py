@@ -98,6 +98,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             raise self._too_large()
         self._set_date()
         super().on_headers_complete()
+        if self.expect_100_continue:
+            self.cycle.transport = _ClosesLater(self.transport, self._linger)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -222,6 +224,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
         )
         return self._refusal
+
+
+class _ClosesLater:
+    """The transport of an answer whose client may be sending its body by the time it is closed."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,9 @@ import pytest
 from support.fake_backend import FakeBackend
 from support.served import Listening, SmallPool, listening, small_app, small_model
 from tuili.runtime.pool.served_model import ModelCard
+from tuili.server.api_keys import read_api_keys
 
+VERSION = {"anthropic-version": "2023-06-01"}
 NAMES = [f"m{i:02}" for i in range(45)]
 
 
@@ -64,8 +66,23 @@ def test_a_model_tells_what_is_known(server: Listening) -> None:
 )  # fmt: skip
 async def test_what_is_no_page_is_refused_by_name(query: str, param: str) -> None:
     async with small_app() as (_, client):
-        answer = await client.get(f"/v1/models?{query}", headers={"anthropic-version": "2023-06-01"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        answer = await client.get(f"/v1/models?{query}", headers=VERSION)
+    told = answer.json()
+    assert (answer.status_code, told["type"], told["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert told["error"]["message"].startswith(param)
+
+
+async def test_errors_have_the_form_of_the_client_that_asks() -> None:
+    keys = {"x-api-key": "user-key-1"}
+    async with small_app(api_keys=read_api_keys(["user-key-1 infer"])) as (_, client):
+        missing = await client.get("/v1/models/none", headers=VERSION | keys)
+        wrong = await client.delete("/models", headers=VERSION | keys)
+        stranger = await client.get("/v1/models", headers=VERSION)
+        other = await client.get("/v1/models/none", headers=keys)
+    told = [(answer.status_code, answer.json()["error"]["type"]) for answer in (missing, wrong, stranger)]
+    assert told == [(404, "not_found_error"), (405, "invalid_request_error"), (401, "authentication_error")]
+    assert missing.headers["request-id"] == missing.json()["request_id"] == missing.headers["x-request-id"]
+    assert other.json()["error"]["code"] == "model_not_found"
 
 
 def test_openai_s_clients_get_all_of_them_in_their_form(server: Listening) -> None:
