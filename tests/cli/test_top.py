@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 from support.gated_backend import GatedBackend
 from support.served import Listening, SmallPool, listening
 from support.small_model import small_model
-from support.terminal import Terminal, in_terminal
+from support.terminal import CTRL_Z, Terminal, in_terminal
 
 CHUNK = 64  # of small_model's engine
 LONG = "a" * 1000
@@ -86,6 +87,24 @@ def test_a_server_that_ends_is_told_and_waited_for(tmp_path: Path) -> None:
         terminal.wait_for(f"the server at http://127.0.0.1:{server.port} failed: ")
         terminal.type("q")
         assert terminal.finish()[0] == 0
+
+
+def test_ctrl_z_gives_the_terminal_back_and_fg_shows_it_again(server: Listening, tmp_path: Path) -> None:
+    top = shlex.join([*COMMAND, "--url", server.url])
+    script = f"{top}; stty -a; echo it is stopped; fg; stty -a; echo it has ended"
+    with in_terminal(["bash", "-mc", script], tmp_path, {"TERM": "xterm", "NO_PROXY": "127.0.0.1"}) as terminal:
+        terminal.wait_for("queue 0")
+        terminal.type(CTRL_Z)
+        stopped = terminal.wait_for("it is stopped")
+        found = stopped.partition(LEFT)[2]
+        assert " icanon " in found
+        assert " echo " in found
+        assert ENTERED not in found
+        terminal.wait_for(ENTERED)
+        terminal.wait_for("queue 0")
+        terminal.type("q")
+        code, rest = terminal.finish()
+        assert (code, rest.count("it has ended"), " icanon " in rest.split(LEFT)[-1]) == (0, 1, True)
 
 
 def test_without_a_terminal_it_prints_one_table(server: Listening) -> None:

@@ -248,10 +248,14 @@ async def test_after_three_restarts_without_a_token_it_is_given_up_and_tried_aga
         EngineUnavailableError, match=r"cannot be restarted: no process; it is tried again every 0\.5 s"
     ):
         await collect(engine, ask("late", [1]))
+    nursery.gate.clear()
     while engine.health.state == "failed":
         await asyncio.sleep(0.01)
+    assert (engine.health.state, engine.is_given_up) == ("restarting", True)  # until it is back
+    nursery.gate.set()
     task = begin(engine, ask("r", [1]))
     await settle()
+    assert not engine.is_given_up
     nursery.children[1].say("r", 3, finish_reason="length")
     assert (await task)[0].token_ids == (3,)
     await engine.aclose()

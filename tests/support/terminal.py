@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TIMEOUT_S, PATIENCE_S = 240.0, 10.0
-CTRL_C, CTRL_D = "\x03", "\x04"
+CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 
 
 class Terminal:

@@ -66,6 +66,7 @@ class SupervisedEngine:
         self._restarts: deque[float] = deque()  # when, since a token came last
         self._num_restarts = 0
         self._failure: Exception | None = None  # why the last try to start one failed
+        self._is_given_up = False
         self._condemned: ChildProcess | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._child = child
@@ -87,8 +88,8 @@ class SupervisedEngine:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether restarting it is given up for now."""
-        return self._state == "failed"
+        """Whether restarting it was given up; also while it is tried again, until it is back."""
+        return self._is_given_up
 
     @property
     def is_outdated(self) -> bool:
@@ -215,6 +216,7 @@ class SupervisedEngine:
 
     def _adopt(self, child: ChildProcess) -> None:
         self._child, self._state, self._failure = child, "ready", None
+        self._is_given_up = False
         child.on_lost = self._on_lost
         if child.is_gone:
             self._on_lost(child)
@@ -246,7 +248,7 @@ class SupervisedEngine:
     async def _restart(self) -> None:
         """Until there is an engine again; after too many tries in vain the next comes later."""
         while not await self._took_over():
-            self._state = "failed"
+            self._state, self._is_given_up = "failed", True
             if self.on_given_up is not None:
                 self.on_given_up()
             _log.critical("the engine is given up for %g s", self._policy.retry_after_s)

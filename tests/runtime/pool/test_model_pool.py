@@ -662,6 +662,22 @@ def test_only_an_engine_whose_files_are_others_now_is_loaded_anew(make_pool: Mak
     assert (machine.started, machine.ended) == (["a", "a"], ["a"])
 
 
+def test_a_pinned_model_stays_pinned_when_it_is_loaded_anew(make_pool: MakePool) -> None:
+    pool, machine = make_pool(models=(NamedModel("a"),), is_pinned=True)
+
+    async def main() -> None:
+        await pool.start()
+        machine.engines["a"].give_up(is_outdated=True)
+        for name in "abc":
+            assert await ask(pool, name) == name
+        assert (machine.started, machine.ended) == (["a", "a", "b", "c"], ["a", "b"])
+        await pool.unload("a")
+        await ask(pool, "a")
+        assert [(model.name, model.is_pinned) for model in pool.loaded()] == [("c", False), ("a", False)]
+
+    run_virtually(main())
+
+
 def test_the_loss_of_the_last_model_named_at_start_is_told(make_pool: MakePool) -> None:
     pool, machine = make_pool({"a": 20, "b": 20, "c": 20}, models=(NamedModel("a"), NamedModel("b")))
 

@@ -44,6 +44,7 @@ class ModelPool:
         self._budget = host.budget_bytes(settings.memory_share)
         self._is_closed = False
         self._has_lost = asyncio.Event()
+        self._pinned: set[str] = set()  # by source: also while one is loaded anew
         self._returning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -86,7 +87,9 @@ class ModelPool:
     async def load(self, name: str, *, keep_alive_s: float | None = None, pin: bool = False) -> ServedModel:
         """Loads a model without a request; pinned, it stays until it is unloaded. Raises as `use` does."""
         async with self.use(name, keep_alive_s=keep_alive_s) as model:
-            model.is_pinned = model.is_pinned or pin
+            if pin:
+                self._pinned.add(self._names.find(name).source)
+                model.is_pinned = True
             return model
 
     async def unload(self, name: str, *, now: bool = False) -> None:
@@ -94,7 +97,9 @@ class ModelPool:
 
         Raises ModelNotFoundError.
         """
-        slot = self._slots.get(self._names.find(name).source)
+        source = self._names.find(name).source
+        self._pinned.discard(source)
+        slot = self._slots.get(source)
         if slot is None:
             return
         slot.is_unloading = True
@@ -222,6 +227,7 @@ class ModelPool:
                 memory=slot.plan.by_kind(),
                 loaded_at=time.time(),
                 load_s=clock() - start_s,
+                is_pinned=known.source in self._pinned,
             )
             slot.has_loaded()
             slot.started.client.on_given_up = partial(self._note_lost, known.name)

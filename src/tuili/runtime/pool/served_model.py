@@ -18,7 +18,7 @@ class ServedEngine(EngineClient, Protocol):
 
     @property
     def is_given_up(self) -> bool:
-        """Whether it is so now; it may come back by itself."""
+        """Whether that was so and it has not come back since, though it may try."""
         ...
 
     @property
