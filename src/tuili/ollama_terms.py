@@ -28,6 +28,7 @@ SAMPLING_FIELDS: Mapping[str, str] = {  # option -> field of SamplingParams; num
     **{name: name for name in ("mirostat", "mirostat_tau", "mirostat_eta", "repeat_last_n")},
     "repeat_penalty": "repetition_penalty",
 }
+ALL_FIELDS = {**SAMPLING_FIELDS, "num_predict": "max_tokens"}
 WITHOUT_EFFECT = (  # hardware and loading are asked for elsewhere, or the option does nothing any more
     *("numa", "num_batch", "num_gpu", "main_gpu", "num_thread", "low_vram", "f16_kv", "logits_all", "vocab_only"),
     *("use_mmap", "use_mlock", "embedding_only", "penalize_newline", "tfs_z", "draft_num_predict"),

@@ -256,6 +256,9 @@ def test_commands_change_what_is_asked(chat: Terminal) -> None:
         ("/set top_k many", "error: top_k must be an integer, got 'many'"),
         ("/set top_p 2", "error: top_p must be in (0, 1], got 2.0"),
         ("/set ignore_eos maybe", "error: ignore_eos must be true or false, got 'maybe'"),
+        ("/set parameter num_predict 0", "error: num_predict must be an integer >= 1, or -1 or -2 for no limit"),
+        ("/set parameter num_ctx 4096", "error: num_ctx is set as the model is loaded: tuili run --max-model-len"),
+        ("/set parameter num_gpu 1", "error: num_gpu has no effect here"),
         ("/load none.json", "error: cannot read 'none.json': No such file or directory"),
         ("/save", "error: /save takes the name of a file"),
         ("/save /no/such/folder/x", "error: cannot write '/no/such/folder/x': No such file or directory"),
@@ -266,6 +269,19 @@ def test_wrong_commands_are_explained(folder: Path, command: str, message: str) 
     with pytest.raises(InvalidRequestError) as info:
         run_chat_command(chat, command)
     assert f"error: {info.value}".startswith(message)
+
+
+def test_parameters_have_ollama_s_names_too() -> None:
+    chat = Chat(FakePipeline(), Conversation(), io.StringIO())
+    for typed, sampling in (
+        ("num_predict 7", {"max_tokens": 7}),
+        ("repeat_penalty 1.2", {"max_tokens": 7, "repetition_penalty": 1.2}),
+        ("repeat_penalty default", {"max_tokens": 7}),
+        ("num_predict -1", {"max_tokens": None}),
+        ("num_predict default", {}),
+    ):
+        run_chat_command(chat, f"/set parameter {typed}")
+        assert chat.conversation.sampling == sampling
 
 
 def shown(pipeline: FakePipeline, what: str, **sampling: object) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tuili.cli.chat import Chat
 from tuili.cli.line_reader import keep_history
 from tuili.cli.refusals import refuse_format
 from tuili.cli.sampling_options import parse_value, sampling_params
 from tuili.errors import InvalidRequestError
+from tuili.ollama_terms import ALL_FIELDS, WITHOUT_EFFECT, read_options
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 
@@ -30,12 +32,23 @@ def set_parameter(chat: Chat, argument: str) -> None:
     name, text = name.removeprefix("--").replace("-", "_"), text.strip()
     if not name or not text:
         raise InvalidRequestError("/set takes a parameter and a value, as in: /set temperature 0.7")
-    wanted = {key: value for key, value in chat.conversation.sampling.items() if key != name}
+    field = ALL_FIELDS.get(name, name)  # Ollama's names, too
+    wanted = {key: value for key, value in chat.conversation.sampling.items() if key != field}
     if text != "default":
-        wanted[name] = parse_value(name, text)
+        wanted[field] = _value(name, field, text)
     sampling_params(chat.pipeline.default_sampling, wanted)
     chat.conversation.sampling = wanted
     chat.out.write(f"{name} is {text}\n")
+
+
+def _value(name: str, field: str, text: str) -> Any:
+    """Of a sampling parameter under its own name or Ollama's."""
+    if name == "num_ctx":
+        raise InvalidRequestError("num_ctx is set as the model is loaded: tuili run --max-model-len", param=name)
+    if name in WITHOUT_EFFECT or name == "num_keep":
+        raise InvalidRequestError(f"{name} has no effect here", param=name)
+    value = parse_value(field, text)
+    return read_options({name: value}).sampling[field] if name == "num_predict" else value
 
 
 def set_system(chat: Chat, text: str) -> None:

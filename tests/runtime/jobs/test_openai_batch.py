@@ -58,6 +58,7 @@ def test_a_chat_body_becomes_a_request() -> None:
         {"function_call": "auto"},
         {"tools": [], "tool_choice": "auto"},
         {"prompt_cache_key": "k", "store": False, "service_tier": "flex", "metadata": {"a": "b"}},
+        {"store": True, "metadata": {"a": "b"}},  # as some programs say of every request
         {"stream": False, "stream_options": {"include_usage": True}},
         {"structured_outputs": None, "extra_args": None},
     ],

@@ -33,6 +33,7 @@ class Refused(NamedTuple):
 _LATER = "it comes later"
 WITHOUT_EFFECT: Mapping[str, str] = {
     "user": "nothing is kept of it",
+    "store": "answers are not stored",
     "metadata": "nothing is kept of it",
     "safety_identifier": "nothing is kept of it",
     "service_tier": "there is one",
@@ -40,6 +41,10 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "prompt_cache_retention": "what is cached is kept while there is room",
     "prompt_cache_options": "what is cached is found by its content",
     "session_id": "what is cached is found by its content",
+}
+IN_VAIN: Mapping[str, tuple[Any, ...]] = {  # of those: what somebody may count on, and the values that ask for nothing
+    "store": (False,),
+    "metadata": ({},),
 }
 REFUSED: Mapping[str, Refused] = {
     "tools": Refused(([],), _LATER),
@@ -53,7 +58,6 @@ REFUSED: Mapping[str, Refused] = {
     "prediction": Refused(({},), _LATER),
     "web_search_options": Refused((), "models do not search"),
     "moderation": Refused((), "there is no moderation"),
-    "store": Refused((False,), "answers are not stored"),
     "verbosity": Refused(("medium",), "say it in the prompt"),
     "suffix": Refused(("",), "write the model's own tokens for filling in into the prompt"),
     "prompt_embeds": Refused(([], ""), "prompts are text or token ids"),

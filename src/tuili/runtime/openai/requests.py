@@ -16,6 +16,7 @@ from tuili.runtime.openai.fields import (
     COMPLETIONS,
     DEFAULT_COMPLETION_TOKENS,
     EFFORTS,
+    IN_VAIN,
     MAX_LOGPROBS,
     MAX_PROMPTS,
     REFUSED,
@@ -38,6 +39,11 @@ def without_unimplemented(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} = {value!r:.80} is not implemented: {refused.reason}; {remedy}", param=name
             )
     return {name: value for name, value in body.items() if name not in REFUSED and name not in WITHOUT_EFFECT}
+
+
+def asked_in_vain(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields without effect that ask for something."""
+    return tuple(name for name, neutral in IN_VAIN.items() if name in body and not _is_one_of(body[name], neutral))
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:

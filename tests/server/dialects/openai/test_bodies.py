@@ -39,6 +39,23 @@ def test_what_asks_for_nothing_is_taken_and_all_else_is_refused(name: str) -> No
     assert getattr(refused.value, "param", None) == name
 
 
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+async def test_what_is_asked_in_vain_is_told_and_refused_by_a_strict_server(url: str) -> None:
+    body = {"messages": TALK} if url == CHAT else {"prompt": "Hi"}
+    body |= {"max_tokens": 1, "temperature": 0}
+    async with small_app() as (_, client):
+        told = await client.post(url, json=body | {"store": True, "metadata": {"a": "b"}, "user": "me"})
+        nothing = await client.post(url, json=body | {"store": False, "metadata": {}})
+    assert (told.status_code, told.headers["x-ignored-params"]) == (200, "store, metadata")
+    assert (nothing.status_code, "x-ignored-params" in nothing.headers) == (200, False)
+    async with small_app(is_strict=True) as (_, client):
+        refused = await client.post(url, json=body | {"store": True})
+        nothing = await client.post(url, json=body | {"store": False, "metadata": {}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
+    assert refused.json()["error"]["message"] == "store has no effect here: answers are not stored"
+    assert nothing.status_code == 200
+
+
 async def _error(url: str, body: dict[str, Any], status: int = 400) -> dict[str, Any]:
     async with small_app() as (_, client):
         response = await client.post(url, json=body)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
-from tuili.runtime.openai.fields import MAX_IDS
-from tuili.server.body import JsonList, JsonNumbers
+from tuili.errors import InvalidRequestError
+from tuili.runtime.openai.fields import MAX_IDS, WITHOUT_EFFECT
+from tuili.runtime.openai.requests import asked_in_vain, without_unimplemented
+from tuili.server.body import JsonList, JsonNumbers, read_body
 
 TokenIds = Annotated[JsonList[int], Field(max_length=MAX_IDS)]
 
@@ -197,6 +200,20 @@ class DetokenizeBody(_Body):
 
     model: str | None = None
     tokens: JsonList[int]
+
+
+async def read_fields(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a request's body that ask for something.
+
+    What is asked in vain is named in the answer's x-ignored-params, or refused with --strict. Raises as read_body does,
+    and InvalidRequestError for what is not implemented.
+    """
+    body = given(await read_body(request, model))
+    vain = asked_in_vain(body)
+    if vain and request.app.state.serving.settings.is_strict:
+        raise InvalidRequestError(f"{vain[0]} has no effect here: {WITHOUT_EFFECT[vain[0]]}", param=vain[0])
+    request.state.caller.ignored_params += vain
+    return without_unimplemented(body)
 
 
 def given(body: BaseModel) -> dict[str, Any]:

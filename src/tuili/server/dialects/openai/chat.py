@@ -13,11 +13,10 @@ from tuili.errors import InvalidRequestError
 from tuili.runtime.front import Front
 from tuili.runtime.openai.fields import CHAT
 from tuili.runtime.openai.logprobs import ChatLogprobs, prompt_logprobs
-from tuili.runtime.openai.requests import conversation, without_unimplemented
+from tuili.runtime.openai.requests import conversation
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering
-from tuili.server.body import read_body
-from tuili.server.dialects.openai.bodies import ChatBody, given
+from tuili.server.dialects.openai.bodies import ChatBody, read_fields
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
 from tuili.server.dialects.openai.parse import engine_request, prompt_ending
 from tuili.server.dialects.openai.respond import respond
@@ -27,7 +26,7 @@ from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, Toke
 
 async def create_chat_completion(request: Request) -> Response:
     """The next message of a conversation, whole or streamed."""
-    body = without_unimplemented(given(await read_body(request, ChatBody)))
+    body = await read_fields(request, ChatBody)
     serving: Serving = request.app.state.serving
     flags = stream_flags(body, forces_usage=serving.settings.forces_usage)
     if body.get("stream") and body.get("prompt_logprobs") is not None:

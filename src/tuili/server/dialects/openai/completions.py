@@ -12,11 +12,10 @@ from starlette.responses import Response
 from tuili.runtime.front import Front
 from tuili.runtime.openai.fields import COMPLETIONS
 from tuili.runtime.openai.logprobs import CompletionLogprobs, prompt_logprobs
-from tuili.runtime.openai.requests import completion_defaults, prompts, without_unimplemented
+from tuili.runtime.openai.requests import completion_defaults, prompts
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering
-from tuili.server.body import read_body
-from tuili.server.dialects.openai.bodies import CompletionBody, given
+from tuili.server.dialects.openai.bodies import CompletionBody, read_fields
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
 from tuili.server.dialects.openai.parse import engine_request
 from tuili.server.dialects.openai.respond import respond
@@ -26,7 +25,7 @@ from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, Toke
 
 async def create_completion(request: Request) -> Response:
     """Continuations of one prompt or several, whole or streamed."""
-    body = without_unimplemented(given(await read_body(request, CompletionBody)))
+    body = await read_fields(request, CompletionBody)
     serving: Serving = request.app.state.serving
     flags = stream_flags(body, forces_usage=serving.settings.forces_usage)
     answering = await serving.answer(

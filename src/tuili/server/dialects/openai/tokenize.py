@@ -10,9 +10,8 @@ from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError
 from tuili.runtime.front import Front, check_chars
-from tuili.runtime.openai.requests import conversation, without_unimplemented
-from tuili.server.body import read_body
-from tuili.server.dialects.openai.bodies import DetokenizeBody, TokenizeBody, given
+from tuili.runtime.openai.requests import conversation
+from tuili.server.dialects.openai.bodies import DetokenizeBody, TokenizeBody, read_fields
 from tuili.server.dialects.openai.facts import model_name
 from tuili.server.dialects.openai.parse import prompt_ending
 from tuili.server.ops import json_response
@@ -22,7 +21,7 @@ from tuili.types import GenerateRequest, SamplingParams
 
 async def tokenize(request: Request) -> Response:
     """Ids of a text, or of a conversation as the model's template writes it."""
-    body = without_unimplemented(given(await read_body(request, TokenizeBody)))
+    body = await read_fields(request, TokenizeBody)
     kinds = [name for name in ("prompt", "content", "messages") if name in body]
     if len(kinds) != 1:
         raise InvalidRequestError(
@@ -41,7 +40,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of ids, special tokens included; under vLLM's name and under llama-server's."""
-    body = given(await read_body(request, DetokenizeBody))
+    body = await read_fields(request, DetokenizeBody)
     serving: Serving = request.app.state.serving
     async with serving.use(model_name(request, body.get("model"))) as model:
         size = model.front.vocab_size
