@@ -128,7 +128,7 @@ def test_systemd_opens_ports_whose_address_is_a_number(
 def test_the_socket_is_where_the_environment_file_says(cli: Cli, systemd: FakeSystemd, tmp_path: Path) -> None:
     (tmp_path / "config" / "tuili").mkdir(parents=True)
     environment = tmp_path / "config" / "tuili" / "tuili.env"
-    environment.write_text('# TUILI_SERVE_PORT=1\nTUILI_SERVE_PORT="9002"\nTUILI_SERVE_API_KEY=x y\n')
+    environment.write_text("# TUILI_SERVE_PORT=1\nTUILI_SERVE_PORT=\"9002\"\nTUILI_SERVE_API_KEY='some-key-1'\n")
     assert "ListenStream=127.0.0.1:9002\n" in cli("service", "install", "--user", "--dry-run").out
     environment.write_text("TUILI_SERVE_PORT=x\n")
     assert "TUILI_SERVE_PORT" in cli("service", "install", "--user", "--dry-run").err

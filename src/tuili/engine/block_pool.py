@@ -83,17 +83,16 @@ class BlockPool:
     def take_away(self, count: int) -> list[int]:
         """Takes out so many of the num_free blocks: untouched ones first, then free ones, then cached ones, the oldest.
 
-        Returns those that were touched: their memory is to be given back.
+        Returns them: their memory is to be given back, if there are touched ones among them.
         """
         assert 0 <= count <= self.num_free
         while len(self._free) < count:
             self._free.append(self._uncache_oldest())
         taken, self._free = self._free[:count], self._free[count:]
-        touched = taken[self.num_untouched :]
         self.num_untouched = max(0, self.num_untouched - count)
         self._away += taken
         self.num_blocks -= count
-        return touched
+        return taken
 
     def bring_back(self, count: int) -> None:
         """Undoes take_away for so many blocks, the lowest first."""

@@ -37,9 +37,10 @@ class CachePart:
         pool = self.pool
         if num_blocks >= pool.num_blocks:
             pool.bring_back(num_blocks - pool.num_blocks)
-        elif touched := pool.take_away(pool.num_blocks - num_blocks):
-            assert self.give_back is not None
-            self.give_back(touched)
+            return
+        taken = pool.take_away(pool.num_blocks - num_blocks)
+        if self.give_back is not None:  # untouched ones with them: a page may reach from one into another
+            self.give_back(taken)
 
 
 def cache_parts(backend: Backend, groups: ListLike[CacheGroup], pools: ListLike[BlockPool]) -> list[CachePart]:

@@ -30,15 +30,14 @@ def test_blocks_given_back_take_no_memory_until_they_are_written_again(backend: 
     driver = Driver(backend, num_blocks=NUM_BLOCKS)
     sizes = [group.block_bytes for group in driver.groups]
     expected, text = driver.logits(TEXT), driver.text()
-    before = process_memory()[0]
     driver.step([Work(text, TEXT[:40])])
     free = [[b for b in range(NUM_BLOCKS) if b not in table] for table in text.tables]
     copies = [(g, text.tables[g][0], block) for g in range(len(sizes)) for block in free[g]]
     found = driver.step([Work(text, TEXT[40:50])], copies=copies)
-    assert process_memory()[0] - before > 0.9 * NUM_BLOCKS * sum(sizes)
+    before = process_memory()[0]
     for group, blocks in enumerate(free):
         backend.give_back_blocks(group, blocks[::-1])
-    assert process_memory()[0] - before < 0.1 * NUM_BLOCKS * sum(sizes)
+    assert before - process_memory()[0] > 0.9 * NUM_BLOCKS * sum(sizes)
     last = driver.step([Work(text, TEXT[50:])])
     np.testing.assert_array_equal(np.concatenate([found.logits, last.logits]), expected[[49, 59]])
     np.testing.assert_array_equal(driver.logits(TEXT), expected)
