@@ -27,7 +27,8 @@ class Pages {
     }
     uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
-    // The system takes back the whole pages in [first, last), bytes from the start, where it can: what is in them is lost.
+    // The system takes back the whole pages in [first, last), bytes from the start, where it can: their content is
+    // lost.
     void give_back(size_t first, size_t last);
 
   private:

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from email.utils import formatdate
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -99,7 +99,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._set_date()
         super().on_headers_complete()
         if self.expect_100_continue:
-            self.cycle.transport = _ClosesLater(self.transport, self._linger)
+            self.cycle.transport = cast(asyncio.Transport, _ClosesLater(self.transport, self._linger))
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -149,12 +149,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             return
         cycle.response_started = cycle.response_complete = True
         headers = [*cycle.default_headers, *answer.headers]
+        if cycle.waiting_for_100_continue:  # nobody can tell whether the body comes next, or another request
+            cycle.keep_alive = False
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))
         lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body))
         if not cycle.keep_alive:
-            self.transport.close()
+            cycle.transport.close()
         cycle.on_response()
 
     def _set_date(self) -> None:
