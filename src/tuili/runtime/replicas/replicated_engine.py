@@ -125,10 +125,11 @@ class ReplicatedEngine:
     def own_bytes(self) -> int:
         return sum(replica.own_bytes for replica in self.replicas)
 
-    async def resize_cache(self, num_bytes: int) -> int:
+    async def resize_cache(self, num_bytes: int, *, may_forget: bool = False) -> int:
         """Each gets the same share."""
         share = num_bytes // len(self.replicas)
-        return sum(await asyncio.gather(*(replica.resize_cache(share) for replica in self.replicas)))
+        resizing = (replica.resize_cache(share, may_forget=may_forget) for replica in self.replicas)
+        return sum(await asyncio.gather(*resizing))
 
     def close(self) -> None:
         for replica in self.replicas:
