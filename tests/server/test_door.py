@@ -104,3 +104,13 @@ def test_requests_sent_ahead_are_refused_in_their_turn() -> None:
         connection.sendall(ask + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + ask + ask + last)
         answers = b"".join(iter(lambda: connection.recv(65536), b""))
     assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"429", b"200", b"429", b"429", b"200"]
+
+
+def test_who_waits_for_a_word_to_send_is_told_that_the_connection_ends() -> None:
+    with listening(max_queued_requests=1) as server, server.connect() as connection:
+        server.app.state.serving.admission.num_queued = 1
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        connection.sendall(head)
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"429"]
+    assert b"\r\nconnection: close\r\n" in answers
