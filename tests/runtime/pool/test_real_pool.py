@@ -32,6 +32,9 @@ class CrampedHost(LocalHost):
     def free_bytes(self) -> int:
         return self.budget
 
+    def budget_bytes(self, share: float) -> int:
+        return self.budget
+
 
 @pytest.fixture
 def pool(smollm2_gguf: Path, gemma3_gguf: Path, tmp_path: Path) -> ModelPool:
