@@ -170,6 +170,24 @@ def test_an_internal_error_ends_everything_and_says_so(caplog: pytest.LogCapture
     loop.close()
 
 
+def test_a_command_that_fails_loses_nothing_that_came_behind_it() -> None:
+    loop, sink, held, told = EngineLoop(make_engine()), Waiting(), threading.Event(), threading.Event()
+    loop.add_listener(told.set)
+
+    def fail(_: int) -> NoReturn:
+        raise AssertionError("blocks do not add up")
+
+    loop._send(lambda: None if held.wait(60) else fail(0))
+    for _ in range(2):
+        loop.resize_cache(0, fail)
+    loop.submit(ask("r", PROMPT), sink)
+    held.set()
+    assert sink.done.wait(60)
+    assert isinstance(sink.answers.last("r").error, EngineUnavailableError)
+    assert told.wait(60)
+    loop.close()
+
+
 def test_a_device_that_failed_ends_everything_and_is_named_to_whoever_comes_later() -> None:
     backend = GatedBackend()
     loop, sinks = EngineLoop(make_engine(backend, max_num_seqs=1)), [Waiting() for _ in range(3)]

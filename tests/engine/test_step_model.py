@@ -69,6 +69,15 @@ def test_one_prompt_teaches_enough_to_go_on_with_it() -> None:
         start += size
 
 
+def test_level_and_factors_do_not_drift_apart_however_long_the_machine_is_disturbed() -> None:
+    model, rng = StepModel(), random.Random(4)
+    for _ in range(30_000):
+        count = rng.choice((1, 8, 32))
+        model.observe(count, [], took(count, []) * rng.lognormvariate(0, 0.5))
+    assert model.seconds(8) == pytest.approx(took(8, []), rel=0.4)
+    assert 1e-3 < model._level < 1e3
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 9), st.integers(0, 9000), st.integers(1, 512), st.floats(1e-4, 100)),

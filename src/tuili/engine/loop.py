@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from tuili.engine.engine import Engine
 from tuili.engine.sequence import Sink
@@ -25,7 +27,7 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._wake = threading.Condition()
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: deque[Callable[[], None]] = deque()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._open = True
         self._failure: EngineUnavailableError | None = None
@@ -145,13 +147,12 @@ class EngineLoop:
             self._failure = error
         with self._wake:
             self._open = False
-            commands, self._inbox = self._inbox, []
-        try:
-            self._engine.close(error)
-        except Exception as failure:
-            _log.critical("the engine could not be closed in order", exc_info=failure)
-        for command in commands:  # requests on a closed engine are refused, with a delta
-            command()
+        for command in (partial(self._engine.close, error), *self._inbox):  # requests on a closed engine are refused
+            try:
+                command()
+            except Exception as failure:
+                _log.critical("the engine could not be closed in order", exc_info=failure)
+        self._inbox.clear()
         self._tell_listeners()
 
     def _tell_listeners(self) -> None:
@@ -167,7 +168,6 @@ class EngineLoop:
                 self._wake.wait()
             if not self._open:
                 return False
-            commands, self._inbox = self._inbox, []
-        for command in commands:
-            command()
+        for _ in range(len(self._inbox)):  # one by one: what lies behind one that fails is refused, not lost
+            self._inbox.popleft()()
         return True

@@ -27,6 +27,7 @@ _GUESSES = np.array([(1, 0, 0, 0, 0), (0, 1, -1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 
 _GUESSED = np.array([16.0, 1.0, 6e-3, 2e-3])
 _RIDGE = 1e-9
 _MAX_UNREAD = 64
+_MAX_TOKENS = 10**9  # where a token takes nothing that could be seen
 
 
 class StepModel:
@@ -65,6 +66,7 @@ class StepModel:
             found = min(found, _MAX_RISE * expected)
             error = max(math.log(found / expected), -0.5)
             self._level *= math.exp(error * (_FALL if error < 0 else _RISE))
+            self._level **= 1 - 1 / _LONG_MEMORY  # what lasts is the factors': else both drift apart without end
         else:
             self._token_s = found / (num_decodes + sum(size for _, size in prompts))
         if prompts:
@@ -104,8 +106,8 @@ class StepModel:
         if left <= 0:
             return 0
         linear = a + b / 2 + c * start
-        root = math.sqrt(linear * linear + 2 * c * left)
-        return int(min(2 * left / max(linear + root, 1e-12), 1e9))
+        each = (linear + math.sqrt(linear * linear + 2 * c * left)) / 2
+        return int(min(left / each, _MAX_TOKENS)) if each else _MAX_TOKENS
 
     def _solve(self) -> None:
         """The least squares without the factors that would be negative."""
