@@ -107,6 +107,19 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_shows_it_again(server: Listening,
         assert (code, rest.count("it has ended"), " icanon " in rest.split(LEFT)[-1]) == (0, 1, True)
 
 
+def test_bg_waits_for_the_terminal_and_fg_shows_it_again(server: Listening, tmp_path: Path) -> None:
+    top = shlex.join([*COMMAND, "--url", server.url])
+    script = f'{top}; bg; while [ -z "$(jobs -s)" ]; do sleep 0.01; done; fg; echo it has ended'
+    with in_terminal(["bash", "-mc", script], tmp_path, {"TERM": "xterm", "NO_PROXY": "127.0.0.1"}) as terminal:
+        terminal.wait_for("queue 0")
+        terminal.type(CTRL_Z)
+        terminal.wait_for(LEFT)
+        terminal.wait_for("queue 0")
+        terminal.type("q")
+        code, rest = terminal.finish()
+        assert (code, "Traceback" in rest, rest.count("it has ended")) == (0, False, 1)
+
+
 def test_without_a_terminal_it_prints_one_table(server: Listening) -> None:
     done = subprocess.run(
         [*COMMAND, "--url", server.url], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from support.served import listening, small_app
 from tuili.server.api_keys import read_api_keys
 from tuili.server.edge import Edge
+from tuili.server.guards import http_protocol
 
 KEYS = read_api_keys(["user-key-1 infer", "operator-1 manage"])
 KEY = {"authorization": "Bearer user-key-1"}
@@ -67,6 +71,7 @@ async def test_a_refusal_says_what_the_layers_say(
         assert int(found.headers["content-length"]) == len(found.content)
         route = path if status == 429 else "-"
         assert app.state.request_log.counts["POST" if status == 429 else "-", route, status] == 2
+        assert scope["state"]["caller"].asks_model == (status == 429)  # who is no caller has no span
 
 
 def test_who_is_refused_costs_no_task_and_may_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +119,48 @@ def test_who_waits_for_a_word_to_send_is_told_that_the_connection_ends() -> None
         answers = b"".join(iter(lambda: connection.recv(65536), b""))
     assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"429"]
     assert b"\r\nconnection: close\r\n" in answers
+
+
+def test_who_reads_no_refusal_gets_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked behind waits in the application, which waits for the client: refusals do not fill the memory."""
+    waiting = threading.Event()
+    exchange, num_asks = Edge._exchange, 10_000
+
+    async def watched(self: Edge, *arguments: Any) -> None:
+        waiting.set()
+        await exchange(self, *arguments)
+
+    monkeypatch.setattr(Edge, "_exchange", watched)
+    asks = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}" * num_asks
+    with listening(max_queued_requests=1) as server, socket.socket() as connection:
+        server.app.state.serving.admission.num_queued = 1
+        counts = server.app.state.request_log.counts
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        connection.settimeout(240)
+        connection.connect((server.host, server.port))
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                connection.sendall(asks)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            while not waiting.wait(0.01):
+                assert counts["POST", "/v1/completions", 429] < num_asks
+        finally:
+            connection.shutdown(socket.SHUT_RDWR)
+            asking.join()
+
+
+def test_a_refusal_leaves_time_for_a_body_that_still_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is closed at once is reset, and who sends everything before reading never learns why."""
+    monkeypatch.setattr(http_protocol, "_LINGER_S", 240.0)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 3000\r\n\r\n"
+    with listening(max_queued_requests=1) as server, server.connect() as connection:
+        server.app.state.serving.admission.num_queued = 1
+        connection.sendall(head)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        for _ in range(3):
+            connection.sendall(b"x" * 1000)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"429"]

@@ -11,11 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from support.plain_dialect import plain_dialect
 from support.served import Listening, listening
+from tuili.server.edge import Edge
 from tuili.server.guards import http_protocol
 
 BODY = json.dumps({"prompts": ["abc"], "max_tokens": 2}).encode()
@@ -309,3 +311,20 @@ def test_random_mutants_of_requests_are_refused_or_answered(hasty_server: Listen
     assert len(answers) == NUM_RANDOM
     assert {answer for answer in answers if answer >= 500 or answer == 101} == set()
     assert_alive(hasty_server, num_tries=20)
+
+
+def test_what_comes_behind_an_answer_that_ends_the_connection_is_not_done(
+    server: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    served = Edge._exchange
+
+    async def watched(self: Edge, scope: Any, *others: Any) -> None:
+        done.append(scope["path"])
+        await served(self, scope, *others)
+
+    monkeypatch.setattr(Edge, "_exchange", watched)
+    answer = exchange(server, b"POST /elsewhere HTTP/1.1\r\n" + EXPECTING + b"\r\n" + BODY + GOOD)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"404"]
+    assert_alive(server)
+    assert done == ["/elsewhere", "/plain/generate"]

@@ -9,17 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import tokenizers
 
 from support.fake_backend import FakeBackend
 from support.gated_backend import GatedBackend
 from support.served import SmallPool, small_app
-from support.small_model import small_model
+from support.small_model import small_front, small_model, small_tokenizer
 from tuili.errors import TuiliError
 from tuili.runtime.front import Front
 from tuili.server.admission import Seats
 from tuili.server.caller import Caller
 from tuili.server.serving import Serving
-from tuili.text.tokenizer import Tokenizer
+from tuili.text.tokenizer import NamedTokens, Tokenizer
 from tuili.types import GenerateRequest, SamplingParams
 
 PLAIN = GenerateRequest(request_id="", sampling=SamplingParams(), prompt="a")
@@ -170,6 +171,8 @@ async def test_of_a_text_far_too_long_only_the_beginning_is_looked_at(monkeypatc
         ("/tokenize", {"content": "a" * (4 << 20) + "a"}),
         ("/tokenize", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}),
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}),
+        ("/api/generate", {"prompt": "a" * (4 << 20) + "a", "raw": True}),
+        ("/api/generate", {"prompt": "a" * (4 << 20) + "a", "context": [1]}),
     ],
 )
 async def test_more_than_a_request_may_bring_is_refused_with_the_limit(path: str, body: dict[str, object]) -> None:
@@ -177,3 +180,14 @@ async def test_more_than_a_request_may_bring_is_refused_with_the_limit(path: str
         answer = await client.post(path, json={"model": "small", "max_tokens": 1, **body})
     assert answer.status_code == 400
     assert any(limit in answer.text for limit in ("1024", "8192", "65536", "4194304")), answer.text[:300]
+
+
+def test_special_tokens_of_many_letters_make_no_prompt_too_long() -> None:
+    """Taken for text they would be many times as many tokens."""
+    mark = "a" * 40
+    backend = small_tokenizer()._backend
+    backend.add_special_tokens([tokenizers.AddedToken(mark, normalized=False)])
+    front = small_front(tokenizer=Tokenizer(backend, NamedTokens()))
+    asked = GenerateRequest(request_id="", sampling=SamplingParams(), prompt=mark * 100, parse_special=True)
+    prompt, _ = front.token_request(asked)
+    assert len(prompt.token_ids) == 100

@@ -91,3 +91,18 @@ def test_what_is_for_another_process_or_listens_not_is_not_taken(
         _handed_over(deaf, monkeypatch)
     with pytest.raises(InvalidRequestError, match="is no socket"), Path(os.devnull).open() as file:
         _handed_over(file, monkeypatch)  # type: ignore[arg-type]
+
+
+def test_localhost_is_both_loopbacks_whatever_the_system_says_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many systems know it in one family only, and systemd opens both."""
+    first = socket.create_server(("127.0.0.1", 0))
+    port = first.getsockname()[1]
+    try:
+        second = socket.create_server(("::1", port), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("there is no IPv6")
+    named = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: named)
+    listeners = open_listeners([Address(host="localhost", port=port)], [first, second])
+    assert listeners.sockets == [first, second]
+    listeners.close()

@@ -14,7 +14,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _ENTER, _LEAVE = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"  # a screen of its own without cursor, and back
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -65,7 +65,8 @@ class _Screen:
         self._before = termios.tcgetattr(sys.stdin)
 
     def enter(self, *_: object) -> None:
-        tty.setcbreak(sys.stdin)
+        with suppress(termios.error):  # stopped for asking from the background; going on from there enters anew
+            tty.setcbreak(sys.stdin)
         os.write(sys.stdout.fileno(), _ENTER)
 
     def leave(self) -> None:

@@ -154,14 +154,18 @@ class Front:
         return PromptTokens(tuple(self.tokenizer.encode_rendered(rendered)), str(rendered))
 
     def _check_length(self, request: GenerateRequest, text: str, *, may_be_longer: bool) -> None:
-        """Refuses a text of which a part alone is twice too long: all of it would take minutes and gigabytes."""
+        """Refuses a text of which a part alone is twice too long: all of it would take minutes and gigabytes.
+
+        Special tokens count as such, wherever they stand: what fits is never refused.
+        """
         if may_be_longer:
             check_chars(text)
             return
         limit = self.max_model_len
         num_chars = _CHARS_PER_TOKEN * limit
         while num_chars < len(text):
-            if len(self.tokenizer.encode(text[:num_chars], add_special_tokens=False)) > 2 * limit:
+            part = text[:num_chars]
+            if len(self.tokenizer.encode(part, add_special_tokens=False, parse_special=True)) > 2 * limit:
                 found = f"prompt has more than {2 * limit} tokens; the context holds {limit}"
                 raise ContextLengthError(
                     f"{found} and at least 1 must be left to answer",

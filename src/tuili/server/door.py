@@ -64,11 +64,11 @@ class Door:
             return None
         began_s = time.monotonic()
         caller = new_caller(scope)
-        caller.asks_model = True
         try:
             for check in self._checks:
                 check(scope)
             scope["route"] = found.route
+            caller.asks_model = True
             self._serving.check_room()
         except TuiliError as error:
             return self._told(scope, caller, error, began_s)

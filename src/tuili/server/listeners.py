@@ -20,6 +20,7 @@ OLLAMA_PORT = 11434
 _SCHEME_PORTS = {"http://": 80, "https://": 443, None: OLLAMA_PORT}
 _OLLAMA_HOST = re.compile(r"(https?://)?(\[[^]]*\]|[^:/]*)(?::([0-9]{1,5}))?/?")
 _BACKLOG = 2048
+_LOOPBACKS = [(int(socket.AF_INET), "127.0.0.1"), (int(socket.AF_INET6), "::1")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +105,10 @@ def _is_at(listener: socket.socket, address: Address) -> bool:
     found = listener.getsockname()
     if address.uds is not None:
         return bool(found == os.path.abspath(address.uds) or found == address.uds)  # noqa: PTH100
-    return isinstance(found, tuple) and found[1] == address.port and (listener.family, found[0]) in _resolved(address)
+    if not isinstance(found, tuple) or found[1] != address.port:
+        return False
+    places = _LOOPBACKS if address.host.lower() == "localhost" else []  # many systems name one of them only
+    return (listener.family, found[0]) in [*places, *_resolved(address)]
 
 
 def _bind_internet(address: Address, listeners: Listeners) -> None:

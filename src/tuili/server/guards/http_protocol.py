@@ -98,8 +98,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             raise self._too_large()
         self._set_date()
         super().on_headers_complete()
-        if self.expect_100_continue:
-            self.cycle.transport = cast(asyncio.Transport, _ClosesLater(self.transport, self._linger))
+        if self.expect_100_continue or not self.cycle.keep_alive:
+            close = functools.partial(self._close_behind, self.cycle, expects=self.expect_100_continue)
+            self.cycle.transport = cast(asyncio.Transport, _ClosesLater(self.transport, close))
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -138,14 +139,15 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        answer = None if self._door is None else self._door(cycle.scope)  # type: ignore[arg-type]
+        is_read = not self.flow.write_paused  # else the application waits, and what comes behind with it
+        answer = self._door(cycle.scope) if self._door is not None and is_read else None  # type: ignore[arg-type]
         if answer is None:
             super()._start_asgi_task(cycle, app)
         else:  # once all that came with the headers has been taken in
             self.loop.call_soon(self._turn_away, cycle, answer)
 
     def _turn_away(self, cycle: RequestResponseCycle, answer: Answer) -> None:
-        if cycle.disconnected:
+        if cycle.disconnected or self._is_lingering:
             return
         cycle.response_started = cycle.response_complete = True
         headers = [*cycle.default_headers, *answer.headers]
@@ -166,9 +168,17 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             others = [header for header in state.default_headers if header[0] != b"date"]
             state.default_headers = [(b"date", date), *others]
 
+    def _close_behind(self, cycle: RequestResponseCycle, *, expects: bool) -> None:
+        """Closes behind the last answer: at once only where the client has sent all it will."""
+        if expects or cycle.more_body:
+            self._linger()
+        else:
+            self.transport.close()
+
     def _linger(self) -> None:
         """Closes a little later: the kernel would take back an answer to a client that is still sending."""
         self._is_lingering = True
+        self.pipeline.clear()  # nothing can be answered any more
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._start_timer(_LINGER_S, self.transport.close)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tuili.errors import ChatTemplateError
-from tuili.runtime.front import Front
+from tuili.runtime.front import Front, check_chars
 from tuili.text.prompt_text import PromptText
 from tuili.types import GenerateRequest, PromptTokens
 
@@ -20,9 +20,12 @@ def continued(front: Front, request: GenerateRequest, context: Sequence[int]) ->
     """
     if request.messages is None:
         assert request.prompt is not None
+        check_chars(request.prompt)
         ids = front.tokenizer.encode(request.prompt, add_special_tokens=False)
     else:
-        ids = front.tokenizer.encode_rendered(_next_turn(front, request, context))
+        turn = _next_turn(front, request, context)
+        check_chars(turn)
+        ids = front.tokenizer.encode_rendered(turn)
     prompt = PromptTokens((*context, *ids), None)
     return replace(request, prompt=None, messages=None, prompt_token_ids=prompt.token_ids)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.ollama_terms import is_go_template
-from tuili.runtime.front import Front
+from tuili.runtime.front import Front, check_chars
 from tuili.server.dialects.ollama.bodies import AnswerBody, ChatBody, GenerateBody
 from tuili.server.dialects.ollama.continuing import continued
 from tuili.server.dialects.ollama.fitting import Fitted, cut_to_fit
@@ -106,6 +106,7 @@ def _ignored(body: AnswerBody, settings: Settings, front: Front) -> tuple[str, .
 
 def _raw_prompt(front: Front, prompt: str) -> dict[str, Any]:
     """As the model's files frame a text; special tokens count, once where the prompt writes the first one, too."""
+    check_chars(prompt)
     ids = front.tokenizer.encode(prompt, parse_special=True)
     if len(ids) > 1 and ids[0] == ids[1] and front.tokenizer.is_special(ids[0]):
         ids = ids[1:]
