@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from tuili.backend import BackendOptions, Batch, StepResult
 from tuili.backends import load_backend
 from tuili.backends.torch import graphs as graphs_module
 from tuili.backends.torch.backend import TorchBackend
-from tuili.backends.torch.graphs import decode_arrays, repeat
+from tuili.backends.torch.graphs import CudaCapture, decode_arrays, repeat
 from tuili.backends.torch.step import Uploader
 from tuili.models.spec import ModelSpec
 
@@ -161,6 +162,29 @@ def test_a_capture_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == [
         "no CUDA graph for 4 sequences: steps without one are slower"
     ]
+
+
+def test_work_that_fails_is_waited_for_by_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[tuple[str, str]] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            waits.append((self.name, other.name))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture(torch.device("cuda", 0))(work)
+    assert waits == [("side", "own"), ("own", "side")]
 
 
 def test_a_new_cache_has_new_graphs() -> None:

@@ -42,9 +42,11 @@ class CudaCapture:
         """What runs `work` again on the same memory. It is run once on the way: kernels compile, libraries settle."""
         before = torch.cuda.current_stream()
         self._stream.wait_stream(before)
-        with torch.cuda.stream(self._stream):
-            work()
-        before.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:  # work that fails halfway still reads what `before` is about to be given anew
+            before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use CUDA meanwhile, but only one may capture.
