@@ -84,6 +84,15 @@ def test_the_backend_is_checked(recorder: Any) -> None:
     assert len([r for r in found_in(recorder) if r.get("ok")]) == 13
 
 
+def test_memory_is_limited_on_a_device_of_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from benchmarks.gpu.memory import MemoryChecks
+
+    for name, found in (("is_available", True), ("device_count", 2), ("current_device", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    assert MemoryChecks("cuda", True).device == torch.device("cuda", 1)  # torch refuses "cuda" alone there
+
+
 def test_engine_and_peer_are_measured(recorder: Any, tmp_path: Path) -> None:
     import torch
     from benchmarks.gpu.engine import Comparison

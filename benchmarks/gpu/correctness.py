@@ -232,20 +232,23 @@ def main() -> int:
 
 
 def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
-    checks = Checks(str(device), is_smoke)
-    for measure in (checks.dtypes, checks.greedy_texts, checks.orders, checks.packed, checks.caches, checks.company):
+    """Last what the kernels' own checks tell of, too: compiling it takes longest, and time may run out."""
+    checks, memory = Checks(str(device), is_smoke), MemoryChecks(str(device), is_smoke)
+    for measure in (checks.dtypes, checks.greedy_texts, checks.orders):
         recorder.attempt(measure.__name__, measure)
-    memory = MemoryChecks(str(device), is_smoke)
+    if device.type == "cuda":
+        recorder.attempt("waits", lambda: on_device.waits(str(device)))
+        recorder.attempt("failure", on_device.failure)
     for measure in (memory.failing, memory.swap, memory.split):
         recorder.attempt(measure.__name__, measure)
     recorder.attempt("draws", lambda: on_device.draws(str(device), is_smoke))
     if device.type == "cuda":
         for measure in (memory.sizing, memory.lack):
             recorder.attempt(measure.__name__, measure)
-        recorder.attempt("waits", lambda: on_device.waits(str(device)))
         if torch.cuda.device_count() > 1:
             recorder.attempt("ranks", lambda: several.ranks(f"cuda:{device.index or 0}"))
-        recorder.attempt("failure", on_device.failure)
+    for measure in (checks.company, checks.packed, checks.caches):
+        recorder.attempt(measure.__name__, measure)
 
 
 if __name__ == "__main__":

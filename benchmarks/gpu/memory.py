@@ -15,6 +15,7 @@ from support.random_models import decoder, layer, random_weights
 from tuili.backend import BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.devices import choose_device
 from tuili.backends.torch.model import Model
 from tuili.config import EngineConfig
 from tuili.engine.cache_plan import plan_cache
@@ -32,7 +33,7 @@ class MemoryChecks:
     """A model small enough to load again and again, whose cache could fill any device."""
 
     def __init__(self, device: str, is_smoke: bool) -> None:
-        self.device = torch.device(device)
+        self.device = choose_device(device)  # with its number, which a share of its memory is set for
         wide = layer(MlpSpec(intermediate_size=256), num_heads=4, num_kv_heads=2, head_dim=64, scale=0.125)
         self.spec = decoder(*[wide] * 4, hidden_size=256, tie_word_embeddings=True)
         self.weights = random_weights(self.spec)
@@ -47,7 +48,9 @@ class MemoryChecks:
         return backend
 
     def sizing(self) -> Iterator[Record]:
-        """A measured cache leaves the device's use at the share it was given."""
+        """A measured cache leaves the device's use at the share it was given, others being as they were when it was
+        measured: they go on meanwhile.
+        """
         backend = self.backend(max_model_len=1 << 16)
         config = EngineConfig(
             max_model_len=1 << 16, max_num_seqs=512, max_num_batched_tokens=2048, kv_cache_dtype="auto"
@@ -57,10 +60,11 @@ class MemoryChecks:
         sized = size_device_cache(backend.cache_groups(config.block_size), config, room, may_shorten=True)
         backend.allocate_cache(plan_cache(backend.cache_groups(config.block_size), sized))
         free, total = torch.cuda.mem_get_info(self.device)
-        used = (total - free) / total
+        used = (room.other_bytes + torch.cuda.memory_reserved(self.device)) / total
         yield {
             "check": "measured cache",
             "used": used,
+            "used_by_all": (total - free) / total,
             "utilization": _UTILIZATION,
             "step_mib": room.step_bytes / 2**20,
             "others_mib": room.other_bytes / 2**20,

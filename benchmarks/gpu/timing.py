@@ -11,6 +11,7 @@ Launch = Callable[[], object]
 _ROUNDS = 5
 
 
+@torch.inference_mode()  # as a backend's graphs are captured: beside those torch before 2.11 takes no others
 def seconds_each(device: torch.device, launches: Sequence[Launch]) -> float:
     """The median over rounds of the mean time of one of the launches, which run in turn.
 
