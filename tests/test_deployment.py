@@ -31,7 +31,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def settings(words: list[str]) -> ServeSettings:
     """What `tuili serve` makes of them."""
-    return _serve_settings(words, serve.command)
+    return _serve_settings(words, serve.command, {})
 
 
 def test_the_container_copies_what_there_is_and_starts_what_there_is() -> None:

@@ -13,6 +13,7 @@ from tuili.errors import InvalidRequestError
 
 MAX_COUNT = 2**63 - 1
 _MAX_SHOWN_CHARS = 80
+_MAX_AMOUNT = 2**32  # whose bytes can be counted where it is of GiB
 Item = TypeVar("Item", bound=Hashable)
 
 
@@ -83,10 +84,12 @@ def check_optional_mapping(name: str, value: object) -> None:
 
 
 def check_amount(name: str, value: object) -> None:
-    """A finite number >= 0."""
+    """A number in [0, 2**32]."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
         raise refusal(name, value, "a number >= 0")
+    if value > _MAX_AMOUNT:  # type: ignore[operator]
+        raise refusal(name, value, f"at most {_MAX_AMOUNT}")
 
 
 def check_optional_share(name: str, value: object) -> None:

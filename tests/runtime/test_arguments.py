@@ -34,6 +34,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("gpu_memory_utilization", 0.0, r"in \(0, 1\]"),
         ("gpu_memory_utilization", 1.5, r"in \(0, 1\]"),
         ("swap_space", -1, "a number >= 0"),
+        ("swap_space", 1e308, "at most 4294967296"),
         ("gpu_layers", -2, "integer >= 0"),
         ("cpu_offload_gb", True, "a number >= 0"),
         ("max_model_len", 0, "integer >= 1"),

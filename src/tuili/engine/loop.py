@@ -147,7 +147,8 @@ class EngineLoop:
             self._failure = error
         with self._wake:
             self._open = False
-        for command in (partial(self._engine.close, error), *self._inbox):  # requests on a closed engine are refused
+        commands: list[Callable[[], None]] = [partial(self._engine.close, error), *self._inbox]
+        for command in commands:  # requests on a closed engine are refused, with a delta
             try:
                 command()
             except Exception as failure:
