@@ -54,7 +54,7 @@ class BackendOptions:
     traffic; "auto" is what the backend does best with. Of a GPU's memory gpu_memory_utilization may be used: layers
     that do not fit, those beyond gpu_layers, and cpu_offload_bytes of them at least, are the host's instead.
     deterministic asks for logits that do not depend on what else
-    is in the batch, which the other backends give in any case.
+    is in the batch, which the other backends give in any case; enforce_eager for no CUDA graphs.
     """
 
     max_model_len: int
@@ -64,6 +64,7 @@ class BackendOptions:
     device: str | None = None  # torch backend: "cuda", "cuda:1", "xpu", "mps", "cpu"; None is the best at hand
     dtype: str = "auto"  # torch backend: of weights and activations
     deterministic: bool = False
+    enforce_eager: bool = False  # torch backend
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION  # torch backend, the next ones too
     gpu_layers: int | None = None
     cpu_offload_bytes: int = 0
@@ -79,6 +80,7 @@ class BackendOptions:
         check_device("device", self.device)
         check_choice("dtype", self.dtype, DTYPES)
         check_flag("deterministic", self.deterministic)
+        check_flag("enforce_eager", self.enforce_eager)
         check_optional_share("gpu_memory_utilization", self.gpu_memory_utilization)
         check_optional_count("gpu_layers", self.gpu_layers, 0)
         check_count("cpu_offload_bytes", self.cpu_offload_bytes, 0)

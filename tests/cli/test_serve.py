@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili.cli.serve_options import spread_names
-from tuili.server import vllm_flags
+from tuili.server import foreign_flags
 from tuili.server.settings import all_settings
 
 from .conftest import Cli
@@ -24,12 +24,12 @@ def test_help_is_complete_and_grouped(cli: Cli) -> None:
             assert setting.flag in words
             assert all(flag in words for flag in setting.flags)
         assert f"\n{setting.group}:\n" in shown
-    _, _, without_effect = shown.partition("\nOf vLLM, without effect:\n")
+    _, _, without_effect = shown.partition("\nOf vLLM and LMDeploy, without effect:\n")
     ours = {flag for setting in all_settings().values() for flag in (setting.flag, *setting.flags)}
-    for name in vllm_flags.known_names():
+    for name in foreign_flags.known_names():
         if (flag := f"--{name.replace('_', '-')}") not in ours:
             is_shown = flag in without_effect.replace("/", " ").split()
-            assert is_shown is (vllm_flags.why_without_effect(name) is not None), name
+            assert is_shown is (foreign_flags.why_without_effect(name) is not None), name
     assert "--enable-lora" not in shown  # refused
 
 

@@ -35,7 +35,7 @@ EDGES: tuple[Any, ...] = (
     *("", " ", "1", "-1", "nan", "abc", "x" * 5000, "\0", "\ud800", "../..", b"x", [], [1], (), (1,), {}, {"a": 1}),
     *({1}, range(3), print, object(), Unprintable()),
 )
-FLAGS_OF_VLLM = ("dtype", "gpu_memory_utilization", "swap_space", "enforce_eager", "trust_remote_code", "revision")
+FLAGS_OF_VLLM = ("dtype", "gpu_memory_utilization", "swap_space", "trust_remote_code", "revision")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_arguments_of_llm(model: Path, name: str) -> None:
             llm.generate("hello", SamplingParams(max_tokens=1), use_tqdm=False)
 
     fine = accepted(name, answer)
-    defaults = {f.name: f.default for f in fields(LLMArguments)} | {"enforce_eager": False}
+    defaults = {f.name: f.default for f in fields(LLMArguments)}
     assert len(fine) < 20, "nearly anything goes"
     if isinstance(default := defaults.get(name), int):
         assert {type(value) for value in fine if value is not None} <= {type(default)}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tuili.errors import InvalidRequestError
+from tuili.server import foreign_flags
 from tuili.server.setting_kinds import Many
 from tuili.server.settings import ServeSettings, all_settings
 from tuili.server.settings_sources import Resolved, resolve
@@ -327,6 +328,12 @@ MISSION = {
     "session_len": ("4096", "max_model_len", 4096),
     "gpu_memory_utilization": ("0.5", "gpu_memory_utilization", 0.5),
     "response_role": ("model", "response_role", "model"),
+    "max_prefill_token_num": ("2048", "max_num_batched_tokens", 2048),
+    "cache_block_seq_len": ("64", "block_size", 64),
+    "model_name": (["a"], "served_model_name", ("a",)),
+    "allow_origins": (["https://a.example"], "allowed_origins", ("https://a.example",)),
+    "eager_mode": (True, "enforce_eager", True),
+    "dp": ("2", "data_parallel_size", 2),
 }
 
 
@@ -336,6 +343,76 @@ def test_names_that_other_servers_users_type(name: str) -> None:
     (setting,) = [s for s in all_settings().values() if flag in (s.flag, *s.flags)]
     typed, field, value = MISSION[name]
     assert getattr(of(models=["m"], insecure=True, **{setting.name: typed}), field) == value
+
+
+LMDEPLOY = [
+    "server-name",
+    "server-port",
+    "backend",
+    "model-name",
+    "model-format",
+    "tp",
+    "dp",
+    "ep",
+    "cp",
+    "nnodes",
+    "node-rank",
+    "dist-init-addr",
+    "session-len",
+    "max-batch-size",
+    "cache-max-entry-count",
+    "cache-block-seq-len",
+    "enable-prefix-caching",
+    "quant-policy",
+    "max-prefill-token-num",
+    "num-tokens-per-iter",
+    "dtype",
+    "adapters",
+    "device",
+    "eager-mode",
+    "chat-template",
+    "tool-call-parser",
+    "reasoning-parser",
+    "generation-config",
+    "hf-overrides",
+    "speculative-algorithm",
+    "speculative-draft-model",
+    "speculative-num-draft-tokens",
+    "rope-scaling-factor",
+    "role",
+    "migration-backend",
+    "kv-transfer-config",
+    "communicator",
+    "api-keys",
+    "ssl",
+    "allow-origins",
+    "max-concurrent-requests",
+    "enable-abort-handling",
+    "allow-terminate-by-client",
+    "proxy-url",
+    "log-level",
+    "max-log-len",
+    "disable-metrics",
+    "disable-fastapi-docs",
+    "logprobs-mode",
+    "trust-remote-code",
+    "revision",
+    "download-dir",
+]
+
+
+def test_every_flag_of_lmdeploy_is_known() -> None:
+    flags = {flag for setting in all_settings().values() for flag in (setting.flag, *setting.flags)}
+    foreign = {f"--{name.replace('_', '-')}" for name in foreign_flags.known_names()}
+    assert not [name for name in LMDEPLOY if f"--{name}" not in flags | foreign]
+
+
+def test_what_lmdeploy_says_otherwise_names_the_setting() -> None:
+    assert refusal_of(flags={"cache_max_entry_count": "0.5"}) == (
+        "--cache-max-entry-count=0.5 is not implemented: say it in gpu_memory_utilization, a share of the whole memory"
+    )
+    assert resolve({"cache_max_entry_count": "0.8", "quant_policy": "0", "role": "Hybrid", "ssl": False}).notes == ()
+    assert resolve({"communicator": "cuda-ipc"}).notes == ("communicator (GPUs exchange their sums by NCCL)",)
 
 
 def test_swap_space_says_that_it_has_no_effect_on_a_cpu() -> None:

@@ -14,13 +14,13 @@ from typer.core import TyperCommand
 
 from tuili.cli.model_argument import complete_model
 from tuili.cli.shared_options import Command, with_options
-from tuili.server import vllm_flags
+from tuili.server import foreign_flags
 from tuili.server.setting import Setting
 from tuili.server.setting_kinds import Many, Switch
 from tuili.server.settings import all_settings
 
 _NAMES_FLAG = "--served-model-name"
-_WITHOUT_EFFECT = "Of vLLM, without effect"
+_WITHOUT_EFFECT = "Of vLLM and LMDeploy, without effect"
 
 
 class ServeCommand(TyperCommand):
@@ -71,7 +71,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for field, setting in all_settings().items():
         names |= {setting.name, *(flag.removeprefix("--").replace("-", "_") for flag in setting.flags)}
         yield _argument(setting) if field == "models" else _option(setting)
-    for name in vllm_flags.known_names():
+    for name in foreign_flags.known_names():
         if name not in names:
             yield _foreign(name)
 
@@ -98,10 +98,10 @@ def _option(setting: Setting) -> inspect.Parameter:
 
 
 def _foreign(name: str) -> inspect.Parameter:
-    """One of vLLM's that has no effect here, or is refused."""
-    words, why = name.replace("_", "-"), vllm_flags.why_without_effect(name)
+    """One of another server's that has no effect here, or is refused."""
+    words, why = name.replace("_", "-"), foreign_flags.why_without_effect(name)
     shown: dict[str, Any] = {"hidden": why is None, "help": why, "rich_help_panel": _WITHOUT_EFFECT}
-    if vllm_flags.is_switch(name):
+    if foreign_flags.is_switch(name):
         return _parameter(name, bool | None, typer.Option(f"--{words}/--no-{words}", show_default=False, **shown))
     return _parameter(name, str | None, typer.Option(f"--{words}", metavar="VALUE", **shown))
 

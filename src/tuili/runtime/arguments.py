@@ -33,6 +33,7 @@ class LLMArguments:
     device: str | None = None
     dtype: str = "auto"
     deterministic: bool = False
+    enforce_eager: bool = False
     num_threads: int = 0
     max_model_len: int | None = None
     max_num_seqs: int = 32

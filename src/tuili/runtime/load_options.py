@@ -32,7 +32,8 @@ from tuili.config import (
 from tuili.machine import thread_limits
 from tuili.weights.recipes import find_recipe
 
-_DIVISION = {"gpu_memory_utilization": None, "gpu_layers": None, "cpu_offload_gb": 0.0}  # what asks for none
+# Of a GPU, with what asks for nothing.
+_FOR_GPUS = {"gpu_memory_utilization": None, "gpu_layers": None, "cpu_offload_gb": 0.0, "enforce_eager": False}
 _log = logging.getLogger(__name__)
 
 
@@ -50,8 +51,9 @@ class LoadOptions:
     max_slowdown is EngineConfig's: None is for the most tokens per second, a number for steady streams.
     gpu_memory_utilization, swap_space, gpu_layers and cpu_offload_gb divide memory between a GPU and its host
     (docs/torch.md).
-    backend None is torch where that sees a GPU and runs the model, else cpu; device, dtype and deterministic are for
-    torch (docs/torch.md). kv_cache_dtype is auto, bfloat16 or int8, or fp8 with torch.
+    backend None is torch where that sees a GPU and runs the model, else cpu; device, dtype, deterministic and
+    enforce_eager, which does without CUDA graphs, are for torch (docs/torch.md). kv_cache_dtype is auto, bfloat16 or
+    int8, or fp8 with torch.
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
     from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
     quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
@@ -63,6 +65,7 @@ class LoadOptions:
     device: str | None = None
     dtype: str = "auto"
     deterministic: bool = False
+    enforce_eager: bool = False
     num_threads: int = 0
     max_model_len: int | None = None
     max_num_seqs: int = 32
@@ -99,6 +102,7 @@ class LoadOptions:
         check_device("device", self.device)
         check_choice("dtype", self.dtype, DTYPES)
         check_flag("deterministic", self.deterministic)
+        check_flag("enforce_eager", self.enforce_eager)
         check_count("num_threads", self.num_threads, 0)
         check_optional_count("max_model_len", self.max_model_len)
         check_count("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
@@ -162,11 +166,11 @@ def is_automatic(options: LoadOptions) -> bool:
 
 def _tell_without_effect(options: LoadOptions, backend: str) -> None:
     """A server tells it where it reads its settings."""
-    names = [name for name, nothing in _DIVISION.items() if getattr(options, name) != nothing]
+    names = [name for name, nothing in _FOR_GPUS.items() if getattr(options, name) != nothing]
     if options.swap_space and backend != "torch":
         names.append("swap_space")
     if names and not options.owns_process:
-        _log.warning("without effect on a CPU, where everything is in host memory: %s", ", ".join(names))
+        _log.warning("without effect on a CPU: %s", ", ".join(names))
 
 
 def _check_parallel(options: LoadOptions, backend: str) -> None:

@@ -287,6 +287,7 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         device=options.device,
         dtype=options.dtype,
         deterministic=options.deterministic,
+        enforce_eager=options.enforce_eager,
         gpu_memory_utilization=options.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
         gpu_layers=options.gpu_layers,
         cpu_offload_bytes=int(options.cpu_offload_gb * 2**30),

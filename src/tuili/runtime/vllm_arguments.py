@@ -32,8 +32,7 @@ _GPU = "it is for GPUs"
 _ALWAYS = "prompts are always computed in chunks"
 _IMAGES = "models read text only"
 IGNORED: Mapping[str, Ignored] = {
-    "enforce_eager": Ignored(False, "there are no CUDA graphs", (False, True)),
-    "max_seq_len_to_capture": Ignored(8192, "there are no CUDA graphs", low=0),
+    "max_seq_len_to_capture": Ignored(8192, "CUDA graphs are captured for every length", low=0),
     "compilation_config": Ignored(None, "nothing is compiled while it runs"),
     "disable_custom_all_reduce": Ignored(False, _GPU, (False, True)),
     "distributed_executor_backend": Ignored(None, "", (None, "mp", "uni")),

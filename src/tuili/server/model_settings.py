@@ -33,6 +33,7 @@ class ModelSettings:
         MODELS,
         Many(Text(max_chars=200), ","),
         "Names that clients use: all for the one model, or one for each model.",
+        "--model-name",
     )
     only_named: bool = setting(False, MODELS, Switch(), "Serve no model but those named here.")
     pin: bool = setting(False, MODELS, Switch(), "Never unload the models named here.")
@@ -97,7 +98,8 @@ class ModelSettings:
         None,
         ENGINE,
         Count(automatic=("auto", "-1", -1)),
-        "Most tokens of a step; 512 by default.",
+        "Most tokens of a step; 512 by default, 8192 on a GPU.",
+        "--max-prefill-token-num",
     )
     kv_cache_dtype: str = setting(
         "auto", ENGINE, Choice(get_args(KvCacheDtype)), "int8 takes half the memory; fp8 needs torch."
@@ -125,7 +127,9 @@ class ModelSettings:
     cpu_offload_gb: float = setting(
         0.0, ENGINE, Number(0, includes_low=True), "GiB of each model's layers to keep on the CPU at least."
     )
-    block_size: int = setting(64, ENGINE, Count(only=BLOCK_SIZES), "Tokens of a cache block: 16, 32, 64, 128 or 256.")
+    block_size: int = setting(
+        64, ENGINE, Count(only=BLOCK_SIZES), "Tokens of a cache block: 16, 32, 64, 128 or 256.", "--cache-block-seq-len"
+    )
     enable_prefix_caching: bool = setting(True, ENGINE, Switch(), "Compute what prompts have in common once.")
     quantization: str | None = setting(
         None,
@@ -142,11 +146,12 @@ class ModelSettings:
     deterministic: bool = setting(
         False, ENGINE, Switch(), "Of torch: answers do not depend on what else is computed at the time."
     )
+    enforce_eager: bool = setting(False, ENGINE, Switch(), "Of torch: replay no steps as CUDA graphs.", "--eager-mode")
     tensor_parallel_size: int = setting(
-        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Of torch: GPUs that share every layer of a model.", "-tp"
+        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Of torch: GPUs that share every layer of a model.", "--tp", "-tp"
     )
     data_parallel_size: int = setting(
-        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Engines of each model, which share its requests.", "-dp"
+        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Engines of each model, which share its requests.", "--dp", "-dp"
     )
     max_slowdown: float = setting(
         2.0,
@@ -232,7 +237,10 @@ class ModelSettings:
             return ()
         asked = {"swap_space": self.swap_space, "gpu_layers": self.gpu_layers, "cpu_offload_gb": self.cpu_offload_gb}
         reason = "it has no effect on a CPU, where the KV cache is in host memory anyway"
-        return tuple(f"{name} ({reason})" for name, value in asked.items() if value not in (None, 0.0))
+        notes = [f"{name} ({reason})" for name, value in asked.items() if value not in (None, 0.0)]
+        if self.enforce_eager:
+            notes.append("enforce_eager (there are no CUDA graphs on a CPU)")
+        return tuple(notes)
 
     def pool(self) -> PoolSettings:
         """What the pool of models needs of them."""

@@ -66,6 +66,7 @@ class ServeSettings(ModelSettings):
         SECURITY,
         Many(Secret()),
         "Key for asking models, or sha256: and its hash; repeatable. Better said in a variable or a file.",
+        "--api-keys",
         variables=("VLLM_API_KEY",),
     )
     admin_api_key: tuple[str, ...] = setting(
@@ -90,6 +91,7 @@ class ServeSettings(ModelSettings):
         SECURITY,
         Many(_ORIGIN, ","),
         "Web pages' origins that may call, as https://chat.example; * is any.",
+        "--allow-origins",
         ollama="OLLAMA_ORIGINS",
     )
     max_queued_requests: int = setting(

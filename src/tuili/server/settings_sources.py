@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from tuili.errors import InvalidRequestError
-from tuili.server import vllm_flags
+from tuili.server import foreign_flags
 from tuili.server.config_file import read_config
 from tuili.server.setting import Setting
 from tuili.server.settings import ServeSettings, all_settings
@@ -78,10 +78,10 @@ class _Layer:
         self.faults.append(InvalidRequestError(message))
 
     def note_on(self, foreign: Mapping[str, Any], label: Callable[[str], str]) -> None:
-        """What vLLM's further flags come to."""
+        """What other servers' further flags come to."""
         for name, value in foreign.items():
             try:
-                self.notes += vllm_flags.notes_on({name: value}, {name: label(name)})
+                self.notes += foreign_flags.notes_on({name: value}, {name: label(name)})
             except InvalidRequestError as error:
                 self.faults.append(error)
 
@@ -114,7 +114,7 @@ def _from_file(path: str) -> _Layer:
                 continue
             setting = all_settings()[field]
             layer.put(field, setting, label, partial(setting.kind.check, label, value))
-        elif name in vllm_flags.known_names():
+        elif name in foreign_flags.known_names():
             foreign[name] = value
         else:
             layer.refuse(f"{label} is no setting: {_nearest(name, fields)}")

@@ -1,4 +1,4 @@
-"""vLLM's flags of `vllm serve` that are no settings here: without effect, or refused. Data, and how to look it up.
+"""vLLM's flags of `vllm serve` that are no settings here: without effect, or refused. Data; foreign_flags reads it.
 
 The engine's own are runtime.vllm_arguments'; here is what only a server has.
 """
@@ -6,12 +6,8 @@ The engine's own are runtime.vllm_arguments'; here is what only a server has.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from tuili.checks import shown
-from tuili.errors import InvalidRequestError
-from tuili.runtime import vllm_arguments
-from tuili.runtime.vllm_arguments import Ignored, split_arguments
+from tuili.runtime.vllm_arguments import Ignored
 
 _LOG = "log_requests and log_file say what is logged"
 _ONE_PROCESS = "one process runs the model"
@@ -86,45 +82,3 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "enable_tokenizer_info_endpoint": ((False,), "it does not exist"),
     "trust_request_chat_template": ((False,), "templates of requests run in the sandbox that all run in"),
 }
-
-
-def known_names() -> tuple[str, ...]:
-    """All of vLLM's names that are no settings here."""
-    return tuple(dict.fromkeys((*IGNORED, *REFUSED, *vllm_arguments.IGNORED, *vllm_arguments.REFUSED)))
-
-
-def why_without_effect(name: str) -> str | None:
-    """Why a flag that is taken has none; None for one that is refused."""
-    known = IGNORED.get(name) or vllm_arguments.IGNORED.get(name)
-    if known is None or name in REFUSED or name in vllm_arguments.REFUSED:
-        return None
-    return f"{known.why[:1].upper()}{known.why[1:]}." if known.why else "What it asks for holds in any case."
-
-
-def is_switch(name: str) -> bool:
-    """Whether the flag stands alone on a command line."""
-    if name in REFUSED or name in vllm_arguments.REFUSED:
-        nothing, _ = REFUSED.get(name) or vllm_arguments.REFUSED[name]
-        return False in nothing and 0 not in [value for value in nothing if not isinstance(value, bool)]
-    known = IGNORED.get(name) or vllm_arguments.IGNORED[name]
-    return known.allowed is not None and True in known.allowed
-
-
-def notes_on(values: Mapping[str, Any], label: Mapping[str, str]) -> list[str]:
-    """Why each value has no effect, under its label. Raises InvalidRequestError for what is refused or out of range."""
-    notes = []
-    for name, value in values.items():
-        try:
-            notes += _notes(name, value)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(str(error).replace(name, label[name], 1), param=name) from None
-    return notes
-
-
-def _notes(name: str, value: object) -> list[str]:
-    if name in REFUSED:
-        nothing, why = REFUSED[name]
-        if value not in nothing:
-            raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
-        return []
-    return split_arguments({name: value}, IGNORED)[1]

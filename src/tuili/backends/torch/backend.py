@@ -164,7 +164,7 @@ class TorchBackend:
         # Elsewhere the copy of a result would wait for the step behind it, too.
         self.is_asynchronous = device.type == "cuda" and not model.num_host
         self.graphs: DecodeGraphs | None = None
-        if device.type == "cuda" and not model.num_host:
+        if device.type == "cuda" and not model.num_host and not options.enforce_eager:
             with current(device):
                 self.graphs = self.captured_by(CudaCapture(device))
 
