@@ -68,3 +68,4 @@ async def test_streams_survive_the_end_of_a_rank_and_of_the_engine(tmp_path: Pat
     (other,) = ranks_of(second)
     engine.close()  # kills the process without a word
     await gone([first, rank, second, other])
+    await engine.aclose()  # its end is waited for here, too
