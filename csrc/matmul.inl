@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels.h"
 #include "matmul_tile.inl"
+#include "matmul_unpacked.inl"
 #include "simd.h"
 
 namespace tuili::TUILI_ISA_NAMESPACE {
@@ -27,6 +28,15 @@ TUILI_INLINE void multiply_num_rows(int num_rows, const uint8_t* panel, const Ac
 // Splits the rows into the fewest tiles, of heights that differ by at most one.
 template <Format kFormat>
 void multiply(const uint8_t* panel, const Activations& x, int row, int row_end, float* out, Stream stream) {
+    if constexpr (gains_by_unpacking(kFormat)) {
+        const int num_rows = (row_end - row) / kUnpackedRows * kUnpackedRows;
+        if (num_rows >= kMinUnpackedRows) {
+            multiply_unpacked<kFormat>(panel, x, row, num_rows, out, stream);
+            row += num_rows;
+            out += num_rows * kPanelCols;
+            stream.next = nullptr;  // fetched
+        }
+    }
     constexpr int kTileRows = tile_rows(kFormat);
     int num_tiles = (row_end - row + kTileRows - 1) / kTileRows;
     const int rows_per_tile = num_tiles ? (row_end - row) / num_tiles : 0;

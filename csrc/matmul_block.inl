@@ -6,17 +6,28 @@
 
 namespace tuili::TUILI_ISA_NAMESPACE {
 
+constexpr int kStepBytes = kPanelCols * 4;
+
+// What multiplying a block depends on, wherever its fields are.
+struct BlockShape {
+    int max_code;
+    int offset;
+    int parts;  // scales per group
+    bool has_min;
+    bool pairs_steps;  // steps t and t + 4 lie in the same bytes
+};
+
+constexpr BlockShape packed_shape(const PackedLayout& layout) {
+    return {layout.has_uneven_levels ? 255 : (1 << layout.code_bits) - 1, layout.code_offset,
+            layout.has_half_scales() ? 2 : 1, layout.has_min(), layout.base_bits() != 8};
+}
+
 // The fields of a block from some column on; v counts registers from there.
 template <Format kFormat>
 struct Block {
     static constexpr PackedLayout kLayout = packed_layout(kFormat);
-    static constexpr int kParts = kLayout.has_half_scales() ? 2 : 1;  // scales per group
-    static constexpr int kStepBytes = kPanelCols * 4;
+    static constexpr BlockShape kShape = packed_shape(kLayout);
     static constexpr int kScaleSize = kLayout.is_super() ? 1 : 2;
-    static constexpr int kMaxCode = kLayout.has_uneven_levels ? 255 : (1 << kLayout.code_bits) - 1;
-    static constexpr int kOffset = kLayout.code_offset;
-    static constexpr bool kHasMin = kLayout.has_min();
-    static constexpr bool kPairsSteps = kLayout.base_bits() != 8;  // steps t and t + 4 lie in the same bytes
 
     const uint8_t* header;
     const uint8_t* scales;

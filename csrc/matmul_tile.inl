@@ -58,7 +58,7 @@ struct Stream {
 // kRows rows x kVectors registers of one output panel, accumulated over k.
 template <class B, int kRows, int kVectors>
 struct Tile {
-    using Sum = Dot<B::kMaxCode, B::kOffset>;
+    using Sum = Dot<B::kShape.max_code, B::kShape.offset>;
 
     F32xN acc[kRows][kVectors];
 
@@ -94,9 +94,9 @@ struct Tile {
 
     TUILI_INLINE void add_group(const B& block, const Activations& x, size_t at) {
         add_part<0>(block, x, at);
-        if constexpr (B::kParts == 2) add_part<1>(block, x, at);
-        if constexpr (B::kHasMin) add_min<0>(block, x, at);
-        if constexpr (B::kHasMin && B::kParts == 2) add_min<1>(block, x, at);
+        if constexpr (B::kShape.parts == 2) add_part<1>(block, x, at);
+        if constexpr (B::kShape.has_min) add_min<0>(block, x, at);
+        if constexpr (B::kShape.has_min && B::kShape.parts == 2) add_min<1>(block, x, at);
     }
 
     // One scale's share of a group: all of its 32 k, or a half where scales are per 16.
@@ -108,9 +108,9 @@ struct Tile {
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; v++) sums[r][v].start(offset_sum<kPart>(x, at + r));
         const int8_t* q = x.q + at * kGroup;
-        if constexpr (B::kParts == 2)
+        if constexpr (B::kShape.parts == 2)
             add_steps<4 * kPart, 4 * kPart + 1, 4 * kPart + 2, 4 * kPart + 3>(sums, block, q);
-        else if constexpr (B::kPairsSteps)
+        else if constexpr (B::kShape.pairs_steps)
             add_steps<0, 4, 1, 5, 2, 6, 3, 7>(sums, block, q);
         else
             add_steps<0, 1, 2, 3, 4, 5, 6, 7>(sums, block, q);
@@ -127,18 +127,18 @@ struct Tile {
     // Sum of the activations under one scale.
     template <int kPart>
     static TUILI_INLINE int32_t q_sum(const Activations& x, size_t at) {
-        if constexpr (B::kParts == 1) return x.sum[at];
+        if constexpr (B::kShape.parts == 1) return x.sum[at];
         return kPart == 0 ? x.half_sum[at] : x.sum[at] - x.half_sum[at];
     }
     // Unused, and not read, where codes have no offset.
     template <int kPart>
     static TUILI_INLINE int32_t offset_sum(const Activations& x, size_t at) {
-        if constexpr (B::kOffset == 0) return 0;
+        if constexpr (B::kShape.offset == 0) return 0;
         return q_sum<kPart>(x, at);
     }
     template <int kPart>
     static TUILI_INLINE float scaled_sum(const Activations& x, size_t at) {
-        if constexpr (B::kParts == 1) return x.scaled_sum[at];
+        if constexpr (B::kShape.parts == 1) return x.scaled_sum[at];
         return x.scale[at] * static_cast<float>(q_sum<kPart>(x, at));
     }
 
@@ -159,6 +159,14 @@ TUILI_INLINE void clear_tile(F32xN (&acc)[kRows][kVectors]) {
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; v++) acc[r][v] = broadcast_n(0.0f);
+}
+
+template <int kRows, int kVectors>
+TUILI_INLINE void load_tile(const float* from, F32xN (&acc)[kRows][kVectors]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) acc[r][v] = load_n(from + r * kPanelCols + v * kLanes);
 }
 
 template <int kRows, int kVectors>

@@ -230,6 +230,7 @@ struct Quad {
     __m256i v;  // 4 consecutive activations, for every column
 };
 TUILI_INLINE Codes load_codes(const uint8_t* p) { return {load_256(p)}; }
+TUILI_INLINE void store_codes(uint8_t* p, Codes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 TUILI_INLINE Quad load_quad(const int8_t* p) {
     int32_t four;
     memcpy(&four, p, 4);

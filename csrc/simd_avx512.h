@@ -146,6 +146,7 @@ struct Quad {
     __m512i v;  // 4 consecutive activations, for every column
 };
 TUILI_INLINE Codes load_codes(const uint8_t* p) { return {_mm512_load_si512(p)}; }
+TUILI_INLINE void store_codes(uint8_t* p, Codes a) { _mm512_storeu_si512(p, a.v); }
 TUILI_INLINE Quad load_quad(const int8_t* p) {
     int32_t four;
     memcpy(&four, p, 4);

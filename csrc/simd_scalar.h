@@ -244,6 +244,7 @@ TUILI_INLINE Codes make_codes(F f) {
 TUILI_INLINE Codes load_codes(const uint8_t* p) {
     return make_codes([&](int i) { return p[i]; });
 }
+TUILI_INLINE void store_codes(uint8_t* p, Codes a) { memcpy(p, a.v, sizeof a.v); }
 TUILI_INLINE Quad load_quad(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
 // Bits [kShift, kShift + kBits) of each byte.
 template <int kShift, int kBits>

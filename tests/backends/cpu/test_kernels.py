@@ -221,11 +221,11 @@ def test_integers_multiply_exactly(isa: str, name: str, fill: int | None) -> Non
         blocks = np.full_like(blocks, fill)
     weights, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     source = with_halves(name, blocks.reshape(64, cols // weights, block_bytes), 1.0).reshape(64, -1)
-    x = rng.choice(np.array([-127, 127], np.float32), (13, cols))
+    x = rng.choice(np.array([-127, 127], np.float32), (27, cols))
     x[:3] = np.array([[-127], [127], [127]], np.float32)
     x[2].reshape(-1, 32)[::2] *= -1  # whole groups of one sign, yet sums that stay small
     products = x[:, None, :].astype(np.int64) * dequantized(name, source).astype(np.int64)
-    running = products.reshape(13, 64, -1, 16).sum(axis=3).cumsum(axis=2)
+    running = products.reshape(27, 64, -1, 16).sum(axis=3).cumsum(axis=2)
     is_exact, exact = np.abs(running).max(axis=2) < 2**23, running[:, :, -1]
     found = matmul(isa, K.Matrix(name, source, cols), x)
     assert is_exact.mean() > 0.25
@@ -256,6 +256,18 @@ def test_a_row_does_not_depend_on_its_company(isa: str, name: str) -> None:
             found = K.matmul(isa, matrix, inputs, begin, begin + num_rows)
             assert found.shape == (num_rows, 40)
             assert_same_bits(found, alone[begin : begin + num_rows])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_rows_give_the_bits_of_few(isa: str, name: str) -> None:
+    """Where many rows share a panel's unpacking: whole stretches of it and a rest, whole tiles of rows and a rest."""
+    rng, cols = np.random.default_rng(5), cols_of(name, 11)
+    x = rng.standard_normal((47, cols)).astype(np.float32)
+    matrix, inputs = K.Matrix(name, source_bytes(name, 40, cols, rng), cols), K.Inputs(isa, x)
+    few = np.concatenate([K.matmul(isa, matrix, inputs, row, min(row + 5, 47)) for row in range(0, 47, 5)])
+    assert_same_bits(K.matmul(isa, matrix, inputs, 0, 47), few)
+    assert_same_bits(K.matmul(isa, matrix, inputs, 7, 43), few[7:43])
 
 
 @pytest.mark.parametrize("name", FORMATS)
