@@ -129,6 +129,11 @@ class Reply:
         told = [event["usage"] for _, event in self.events if event != "[DONE]" and event.get("usage")]
         return int(told[-1]["completion_tokens"]) if told else 0
 
+    def num_tokens_between(self, from_s: float, until_s: float) -> int:
+        """Those that came in [from_s, until_s), where the request asked for token_ids."""
+        choices = ((at, e["choices"][0]) for at, e in self.events if e != "[DONE]" and e.get("choices"))
+        return sum(len(choice.get("token_ids") or ()) for at, choice in choices if from_s <= at < until_s)
+
     @property
     def is_whole(self) -> bool:
         """A stream that ended as it should, in no error."""

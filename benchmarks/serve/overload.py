@@ -1,15 +1,20 @@
 """Ten times what a server can do: who was accepted is answered, the rest is told at once, and the work goes on.
 
-    python -m benchmarks.serve.overload MODEL [--seconds 60] [--factor 10] [--save NAME]
+    python -m benchmarks.serve.overload MODEL [--seconds 60] [--rounds 20] [--slice 2] [--factor 10] [--save NAME]
 
-First the peak: as many clients as run at once ask without pause. Then asks of the same kind arrive evenly, --factor
-times as many per second as the peak ended, whoever is still waiting. Goodput is tokens of answers over the time until
-the last of them had come, as the peak is. client and http percent are shares of all cores during the overload.
+`overload`: asks arrive evenly, --factor times as many per second as the peak ended, whoever is still waiting: for
+--seconds, in which refusals are timed and answers looked at.
 
-The client that asks so much runs on the server's cores, and what it takes no server could use: with a client elsewhere
-it would be there for answers. So the peak is measured once more behind the overload, beside a client that spends as
-much processor time as the overload's, evenly. goodput_to_peak is of that peak, goodput_to_free_peak of the first. All
-three take equally long, as each begins and ends with an engine that is not full.
+Then goodput beside the peak, in --rounds of three slices of --slice seconds each, every second round in reverse, as
+machines drift. The engine is full all the while; the first second of each slice is left out:
+
+- `free`: as many clients as run at once, and as many who wait, ask without pause: the peak.
+- `beside`: the same, and the overload's refused asks go, by the same client, to a listener that refuses them as cheaply
+  as a process can (stub.py). Client and listener run on the server's cores: what they take is no server's to use.
+- `overload`: as above.
+
+goodput_to_peak is of the second, goodput_to_free_peak of the first; an error is that of a mean over rounds. Tokens are
+counted where they are read. Processor seconds per token are the server's own; percent are shares of all cores.
 """
 
 from __future__ import annotations
@@ -19,19 +24,28 @@ import asyncio
 import itertools
 import json
 import os
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
+from benchmarks.serve.client import Address, Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.load import PATH
-from benchmarks.serve.processes import Server, spent, tuili_server
+from benchmarks.serve.processes import Server, spent, threads_cpu_s, tuili_server
 from benchmarks.serve.prompts import Ask, asks
 
 MAX_NUM_SEQS = 32
+NUM_CLIENTS = 2 * MAX_NUM_SEQS
+MAX_QUEUED = 8  # beside those whom the engine has
 MAX_TOKENS = 32
+FILLING_S = 1.0
 NUM_CORES = len(os.sched_getaffinity(0))
+SLICES = ("free", "beside", "overload")
 
 
 def workload(seed: int) -> Iterator[bytes]:
@@ -41,62 +55,117 @@ def workload(seed: int) -> Iterator[bytes]:
             256, seed=more, prompt_words=(8, 32), max_tokens=(MAX_TOKENS,) * 2, temperature=0.8
         )
         for one in wanted:
-            yield post(PATH, one.body())
+            yield post(PATH, one.body(return_token_ids=True))
 
 
-async def spend(share: float, seconds: float) -> None:
-    """Has this process use that share of one core for so long, in small pieces."""
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    while (now_s := time.perf_counter() - start_s) < seconds:
-        while time.process_time() - start_cpu_s < share * now_s:
-            pass
-        await asyncio.sleep(0.005)
+@dataclass(frozen=True)
+class Slice:
+    """Some time under one load."""
+
+    load: str
+    from_s: float
+    until_s: float
+    used: dict[str, float]  # processor seconds meanwhile, by process
+
+    @property
+    def seconds(self) -> float:
+        return self.until_s - self.from_s
 
 
-async def peak(server: Server, seconds: float, seed: int, client_share: float = 0.0) -> dict[str, float]:
-    """Answers and tokens per second with twice as many clients as sequences run at once.
+@dataclass
+class Run:
+    """One server, what it is asked, and all that came back."""
 
-    This process takes at least client_share of a core.
-    """
-    requests = workload(seed)
-    replies: list[Reply] = []
-    start_s = time.perf_counter()
+    server: Server
+    stub_pid: int
+    stub_address: Address
+    factor: float
+    slices: list[Slice] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)  # the server's
+    _requests: Iterator[bytes] = field(default_factory=lambda: workload(1000))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _num_open: int = 0  # asks of the server that are not answered
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def client() -> None:
-        while time.perf_counter() - start_s < seconds:
-            replies.append(await ask(server.address, next(requests)))
+    @property
+    def per_s(self) -> float:
+        """Asks of an overload."""
+        free = [one for one in self.slices if one.load == "free"]
+        ended = sum(r.is_whole and any(s.from_s <= r.ended_s < s.until_s for s in free) for r in self.replies)
+        return self.factor * ended / sum(one.seconds for one in free)
 
-    await asyncio.gather(spend(client_share, seconds), *(client() for _ in range(2 * MAX_NUM_SEQS)))
-    wall_s = time.perf_counter() - start_s
-    return {
-        "answers_per_s": sum(reply.is_whole for reply in replies) / wall_s,
-        "tokens_per_s": sum(reply.num_tokens for reply in replies) / wall_s,
-    }
+    async def slice(self, load: str, seconds: float) -> None:
+        """That load for so long, once the engine is full of it."""
+        until_s = time.perf_counter() + FILLING_S + seconds
+        if load == "overload":
+            asking = [self._ask_evenly(self.server.address, self.per_s, until_s)]
+        else:
+            asking = [self._keep_asking(until_s)]
+        if load == "beside":  # as many as the server would refuse
+            asking.append(self._ask_evenly(self.stub_address, (1 - 1 / self.factor) * self.per_s, until_s))
+        tasks = [asyncio.create_task(one) for one in asking]
+        await asyncio.sleep(FILLING_S)
+        from_s, before = time.perf_counter(), self._cpu_s()
+        await asyncio.gather(*tasks)
+        self.slices.append(Slice(load, from_s, time.perf_counter(), spent(before, self._cpu_s())))
+
+    async def finished(self) -> None:
+        """Returns when all is answered."""
+        await asyncio.gather(*self._tasks)
+
+    def _cpu_s(self) -> dict[str, float]:
+        pids = {**self.server.pids(), "stub": self.stub_pid}
+        return {**{who: threads_cpu_s(pid) for who, pid in pids.items()}, "client": time.process_time()}
+
+    async def _keep_asking(self, until_s: float) -> None:
+        """Whenever one of the clients has its answer, it asks again."""
+        while (left_s := until_s - time.perf_counter()) > 0:
+            while self._num_open < NUM_CLIENTS:
+                self._begin(self.server.address, next(self._requests))
+            self._answered.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), left_s)
+
+    async def _ask_evenly(self, address: Address, per_s: float, until_s: float) -> None:
+        """So many a second, whatever becomes of them."""
+        start_s, count = time.perf_counter(), 0
+        while (now_s := time.perf_counter()) < until_s:
+            for _ in range(int((now_s - start_s) * per_s) - count):
+                self._begin(address, next(self._requests))
+                count += 1
+            await asyncio.sleep(0.005)
+
+    def _begin(self, address: Address, request: bytes) -> None:
+        self._num_open += address == self.server.address
+        task = asyncio.create_task(self._ask(address, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, address: Address, request: bytes) -> None:
+        reply = await ask(address, request)
+        if address == self.server.address:
+            self.replies.append(reply)
+            self._num_open -= 1
+            self._answered.set()
 
 
-async def overload(server: Server, per_s: float, seconds: float) -> dict[str, Any]:
-    """Asks that arrive evenly; what became of them."""
-    requests = iter(
-        list(itertools.islice(workload(2000), int(per_s * (seconds + 10))))
-    )  # made before, as that takes time
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    before, memory = server.cpu_s(), [server.own_kib()]
-    tasks = []
-    while (now_s := time.perf_counter() - start_s) < seconds:
-        while len(tasks) < now_s * per_s:
-            tasks.append(asyncio.create_task(ask(server.address, next(requests))))
-        if now_s > seconds * len(memory) / 4:
-            memory.append(server.own_kib())
-        await asyncio.sleep(0.005)
-    busy_s, client_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    used = spent(before, server.cpu_s())
-    replies = await asyncio.gather(*tasks)
-    memory.append(server.own_kib())
+@contextmanager
+def stub_process() -> Iterator[tuple[int, Address]]:
+    command = [sys.executable, "-m", "benchmarks.serve.stub"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.pid, ("127.0.0.1", int(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+def refusals(replies: Sequence[Reply]) -> dict[str, Any]:
+    """What became of an overload's asks."""
     refused = [reply for reply in replies if reply.status == 429]
     accepted = [reply for reply in replies if reply.status == 200]
-    working_s = max(reply.ended_s for reply in accepted) - start_s
     return {
-        "offered_per_s": round(len(replies) / busy_s, 1),
+        "measure": "refusals",
         "asks": len(replies),
         "accepted": len(accepted),
         "accepted_not_whole": sum(not reply.is_whole for reply in accepted),
@@ -104,33 +173,82 @@ async def overload(server: Server, per_s: float, seconds: float) -> dict[str, An
         "refused_without_retry_after": sum("retry-after" not in reply.headers for reply in refused),
         "others": len(replies) - len(accepted) - len(refused),
         **percentiles_ms([reply.seconds for reply in refused], "refused"),
-        "goodput_tokens_per_s": round(sum(reply.num_tokens for reply in accepted) / working_s, 1),
-        "client_percent": round(100 * client_cpu_s / busy_s / NUM_CORES, 1),
-        "http_percent": round(100 * used["http"] / busy_s / NUM_CORES, 1),
-        "own_kib": memory,
     }
+
+
+def goodput(slices: Sequence[Slice], replies: Sequence[Reply]) -> dict[str, Any]:
+    """The loads beside each other."""
+    rates: dict[str, list[float]] = {name: [] for name in SLICES}
+    used: dict[str, dict[str, float]] = {name: {} for name in SLICES}
+    whole = [reply for reply in replies if reply.is_whole]
+    for one in slices:
+        num_tokens = sum(reply.num_tokens_between(one.from_s, one.until_s) for reply in whole)
+        rates[one.load].append(num_tokens / one.seconds)
+        for process, seconds in one.used.items():
+            used[one.load][process] = used[one.load].get(process, 0.0) + seconds / one.seconds
+    means = {name: statistics.mean(found) for name, found in rates.items()}
+    num_refused_per_s = sum(
+        reply.status == 429 and any(s.from_s <= reply.ended_s < s.until_s for s in slices) for reply in replies
+    ) / sum(s.seconds for s in slices if s.load == "overload")
+    share = {name: {who: s / len(rates[name]) for who, s in by.items()} for name, by in used.items()}
+    for_answers = share["beside"]["http"] * means["overload"] / means["beside"]
+    return {
+        "measure": "goodput",
+        **{f"{name}_tokens_per_s": round(mean, 1) for name, mean in means.items()},
+        "goodput_to_peak": round(means["overload"] / means["beside"], 3),
+        "goodput_to_peak_error": round(_error(rates["overload"], rates["beside"]), 3),
+        "goodput_to_free_peak": round(means["overload"] / means["free"], 3),
+        "refused_per_s": round(num_refused_per_s, 1),
+        "http_us_per_refusal": round((share["overload"]["http"] - for_answers) / num_refused_per_s * 1e6),
+        "cpu_us_per_token": {
+            name: round((share[name]["http"] + share[name]["engine"]) / means[name] * 1e6) for name in SLICES
+        },
+        "percent": {name: {who: round(100 * s / NUM_CORES, 1) for who, s in share[name].items()} for name in SLICES},
+        "rounds": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
+    }
+
+
+def _error(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of the ratio of their means, from that of each round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+
+
+async def measured(run: Run, arguments: argparse.Namespace) -> Sequence[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    await run.slice("free", 8)
+    if arguments.seconds:
+        first = len(run.replies)
+        await run.slice("overload", arguments.seconds - FILLING_S)
+        await run.finished()
+        rows.append({**refusals(run.replies[first:]), "own_kib": run.server.own_kib()})
+        print(json.dumps(rows[-1]), flush=True)
+    run.slices[1:] = []
+    for number in range(arguments.rounds):
+        for load in SLICES if number % 2 == 0 else reversed(SLICES):
+            await run.slice(load, arguments.slice)
+    await run.finished()
+    if arguments.rounds:
+        rows.append(goodput(run.slices[1:], run.replies))
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="of the overload whose refusals are timed; 0: none")
+    parser.add_argument("--rounds", type=int, default=20, help="of slices, for the goodput; 0: none")
+    parser.add_argument("--slice", type=float, default=2, help="seconds")
     parser.add_argument("--factor", type=float, default=10)
     parser.add_argument("--save", help="name of the results file")
     arguments = parser.parse_args()
-    flags = ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", "1024", "--max-queued-requests", "64"]
-    with tuili_server(arguments.model, *flags) as server:
-        run(peak(server, 2, 1000))
-        free = run(peak(server, arguments.seconds, 3000))
-        row = run(overload(server, free["answers_per_s"] * arguments.factor, arguments.seconds))
-        client_share = row["client_percent"] / 100 * NUM_CORES
-        best = run(peak(server, arguments.seconds, 4000, client_share))
-    row |= {f"{name}_tokens_per_s": round(p["tokens_per_s"], 1) for name, p in (("free_peak", free), ("peak", best))}
-    row["goodput_to_free_peak"] = round(row["goodput_tokens_per_s"] / free["tokens_per_s"], 3)
-    row["goodput_to_peak"] = round(row["goodput_tokens_per_s"] / best["tokens_per_s"], 3)
-    print(json.dumps(row))
+    flags = ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", "1024", "--max-queued-requests", str(MAX_QUEUED)]
+    with stub_process() as (stub_pid, stub_address), tuili_server(arguments.model, *flags) as server:
+        load = Run(server, stub_pid, stub_address, arguments.factor)
+        rows = run(measured(load, arguments))
     if arguments.save:
-        print(machine.save(arguments.save, {k: str(v) for k, v in vars(arguments).items()}, [row]))
+        print(machine.save(arguments.save, {k: str(v) for k, v in vars(arguments).items()}, rows))
 
 
 if __name__ == "__main__":

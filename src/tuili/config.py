@@ -98,9 +98,9 @@ class EngineConfig:
     max_num_batched_tokens is the token budget of a step. kv_cache_memory_bytes None lets the runtime size
     the cache. block_size is the unit of allocation and of prefix reuse. kv_cache_dtype is what the backend was
     loaded with. speculative None drafts nothing. swap_bytes of host memory keep what preempted sequences have computed.
-    max_slowdown is how many times longer a step may take because it also computes prompts of others, or drafts,
-    measured as it goes against a step of all who run or are about to; None gives prompts the whole budget and drafts
-    what pays, for the most tokens per second.
+    max_slowdown is how many times longer a step may take because it also computes prompts of others, or, for half of
+    that time, drafts, measured as it goes against a step of all who run or are about to; None gives prompts the whole
+    budget and drafts what pays, for the most tokens per second.
     Raises InvalidRequestError naming the field.
     """
 

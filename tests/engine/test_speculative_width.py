@@ -120,7 +120,7 @@ def test_a_step_takes_no_longer_than_readers_are_to_wait() -> None:
     assert chooser(table).choose([good], 99) == [15]  # 4 seconds for 14 tokens and more
     steady = WidthChooser(table, lambda _: 0.0, probe_gain=1.3, max_slowdown=2.0)
     (width,) = steady.choose([good], 99)
-    assert table.seconds(1 + width) <= 2.0 < table.seconds(2 + width)
+    assert table.seconds(1 + width) <= 1.5 < table.seconds(2 + width)
 
 
 def test_one_bad_moment_does_not_end_drafting_for_those_who_are_not_to_wait() -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tuili.engine.step_costs import StepCosts
 
 MIN_GAIN = 1.03  # less is not worth the risk of a wrong estimate
+DRAFT_SHARE = 0.5  # of the time that max_slowdown adds to a step: others' prompts must be computed, drafts need not
 FIRST_PROBE, LAST_PROBE = 32, 1024  # such drafts passed over between two trials; doubles while none pays
 
 
@@ -60,13 +61,13 @@ class WidthChooser:
     ) -> None:
         """`drafting` says what guessing the next token of so many drafts takes, in seconds.
 
-        Drafts that would bring `probe_gain` if they cost nothing are tried now and then. A step takes at most
-        max_slowdown times what it takes without drafts: who reads feels the step, not the tokens it brings.
+        Drafts that would bring `probe_gain` if they cost nothing are tried now and then. They add at most DRAFT_SHARE
+        of what max_slowdown adds to a step: who reads feels the step, not the tokens it brings.
         """
         self._costs = costs
         self._drafting = drafting
         self._probe_gain = probe_gain
-        self._max_slowdown = math.inf if max_slowdown is None else max_slowdown
+        self._max_slowdown = math.inf if max_slowdown is None else 1 + DRAFT_SHARE * (max_slowdown - 1)
         self.pays = False  # whether the last choice was made for its gain
         self._num_passed = 0
         self._patience = FIRST_PROBE

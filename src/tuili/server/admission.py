@@ -180,6 +180,7 @@ class _Rate:
         self.times.append(time.monotonic())
 
     def per_second(self) -> float:
-        now = time.monotonic()
-        recent = [t for t in self.times if now - t < _RATE_MEMORY_S]
-        return len(recent) / max(now - recent[0], 1.0) if recent else 0.0
+        now, times = time.monotonic(), self.times
+        while times and now - times[0] >= _RATE_MEMORY_S:
+            times.popleft()
+        return len(times) / max(now - times[0], 1.0) if times else 0.0

@@ -5,7 +5,7 @@ Knows no wire format and no model.
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -46,6 +46,6 @@ class Caller:
 
 def new_caller(scope: MutableMapping[str, Any]) -> Caller:
     """Of a request that has just come, in whose scope it is from now on."""
-    caller = Caller(request_id=uuid.uuid4().hex, address=(scope.get("client") or ("",))[0])
+    caller = Caller(request_id=os.urandom(16).hex(), address=(scope.get("client") or ("",))[0])
     scope.setdefault("state", {})["caller"] = caller
     return caller

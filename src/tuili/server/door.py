@@ -54,6 +54,7 @@ class Door:
         self._bodies = bodies
         self._log = log
         self._tracer = tracer
+        self.on_refusal: Callable[[], None] | None = None
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """What a request is refused with, if it queues and there is no room; it is in the log by then."""
@@ -81,4 +82,6 @@ class Door:
         self._log.add(scope, caller, error.status, seconds, len(body))
         if self._tracer is not None:
             self._tracer.record(scope, caller, error.status, seconds)
+        if self.on_refusal is not None:
+            self.on_refusal()
         return Refusal(error.status, headers, body)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -31,6 +32,7 @@ class ErrorBodies:
     def __init__(self, dialects: Sequence[Dialect]) -> None:
         writers = [(prefix, dialect.render_error) for dialect in dialects for prefix in dialect.prefixes]
         self._writers: list[tuple[str, Write]] = sorted(writers, key=lambda entry: -len(entry[0]))
+        self._writer_of = lru_cache(maxsize=64)(self._find)  # prefixes are many, and so are refusals of a full server
         self._known_by: dict[bytes, Write] = {
             dialect.models.header.encode("ascii"): dialect.render_error
             for dialect in dialects
@@ -43,10 +45,10 @@ class ErrorBodies:
             for name, _ in headers:
                 if name in self._known_by:
                     return self._known_by[name](error, request_id)
-        for prefix, render in self._writers:
-            if path.startswith(prefix):
-                return render(error, request_id)
-        return plain_body(error, request_id)
+        return self._writer_of(path)(error, request_id)
+
+    def _find(self, path: str) -> Write:
+        return next((render for prefix, render in self._writers if path.startswith(prefix)), plain_body)
 
 
 def plain_body(error: TuiliError, request_id: str) -> bytes:

@@ -157,7 +157,7 @@ class ModelSettings:
         2.0,
         ENGINE,
         Number(1),
-        "How many times longer a step may take because it also computes prompts of others, or drafts.",
+        "How many times longer a step may take because it also computes prompts of others; drafts add half as much.",
     )
     speculative_config: Mapping[str, Any] | None = setting(
         {},

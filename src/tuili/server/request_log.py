@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, MutableMapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +53,7 @@ class RequestLog:
         self.counts[method, route, status] += 1
         headers = dict(scope["headers"])
         record = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
+            "time": _stamp(int(time.time())),
             "request_id": caller.request_id,
             "address": caller.address,
             "key": caller.key_id,
@@ -170,9 +171,15 @@ def _chunks(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
     yield some
 
 
+@lru_cache(maxsize=1)
+def _stamp(now_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
+
+
 def _short(text: str) -> str:
     """Bounded, and free of what terminals and line readers obey; JSON escapes only some of it."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:_MAX_TEXT_CHARS])
+    text = text[:_MAX_TEXT_CHARS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 import ssl
 import sys
 from typing import Any
@@ -20,12 +21,14 @@ from tuili.errors import EngineUnavailableError, InvalidRequestError
 from tuili.program_log import start_logging
 from tuili.runtime.pool.model_pool import ModelPool, open_pool
 from tuili.server.app import create_app
+from tuili.server.door import Door
 from tuili.server.guards.bind import check_bind
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.listeners import Listeners, open_listeners
 from tuili.server.serving import Serving
 from tuili.server.settings import ServeSettings
 from tuili.server.socket_activation import inherited_sockets
+from tuili.server.turnstile import Turnstile
 
 EXIT_LOST = 70  # EX_SOFTWARE: the engines that were to be there are given up
 _CUT_S = 2.0  # after the drain's deadline: to tell clients that their answers end here
@@ -102,9 +105,23 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.stop = asyncio.Event()
+        self.turnstile: Turnstile | None = None
 
     def capture_signals(self) -> Any:
         return contextlib.nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is not None
+        await super().startup([listener.dup() for listener in sockets])
+        if not self.config.is_ssl:
+            door: Door = self.config.app.state.door  # type: ignore[union-attr]
+            self.turnstile = Turnstile(self, sockets, door.refusal)
+            door.on_refusal = self.turnstile.note_refusal
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.turnstile is not None:
+            self.turnstile.close()
+        await super().shutdown(sockets)
 
     async def main_loop(self) -> None:
         await self.stop.wait()  # no ticks: GuardedHttpProtocol sees to the Date header

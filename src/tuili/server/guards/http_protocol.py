@@ -16,6 +16,7 @@ from email.utils import formatdate
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from tuili.errors import BodyTimeoutError, HeadersTooLargeError, InvalidRequestError, TuiliError
 from tuili.server.error_bodies import error_headers, plain_body
@@ -96,7 +97,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes:
             raise self._too_large()
-        self._set_date()
+        dated_headers(self.server_state)
         super().on_headers_complete()
         if self.expect_100_continue or not self.cycle.keep_alive:
             close = functools.partial(self._close_behind, self.cycle, expects=self.expect_100_continue)
@@ -150,23 +151,12 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if cycle.disconnected or self._is_lingering:
             return
         cycle.response_started = cycle.response_complete = True
-        headers = [*cycle.default_headers, *answer.headers]
         if cycle.waiting_for_100_continue:  # nobody can tell whether the body comes next, or another request
             cycle.keep_alive = False
-        if not cycle.keep_alive:
-            headers.append((b"connection", b"close"))
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body))
+        self.transport.write(answer_bytes(cycle.default_headers, answer, closes=not cycle.keep_alive))
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
-
-    def _set_date(self) -> None:
-        """uvicorn's own clock for it would wake an idle server every second."""
-        state, date = self.server_state, _http_date(int(time.time()))
-        if (b"date", date) not in state.default_headers:
-            others = [header for header in state.default_headers if header[0] != b"date"]
-            state.default_headers = [(b"date", date), *others]
 
     def _close_behind(self, cycle: RequestResponseCycle, *, expects: bool) -> None:
         """Closes behind the last answer: at once only where the client has sent all it will."""
@@ -236,6 +226,24 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
         )
         return self._refusal
+
+
+def answer_bytes(default_headers: Sequence[tuple[bytes, bytes]], answer: Answer, *, closes: bool) -> bytes:
+    """As it is sent; closes: and nothing behind it."""
+    headers = [*default_headers, *answer.headers]
+    if closes:
+        headers.append((b"connection", b"close"))
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body)
+
+
+def dated_headers(state: ServerState) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer, with the time: uvicorn's own clock for it would wake an idle server every second."""
+    date = _http_date(int(time.time()))
+    if (b"date", date) not in state.default_headers:
+        others = [header for header in state.default_headers if header[0] != b"date"]
+        state.default_headers = [(b"date", date), *others]
+    return state.default_headers
 
 
 class _ClosesLater:

@@ -1,0 +1,219 @@
+"""Takes connections in by the dozen while the server is full, and turns most away without a protocol for each.
+
+A refusal costs little but for what surrounds it: an event loop woken for one request, in a process whose caches the
+engine's data have taken meanwhile, a transport, a protocol. So once requests are refused one after another, listening
+pauses, and whoever has come is taken in every few milliseconds: a request that is there as a whole and is refused gets
+its answer and the end of its connection; every other connection goes its usual way. Knows sockets and ASGI scopes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+import httptools
+import uvicorn
+from starlette.types import Scope
+
+from tuili.server.door import Refusal
+from tuili.server.guards.http_protocol import answer_bytes, dated_headers
+
+PERIOD_S = 0.03
+BUSY_COUNT = 10  # refusals within a second, from which it turns
+LINGER_S = 1.0  # without a refusal, after which connections are taken as they come again
+_MAX_AT_ONCE = 64  # connections; then streams have their turn
+_MAX_BYTES = 1 << 14  # of a request that is looked at here
+_log = logging.getLogger(__name__)
+
+
+class Turnstile:
+    """In front of one server's sockets. Lives in its event loop; close it before the server."""
+
+    def __init__(
+        self,
+        server: uvicorn.Server,
+        sockets: Sequence[socket.socket],
+        refusal: Callable[[Scope], Refusal | None],
+    ) -> None:
+        """The server listens on duplicates of the sockets, without TLS; refusal is asked about a request's scope."""
+        self.listens = asyncio.Event()  # set while the server listens, and this does nothing
+        self.listens.set()
+        self._server = server
+        self._sockets = sockets
+        self._refusal = refusal
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._num_refused = 0
+        self._second = 0  # in which these were refused
+        self._refused_s = 0.0  # when one was, by the turnstile
+        for listener in sockets:
+            listener.setblocking(False)
+
+    def note_refusal(self) -> None:
+        """One more was refused, by whomever."""
+        second = int(self._loop.time())
+        if second != self._second:
+            self._second, self._num_refused = second, 0
+        self._num_refused += 1
+        if self._num_refused == BUSY_COUNT and self.listens.is_set():
+            self._begin()
+
+    def close(self) -> None:
+        """Takes no more connections in."""
+        self._stop_timer()
+        for task in self._tasks:
+            task.cancel()
+        self._sockets = ()
+
+    def _begin(self) -> None:
+        if not self._sockets:
+            return
+        self.listens.clear()
+        self._refused_s = self._loop.time()
+        for listening in self._server.servers:
+            listening.close()  # and with it its duplicate; the system goes on taking connections for us
+        self._server.servers = []
+        self._timer = self._loop.call_later(PERIOD_S, self._turn)
+
+    def _turn(self) -> None:
+        num_taken = sum(map(self._take_in, self._sockets))
+        if self._loop.time() - self._refused_s > LINGER_S:
+            self._start(self._end())
+        else:
+            delay_s = 0.0 if num_taken >= _MAX_AT_ONCE else PERIOD_S
+            self._timer = self._loop.call_later(delay_s, self._turn)
+
+    async def _end(self) -> None:
+        """The server listens again."""
+        try:
+            for listener in self._sockets[len(self._server.servers) :]:
+                backlog = self._server.config.backlog
+                listening = await self._loop.create_server(self._protocol, sock=listener.dup(), backlog=backlog)
+                self._server.servers.append(listening)
+            self.listens.set()
+        except OSError as error:
+            _log.warning("the server cannot listen as usual: %s", error)
+            self._timer = self._loop.call_later(LINGER_S, self._turn)
+
+    def _take_in(self, listener: socket.socket) -> int:
+        """Whoever has come; how many."""
+        for count in range(_MAX_AT_ONCE):
+            try:
+                connection, address = listener.accept()
+            except OSError:  # nobody is left, or no descriptor
+                return count
+            try:
+                self._admit(listener, connection, address)
+            except Exception as failure:
+                connection.close()
+                if not isinstance(failure, OSError):  # else the client is gone
+                    _log.error("a connection could not be taken in", exc_info=failure)
+        return _MAX_AT_ONCE
+
+    def _admit(self, listener: socket.socket, connection: socket.socket, address: Any) -> None:
+        try:
+            data = connection.recv(_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            data = b""
+        request = read_request(data)
+        scope = None if request is None else self._scope(request, listener, address)
+        answer = None if scope is None else self._refusal(scope)
+        if answer is None:
+            connection.setblocking(False)
+            self._start(self._loop.connect_accepted_socket(self._protocol, connection))
+            return
+        self._refused_s = self._loop.time()
+        self._server.server_state.total_requests += 1
+        connection.recv(_MAX_BYTES)  # what is not read when it closes would take the answer back
+        told = answer_bytes(dated_headers(self._server.server_state), answer, closes=True)
+        connection.send(told, socket.MSG_DONTWAIT)
+        connection.close()
+
+    def _scope(self, request: Request, listener: socket.socket, address: Any) -> dict[str, Any]:
+        """As uvicorn makes it; where it was asked is told as of the listener."""
+        here = listener.getsockname()
+        url = httptools.parse_url(request.url)
+        root_path = self._server.config.root_path
+        return {
+            "type": "http",
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": root_path + url.path.decode("ascii"),
+            "raw_path": root_path.encode("ascii") + url.path,
+            "query_string": url.query or b"",
+            "root_path": root_path,
+            "headers": request.headers,
+            "server": here[:2] if isinstance(here, tuple) else (here, None),
+            "client": address[:2] if isinstance(address, tuple) and address else None,
+            "state": {},
+        }
+
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._server
+        make: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
+        return make(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            _log.warning("a connection could not be taken in: %s", failure)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Request(NamedTuple):
+    """One that is there as a whole."""
+
+    method: str
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+def read_request(data: bytes) -> Request | None:
+    """What the bytes of a new connection are; None for anything but one whole plain request of HTTP/1.1."""
+    collected = _Collected()
+    parser = httptools.HttpRequestParser(collected)
+    try:
+        parser.feed_data(data)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    is_plain = collected.num_begun == collected.num_complete == 1 and parser.get_http_version() == "1.1"
+    if not is_plain or b"%" in collected.url or not collected.url.startswith(b"/"):
+        return None
+    if any(name == b"expect" for name, _ in collected.headers):
+        return None
+    return Request(parser.get_method().decode("ascii"), collected.url, collected.headers)
+
+
+class _Collected:
+    """The parser's callbacks."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.num_begun = self.num_complete = 0
+
+    def on_message_begin(self) -> None:
+        self.num_begun += 1
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_message_complete(self) -> None:
+        self.num_complete += 1

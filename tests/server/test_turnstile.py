@@ -1,0 +1,147 @@
+"""A server that refuses one request after another takes connections in by the dozen, and nobody is told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+
+from support.fake_backend import FakeBackend
+from support.served import SmallPool
+from support.small_model import small_model
+from tuili.server import turnstile as module
+from tuili.server.app import create_app
+from tuili.server.guards.http_protocol import guarded_protocol
+from tuili.server.http_settings import HttpSettings
+from tuili.server.run import _Server
+from tuili.server.turnstile import Turnstile, read_request
+
+BODY = json.dumps({"prompt": [1, 2, 3], "max_tokens": 2, "temperature": 0}).encode()
+FIELDS = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}"
+HEAD = f"POST /v1/completions HTTP/1.1\r\n{FIELDS}\r\n"
+WHOLE = f"{HEAD}connection: close\r\n\r\n".encode() + BODY
+
+
+@pytest.fixture(autouse=True)
+def turns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first refusal on, until a test says otherwise."""
+    monkeypatch.setattr(module, "BUSY_COUNT", 1)
+    monkeypatch.setattr(module, "LINGER_S", 1e9)
+
+
+@asynccontextmanager
+async def served(tmp_path: object) -> AsyncIterator[tuple[_Server, socket.socket]]:
+    """A server on a socket of its own, where one request may wait."""
+    settings = HttpSettings(max_queued_requests=1, log_path=tmp_path / "log")  # type: ignore[operator]
+    app = create_app(settings, SmallPool(small_model(FakeBackend())))
+    http = guarded_protocol(settings, app.state.door.refusal)
+    server = _Server(uvicorn.Config(app, log_level="error", http=http, ws="none", access_log=False))
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = asyncio.create_task(server.serve([listener]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0)
+            assert not running.done()
+        yield server, listener
+    finally:
+        server.stop.set()
+        await running
+
+
+async def answer(listener: socket.socket, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer to what is sent; each piece once the one before was acknowledged."""
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    if headers.get("connection") == "close":
+        assert await reader.read() == b"", "something follows the answer"
+    writer.close()
+    await writer.wait_closed()
+    return int(lines[0].split()[1]), headers, body
+
+
+def turnstile_of(server: _Server) -> Turnstile:
+    assert server.turnstile is not None
+    return server.turnstile
+
+
+async def test_refusals_are_the_same_at_the_turnstile(tmp_path: object) -> None:
+    async with asyncio.timeout(120), served(tmp_path) as (server, listener):
+        turnstile = turnstile_of(server)
+        with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+            refused = [await answer(listener, WHOLE)]
+            assert not turnstile.listens.is_set()
+            assert not server.servers
+            refused += [await answer(listener, WHOLE) for _ in range(3)]
+        assert {status for status, _, _ in refused} == {429}
+        told = [{name: value for name, value in headers.items() if "id" not in name} for _, headers, _ in refused]
+        assert all(one.keys() == told[0].keys() and one["retry-after"] == told[0]["retry-after"] for one in told)
+        bodies = [json.loads(body) for _, _, body in refused]
+        assert all(body["error"].keys() == bodies[0]["error"].keys() for body in bodies)
+        assert len({headers["x-request-id"] for _, headers, _ in refused}) == len(refused)
+
+
+async def test_others_pass_the_turnstile(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(120), served(tmp_path) as (server, listener):
+        turnstile = turnstile_of(server)
+        with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+            assert (await answer(listener, WHOLE))[0] == 429
+            assert not turnstile.listens.is_set()
+            assert (await answer(listener, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"))[0] == 200
+            assert (await answer(listener, f"{HEAD}\r\n".encode(), BODY))[0] == 429  # in two pieces, or one
+            assert (await answer(listener, b"nothing of HTTP\r\n\r\n"))[0] == 400
+        assert not turnstile.listens.is_set()
+        status, _, body = await answer(listener, WHOLE)
+        assert status == 200, body
+        monkeypatch.setattr(module, "LINGER_S", 0.0)
+        await turnstile.listens.wait()
+        assert len(server.servers) == 1
+        assert (await answer(listener, WHOLE))[0] == 200
+
+
+async def test_a_server_ends_while_it_turns(tmp_path: object) -> None:
+    async with asyncio.timeout(120):
+        async with served(tmp_path) as (server, listener):
+            with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+                assert (await answer(listener, WHOLE))[0] == 429
+                assert not turnstile_of(server).listens.is_set()
+            address = listener.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        WHOLE[:-1],
+        WHOLE[:40],
+        WHOLE + b"x",
+        WHOLE.replace(b"connection: close\r\n", b"") * 2,
+        WHOLE.replace(b"\r\nhost", b"\r\nexpect: 100-continue\r\nhost"),
+        WHOLE.replace(b"connection: close", b"connection: upgrade\r\nupgrade: websocket"),
+        WHOLE.replace(b"/1.1", b"/1.0"),
+        WHOLE.replace(b"/v1/", b"/%76%31/"),
+        WHOLE.replace(b"/v1/", b"http://localhost/v1/"),
+        b"\x16\x03\x01\x02\x00\x01\x00",
+    ],
+)
+def test_what_is_no_whole_plain_request_goes_its_usual_way(data: bytes) -> None:
+    assert read_request(data) is None
+
+
+def test_a_whole_request_is_read() -> None:
+    request = read_request(WHOLE.replace(b"\r\nhost", b"\r\nX-Api-Key: K\r\nhost"))
+    assert request is not None
+    assert (request.method, request.url) == ("POST", b"/v1/completions")
+    assert dict(request.headers)[b"x-api-key"] == b"K"
