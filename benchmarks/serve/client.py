@@ -21,6 +21,7 @@ import uvloop
 
 Address = tuple[str, int]
 Result = TypeVar("Result")
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
@@ -59,6 +60,47 @@ class Exchange(asyncio.Protocol):
     def leave(self) -> None:
         """As a client that was closed: the connection is reset."""
         self.transport.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One that stays, as those of API clients do: one streamed exchange at a time, on one event loop."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[float, bytes]] = []
+        self._ended: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def to(cls, address: Address) -> Connection:
+        """Raises OSError."""
+        _, connection = await asyncio.get_running_loop().create_connection(cls, *address)
+        return connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._pieces.append((time.perf_counter(), data))
+        if data.endswith(_LAST_CHUNK):
+            self._end()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._end()
+
+    async def ask(self, request: bytes) -> Reply:
+        """The request must let the connection stay; the reply is cut short where the server ends it."""
+        pieces = self._pieces = []
+        self._ended = asyncio.get_running_loop().create_future()
+        sent_s = time.perf_counter()
+        self._transport.write(request)
+        await self._ended
+        return Reply(sent_s, time.perf_counter(), pieces)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _end(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
 
 @dataclass
@@ -151,7 +193,7 @@ class Reply:
 
 
 def post(path: str, body: Any, headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a request; a body of bytes goes as it is."""
+    """The bytes of a request; a body of bytes goes as it is. The connection ends with it unless headers say not."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return _request("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
 
@@ -161,8 +203,8 @@ def get(path: str) -> bytes:
 
 
 def _request(method: str, path: str, data: bytes, headers: Mapping[str, str]) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(data)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}"]
+    lines += [f"{name}: {value}" for name, value in {"Connection": "close", **headers}.items()]
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 

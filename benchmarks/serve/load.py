@@ -5,7 +5,8 @@
 `exact`: every ask is first answered alone; then as many clients as --streams ask without pause until the time is over,
 and every answer is compared, token for token. `cost`: the same asks of greedy decoding, all at once, in turns by the
 server and by LLM.generate; processor seconds per token of both, the client's not among them. `first_token`: one short
-request at a time, in turns by the server and in the engine's own process. `idle`: processor time of a server that has
+request at a time, in turns by the server and in the engine's own process, over a connection that stays and over a new
+one for each. `idle`: processor time of a server that has
 served and has nothing to do.
 """
 
@@ -20,8 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import uvloop
 from benchmarks import machine
-from benchmarks.serve.client import Reply, ask, percentiles_ms, post, run
+from benchmarks.serve.client import Connection, Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.offline import Offline, offline
 from benchmarks.serve.processes import Server, spent, threads_cpu_s, tuili_server
 from benchmarks.serve.prompts import Ask, asks
@@ -101,20 +103,39 @@ def cost(server: Server, alone: Offline, num_streams: int, num_rounds: int, max_
     }
 
 
-def first_token(server: Server, alone: Offline, count: int) -> dict[str, Any]:
-    """Time to the first token of one who asks alone: of the server, and in the engine's own process."""
-    wanted = asks(count + 3, seed=2, prompt_words=(12, 16), max_tokens=(4, 4), temperature=0.0)
-    pairs = []
-    for one in wanted:
-        (reply,) = run(answers(server, [one]))
-        pairs.append((reply.ttft_s, alone.first_token_s(one)))
-    theirs, ours = zip(*pairs[3:], strict=True)
+def first_token(server: Server, alone: Offline, count: int) -> list[dict[str, Any]]:
+    """Time to the first token of one who asks alone: of the server, and in the engine's own process.
+
+    Asked over a connection that stays, as API clients do, and over a new one each time.
+    """
+    times: dict[str, list[tuple[float, float]]] = {"kept": [], "new": []}
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        connection = runner.run(Connection.to(server.address))
+
+        async def asked(one: Ask, how: str) -> Reply:
+            if how == "new":
+                return await ask(server.address, post(PATH, one.body()))
+            return await connection.ask(post(PATH, one.body(), {"Connection": "keep-alive"}))
+
+        for one, how in zip(_first_asks(2 * count + 6), itertools.cycle(times), strict=False):
+            times[how].append((runner.run(asked(one, how)).ttft_s, alone.first_token_s(one)))
+        connection.close()
+    return [_overhead(how, pairs[3:]) for how, pairs in times.items()]
+
+
+def _first_asks(count: int) -> Sequence[Ask]:
+    return asks(count, seed=2, prompt_words=(12, 16), max_tokens=(4, 4), temperature=0.0)
+
+
+def _overhead(connection: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    theirs, ours = zip(*pairs, strict=True)
     return {
         "measure": "first_token",
-        "asks": count,
+        "connection": connection,
+        "asks": len(pairs),
         "server_ms": round(statistics.median(theirs) * 1e3, 2),
         "in_process_ms": round(statistics.median(ours) * 1e3, 2),
-        "overhead_ms": round(statistics.median(a - b for a, b in pairs[3:]) * 1e3, 2),
+        "overhead_ms": round(statistics.median(a - b for a, b in pairs) * 1e3, 2),
     }
 
 
@@ -140,7 +161,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 if arguments.rounds:
                     yield cost(server, alone, arguments.streams, arguments.rounds, arguments.max_tokens)
                 if arguments.first_tokens:
-                    yield first_token(server, alone, arguments.first_tokens)
+                    yield from first_token(server, alone, arguments.first_tokens)
         if arguments.idle:
             yield idle(server, arguments.idle)
 
@@ -152,7 +173,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of `exact`; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=5, help="of `cost`; 0 leaves it out")
     parser.add_argument("--max-tokens", type=int, default=96, help="of each answer in `cost`")
-    parser.add_argument("--first-tokens", type=int, default=30, help="asks of `first_token`; 0 leaves it out")
+    parser.add_argument(
+        "--first-tokens",
+        type=int,
+        default=30,
+        help="asks of `first_token`, of each kind; 0: none",
+    )
     parser.add_argument("--idle", type=float, default=10, help="seconds; 0 leaves it out")
     parser.add_argument("--save", help="name of the results file")
     arguments = parser.parse_args()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
-from tuili.sampling_params import Bounds, check_number
+from tuili.sampling_checks import Bounds, check_number
 
 MAX_BEAMS = 64
 

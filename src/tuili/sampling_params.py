@@ -7,55 +7,56 @@ texts, no engine, no arrays. docs/sampling.md says what they mean.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.sampler_names import DEFAULT_SAMPLERS, parse_samplers
+from tuili.sampling_checks import (
+    INT_MAX,
+    Bounds,
+    Check,
+    callables,
+    check_number,
+    flag,
+    logit_bias,
+    number,
+    some_token_ids,
+    strings,
+    token_ids,
+    unless,
+)
 
 MAX_N = 128
-MAX_LOGIT_BIAS = 100.0  # either way; less than nothing else has, so that it bans
 MAX_STOPS = 16
 MAX_STOP_LEN = 1024
 MAX_WORDS = 1024
 MAX_BREAKERS = 64
 MAX_BREAKER_LEN = 64
-_INT_MAX = 2**31 - 1
 
 LogitsProcessor = Callable[..., Any]
-
-
-class Bounds(NamedTuple):
-    """What a number may be."""
-
-    low: float
-    high: float
-    allowed: str
-    is_integer: bool = False
-    is_open: bool = False  # low itself is not allowed
 
 
 _BOUNDS: Mapping[str, Bounds] = {
     "n": Bounds(1, MAX_N, f"an integer in [1, {MAX_N}]", True),
     "temperature": Bounds(0, 2, "in [0, 2]"),
     "top_p": Bounds(0, 1, "in (0, 1]", is_open=True),
-    "top_k": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "top_k": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}]", True),
     "min_p": Bounds(0, 1, "in [0, 1]"),
     "presence_penalty": Bounds(-2, 2, "in [-2, 2]"),
     "frequency_penalty": Bounds(-2, 2, "in [-2, 2]"),
     "repetition_penalty": Bounds(1e-6, 1e6, "finite and > 0"),
-    "max_tokens": Bounds(1, _INT_MAX, f"an integer in [1, {_INT_MAX}]", True),
-    "min_tokens": Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True),
-    "logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
-    "prompt_logprobs": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
-    "truncate_prompt_tokens": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}], not 0", True),
-    "repeat_last_n": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
-    "min_keep": Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True),
+    "max_tokens": Bounds(1, INT_MAX, f"an integer in [1, {INT_MAX}]", True),
+    "min_tokens": Bounds(0, INT_MAX, f"an integer in [0, {INT_MAX}]", True),
+    "logprobs": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}]", True),
+    "prompt_logprobs": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}]", True),
+    "truncate_prompt_tokens": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}], not 0", True),
+    "repeat_last_n": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}]", True),
+    "min_keep": Bounds(0, INT_MAX, f"an integer in [0, {INT_MAX}]", True),
     "typical_p": Bounds(0, 1, "in (0, 1]", is_open=True),
     "top_n_sigma": Bounds(-1, 1e6, "in [-1, 1000000]; 0 or less is none"),
     "xtc_probability": Bounds(0, 1, "in [0, 1]"),
@@ -64,8 +65,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "dynatemp_exponent": Bounds(0, 100, "in [0, 100]"),
     "dry_multiplier": Bounds(0, 1000, "in [0, 1000]"),
     "dry_base": Bounds(1, 1000, "in [1, 1000]"),
-    "dry_allowed_length": Bounds(1, _INT_MAX, f"an integer in [1, {_INT_MAX}]", True),
-    "dry_penalty_last_n": Bounds(-1, _INT_MAX, f"an integer in [-1, {_INT_MAX}]", True),
+    "dry_allowed_length": Bounds(1, INT_MAX, f"an integer in [1, {INT_MAX}]", True),
+    "dry_penalty_last_n": Bounds(-1, INT_MAX, f"an integer in [-1, {INT_MAX}]", True),
     "adaptive_target": Bounds(-1, 1, "in [-1, 1]; less than 0 is off"),
     "adaptive_decay": Bounds(0, 0.99, "in [0, 0.99]"),
     "mirostat": Bounds(0, 2, "0, 1 or 2", True),
@@ -79,14 +80,6 @@ _BOOLEANS = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
 )
-_LISTS: Mapping[str, str] = {  # fields that hold several values, and what of
-    "stop": "a string or a list of strings",
-    "bad_words": "a list of strings",
-    "dry_sequence_breakers": "a list of strings",
-    "stop_token_ids": "a list of token ids",
-    "allowed_token_ids": "a list of token ids",
-    "logits_processors": "a list of callables",
-}
 UNSUPPORTED: Mapping[str, str] = {  # vLLM's fields without a meaning here, and why
     "structured_outputs": "structured output comes later",
     "guided_decoding": "structured output comes later",
@@ -98,23 +91,6 @@ UNSUPPORTED: Mapping[str, str] = {  # vLLM's fields without a meaning here, and 
     "skip_reading_prefix_cache": "load the model with enable_prefix_caching=False",
     "extra_args": "there is nothing that reads extra arguments",
 }
-
-
-def check_number(name: str, value: object, bounds: Bounds) -> None:
-    """Raises InvalidRequestError naming the field, what was found and what is allowed."""
-    types = int if bounds.is_integer else (int, float)
-    is_number = isinstance(value, types) and not isinstance(value, bool)
-    if (
-        not is_number
-        or (isinstance(value, float) and not math.isfinite(value))
-        or not bounds.low <= value <= bounds.high  # type: ignore[operator]
-        or (bounds.is_open and value == bounds.low)
-    ):
-        raise refusal(name, value, bounds.allowed)
-
-
-_TOKEN_ID = Bounds(0, _INT_MAX, f"an integer in [0, {_INT_MAX}]", True)
-_FINITE = Bounds(-math.inf, math.inf, "a finite number")
 
 
 class RequestOutputKind(Enum):
@@ -221,9 +197,12 @@ class SamplingParams:
     skip_clone: bool = False
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_ranges()
-        self._canonicalize()
+        for name, (neutral, check) in _FIELDS.items():
+            value = getattr(self, name)
+            if value is not neutral:  # most are, and a request waits for this
+                object.__setattr__(self, name, check(name, value))
+        if self.best_of not in (None, self.n):
+            raise refusal("best_of", self.best_of, f"n = {self.n} or left out")
         if self.n > 1 and self.temperature == 0:
             raise InvalidRequestError("n must be 1 when temperature is 0: greedy answers are all alike", param="n")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -232,72 +211,6 @@ class SamplingParams:
             )
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop needs detokenize=True: stop strings are found in text", param="stop")
-
-    def _check_types(self) -> None:
-        for name, reason in UNSUPPORTED.items():
-            if getattr(self, name) not in (None, False, -1, {}, [], ()):
-                raise InvalidRequestError(f"{name} is not supported: {reason}", param=name)
-        for name in _BOOLEANS:
-            if not isinstance(getattr(self, name), bool):
-                raise refusal(name, getattr(self, name), "true or false")
-        for name, allowed in _LISTS.items():
-            value, types = getattr(self, name), (str, list, tuple) if name == "stop" else (list, tuple)
-            if value is not None and not isinstance(value, types):
-                raise refusal(name, value, allowed)
-        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
-            raise refusal("logit_bias", self.logit_bias, "a mapping of token ids to numbers")
-        for processor in self.logits_processors or ():
-            if not callable(processor):
-                raise refusal("logits_processors", processor, "callables")
-
-    def _check_ranges(self) -> None:
-        for name, bounds in _BOUNDS.items():
-            value = getattr(self, name)
-            is_optional = name in ("max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
-            if (value is None and is_optional) or (value is True and name in ("logprobs", "prompt_logprobs")):
-                continue
-            check_number(name, value, bounds)
-        if self.truncate_prompt_tokens == 0:
-            raise refusal("truncate_prompt_tokens", 0, _BOUNDS["truncate_prompt_tokens"].allowed)
-        if self.seed is not None and self.seed != -1:
-            check_number("seed", self.seed, Bounds(0, 2**64 - 1, f"an integer in [0, {2**64 - 1}]", True))
-        if self.best_of not in (None, self.n):
-            raise refusal("best_of", self.best_of, f"n = {self.n} or left out")
-        for token_id, value in (self.logit_bias or {}).items():
-            check_number("logit_bias", _token_id(token_id), _TOKEN_ID)
-            check_number("logit_bias", value, _FINITE)
-        for name in ("stop_token_ids", "allowed_token_ids"):
-            for token_id in getattr(self, name) or ():
-                check_number(name, token_id, _TOKEN_ID)
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise InvalidRequestError("allowed_token_ids must hold at least one id", param="allowed_token_ids")
-
-    def _canonicalize(self) -> None:
-        """One form inside: tuples for lists, None for seed -1, 0 for top_k -1, 0 for a vanishing temperature."""
-        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        canonical: dict[str, object] = {
-            "stop": _strings("stop", stops, MAX_STOPS),
-            "bad_words": _strings("bad_words", self.bad_words, MAX_WORDS),
-            "dry_sequence_breakers": _strings(
-                "dry_sequence_breakers", self.dry_sequence_breakers, MAX_BREAKERS, MAX_BREAKER_LEN
-            ),
-            "stop_token_ids": tuple(dict.fromkeys(self.stop_token_ids or ())),
-            "allowed_token_ids": self.allowed_token_ids and tuple(sorted(set(self.allowed_token_ids))),
-            "seed": None if self.seed == -1 else self.seed,
-            "logit_bias": self.logit_bias and {_token_id(i): _clamped(v) for i, v in self.logit_bias.items()},
-            "top_k": max(self.top_k, 0),
-            "top_n_sigma": max(float(self.top_n_sigma), 0.0),
-            "adaptive_target": -1.0 if self.adaptive_target < 0 else float(self.adaptive_target),
-            "temperature": 0.0 if self.temperature < 1e-5 else max(float(self.temperature), 0.01),
-            "logprobs": 1 if self.logprobs is True else self.logprobs,
-            "prompt_logprobs": 1 if self.prompt_logprobs is True else self.prompt_logprobs,
-            "samplers": None if self.samplers is None else parse_samplers(self.samplers),
-            "repetition_detection": _repetition_detection(self.repetition_detection),
-            "logits_processors": tuple(self.logits_processors or ()),
-            "output_kind": _output_kind(self.output_kind),
-        }
-        for name, value in canonical.items():
-            object.__setattr__(self, name, value)
 
     def with_seed(self, seed: int) -> SamplingParams:
         """The same parameters with a seed drawn for them."""
@@ -309,8 +222,12 @@ class SamplingParams:
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the library's defaults."""
-        pairs = ((name, getattr(self, name), value) for name, value in _neutral_values().items())
-        return {name: mine for name, mine, value in pairs if mine != value}
+        found = {}
+        for name, neutral in _neutral_values().items():
+            value = getattr(self, name)
+            if value is not neutral and value != neutral:
+                found[name] = value
+        return found
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -344,38 +261,71 @@ def _assign(params: SamplingParams, name: str, value: object) -> None:
 SamplingParams.__setattr__ = _assign  # type: ignore[method-assign, assignment]
 
 
-def _token_id(key: object) -> object:
-    """An id that JSON had to write as text, as an integer; anything else as it is."""
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10 else key
+def _stop(name: str, value: Any) -> tuple[str, ...]:
+    stops: tuple[str, ...] = _STOPS(name, (value,) if isinstance(value, str) else value)
+    return stops
 
 
-def _clamped(bias: float) -> float:
-    return min(max(bias, -MAX_LOGIT_BIAS), MAX_LOGIT_BIAS)
+def _truncate(name: str, value: Any) -> int:
+    bounds = _BOUNDS[name]
+    check_number(name, value, bounds)
+    if not value:
+        raise refusal(name, value, bounds.allowed)
+    return int(value)
 
 
-def _strings(name: str, values: Sequence[str] | None, limit: int, max_len: int = MAX_STOP_LEN) -> tuple[str, ...]:
-    strings = tuple(values or ())
-    if len(strings) > limit or not all(isinstance(s, str) and 0 < len(s) <= max_len for s in strings):
-        allowed = f"at most {limit} non-empty strings of at most {max_len} characters"
-        raise refusal(name, values, allowed)
-    return strings
-
-
-def _repetition_detection(value: object) -> RepetitionDetectionParams | None:
-    if value is None or isinstance(value, RepetitionDetectionParams):
+def _repetition_detection(name: str, value: Any) -> RepetitionDetectionParams:
+    if isinstance(value, RepetitionDetectionParams):
         return value
     names = [field.name for field in fields(RepetitionDetectionParams)]
     if not isinstance(value, Mapping) or "max_pattern_size" not in value or not set(value) <= set(names):
-        allowed = f"RepetitionDetectionParams or a mapping of {', '.join(names)}"
-        raise refusal("repetition_detection", value, allowed)
+        raise refusal(name, value, f"RepetitionDetectionParams or a mapping of {', '.join(names)}")
     return RepetitionDetectionParams(**value)
 
 
-def _output_kind(value: object) -> RequestOutputKind:
+def _output_kind(name: str, value: Any) -> RequestOutputKind:
     found = getattr(value, "value", value)  # another library's enum of the same values
     if isinstance(found, bool) or found not in (0, 1, 2):
-        raise refusal("output_kind", value, "a RequestOutputKind")
+        raise refusal(name, value, "a RequestOutputKind")
     return RequestOutputKind(found)
+
+
+def _unsupported(name: str, value: Any) -> Any:
+    if value not in (None, False, -1, {}, [], ()):
+        raise InvalidRequestError(f"{name} is not supported: {UNSUPPORTED[name]}", param=name)
+    return value
+
+
+_STOPS = strings(MAX_STOPS, MAX_STOP_LEN, "a string or a list of strings")
+_NUMBERS = {name: number(bounds) for name, bounds in _BOUNDS.items()}
+_CHECKS: Mapping[str, Check] = {
+    **_NUMBERS,
+    **dict.fromkeys(_BOOLEANS, flag),
+    **dict.fromkeys(UNSUPPORTED, _unsupported),
+    "temperature": number(_BOUNDS["temperature"], lambda value: 0.0 if value < 1e-5 else max(float(value), 0.01)),
+    "top_k": number(_BOUNDS["top_k"], lambda value: max(value, 0)),
+    "top_n_sigma": number(_BOUNDS["top_n_sigma"], lambda value: max(float(value), 0.0)),
+    "adaptive_target": number(_BOUNDS["adaptive_target"], lambda value: -1.0 if value < 0 else float(value)),
+    "seed": unless(-1, number(Bounds(0, 2**64 - 1, f"an integer in [0, {2**64 - 1}]", True))),
+    "max_tokens": unless(None, _NUMBERS["max_tokens"]),
+    "logprobs": unless(True, _NUMBERS["logprobs"], 1),
+    "prompt_logprobs": unless(True, _NUMBERS["prompt_logprobs"], 1),
+    "truncate_prompt_tokens": _truncate,
+    "stop": _stop,
+    "stop_token_ids": token_ids,
+    "allowed_token_ids": some_token_ids,
+    "logit_bias": logit_bias,
+    "bad_words": strings(MAX_WORDS, MAX_STOP_LEN),
+    "dry_sequence_breakers": strings(MAX_BREAKERS, MAX_BREAKER_LEN),
+    "samplers": lambda _, value: parse_samplers(value),
+    "repetition_detection": _repetition_detection,
+    "logits_processors": callables,
+    "output_kind": _output_kind,
+}
+_EMPTY = dict.fromkeys(("stop", "stop_token_ids", "bad_words", "logits_processors"), ())  # inside: nothing is no None
+_FIELDS = {
+    f.name: (_EMPTY.get(f.name, f.default), _CHECKS[f.name]) for f in fields(SamplingParams) if f.name in _CHECKS
+}
 
 
 @cache

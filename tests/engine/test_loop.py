@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import NoReturn
 
 import pytest
@@ -117,6 +119,38 @@ def test_abort_from_outside() -> None:
     assert_solo(other.wait(), ask("other", PROMPT, max_tokens=5))
     loop.close()
     loop.abort("r")
+
+
+def test_what_the_engine_s_thread_reads_by_itself_is_asked_in_order() -> None:
+    loop, sinks = EngineLoop(make_engine()), [Waiting() for _ in range(3)]
+    asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    waits: list[bool] = []
+
+    def receive(is_waiting: bool) -> None:
+        waits.append(is_waiting)
+        assert threading.current_thread() is loop._thread
+        with suppress(Empty):
+            asked.get(is_waiting, 60)()
+
+    def submit(number: int) -> None:
+        loop.submit(ask(f"r{number}", PROMPT[number:]), sinks[number])
+
+    def refuse() -> None:
+        with pytest.raises(InvalidRequestError, match="got 61"):
+            loop.submit(ask("bad", [VOCAB]), sinks[1])
+
+    for command in (partial(submit, 0), refuse, partial(submit, 1), partial(loop.abort, "r1")):
+        asked.put(command)
+    serving = threading.Thread(target=loop.serve, args=(receive,))
+    serving.start()
+    assert_solo(sinks[0].wait(), ask("r0", PROMPT))
+    assert sinks[1].wait().reason("r1") == "abort"
+    asked.put(partial(submit, 2))
+    assert_solo(sinks[2].wait(), ask("r2", PROMPT[2:]))
+    asked.put(loop.close)
+    serving.join(60)
+    assert not serving.is_alive()
+    assert set(waits) == {True, False}  # it looked for more between steps, and slept when there were none
 
 
 def test_an_idle_loop_sleeps(loop: EngineLoop) -> None:

@@ -28,6 +28,7 @@ from tuili.engine.wire import (
     LoadFailed,
     ToEngine,
     WireError,
+    asked_indexes,
     error_of,
     frame,
     generate_message,
@@ -165,7 +166,33 @@ def test_sampling_that_is_none_is_refused() -> None:
     message = generate_message(0, ask("r", [1]))
     for sampling in ({"temperature": "hot"}, {"unheard_of": 1}, {"n": 2, "temperature": 0}):
         with pytest.raises(InvalidRequestError):
-            token_request(msgspec.structs.replace(message, sampling=sampling))
+            token_request(replaced(message, sampling))
+
+
+def replaced(message: Generate, sampling: object) -> Generate:
+    return msgspec.structs.replace(message, sampling=msgspec.Raw(msgspec.msgpack.encode(sampling)))
+
+
+def test_sampling_of_no_such_kind_is_no_message() -> None:
+    message = generate_message(0, ask("r", [1]))
+    for sampling in (5, ["temperature"], {1: 2}, None):
+        with pytest.raises(WireError):
+            token_request(replaced(message, sampling))
+        with pytest.raises(WireError):
+            asked_indexes(replaced(message, sampling))
+
+
+def test_the_answers_asked_for_are_known_of_a_request_that_is_refused() -> None:
+    message = generate_message(0, ask("r", [1], n=2, temperature=1.0))
+    assert list(asked_indexes(replaced(message, {"n": 3, "temperature": 0}))) == [0, 1, 2]
+    resumed = msgspec.structs.replace(message, resume={2: Resume((), None), 1: Resume((), None)})
+    assert list(asked_indexes(resumed)) == [1, 2]
+
+
+def test_the_same_sampling_is_checked_once() -> None:
+    one, other = (token_request(generate_message(i, ask(str(i), [1], seed=i, top_p=0.25))) for i in range(2))
+    assert one.sampling is other.sampling
+    assert (one.seed, other.seed) == (0, 1)
 
 
 def test_a_length_beyond_the_cap_is_refused_before_anything_is_kept() -> None:

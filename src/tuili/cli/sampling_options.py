@@ -14,7 +14,7 @@ import typer
 
 from tuili.cli.shared_options import Command, with_options
 from tuili.errors import InvalidRequestError
-from tuili.sampling_params import MAX_LOGIT_BIAS
+from tuili.sampling_checks import MAX_LOGIT_BIAS
 from tuili.types import SamplingParams
 
 

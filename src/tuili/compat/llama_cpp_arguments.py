@@ -15,7 +15,8 @@ import numpy as np
 from tuili.checks import check_count, check_optional_count, check_optional_text, refusal, shown
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
-from tuili.sampling_params import MAX_LOGIT_BIAS, LogitsProcessor, SamplingParams
+from tuili.sampling_checks import MAX_LOGIT_BIAS
+from tuili.sampling_params import LogitsProcessor, SamplingParams
 
 _log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._listeners: tuple[Callable[[], None], ...] = ()
+        self._receive: Callable[[bool], None] | None = None
         self._open = True
         self._failure: EngineUnavailableError | None = None
         self._process_id = os.getpid()
@@ -89,6 +90,17 @@ class EngineLoop:
         """Undoes add_listener; a call that is under way may still come."""
         with self._wake:
             self._listeners = tuple(other for other in self._listeners if other != listener)
+
+    def serve(self, receive: Callable[[bool], None]) -> None:
+        """Has the engine's own thread read what is asked, which saves handing it over; returns once it is closed.
+
+        receive(True), when there is nothing else to do, waits until something has come; receive(False) does not. It may
+        call any method here. What other threads ask is looked at when it has returned.
+        """
+        with self._wake:
+            self._receive = receive
+            self._wake.notify()
+        self._thread.join()
 
     def stats(self) -> EngineStats:
         """Read while the engine runs on: numbers may be of two neighbouring moments."""
@@ -162,13 +174,16 @@ class EngineLoop:
 
     def _take_commands(self) -> bool:
         """Carries out what has arrived, waiting for it when there is no other work; False when closed."""
-        if not self._engine.has_work():
+        is_idle = not self._engine.has_work()
+        if is_idle:
             self._engine.check()
         with self._wake:
-            while self._open and not self._inbox and not self._engine.has_work():
+            while self._open and is_idle and not self._inbox and self._receive is None:
                 self._wake.wait()
-            if not self._open:
-                return False
+        if self._open and self._receive is not None:
+            self._receive(is_idle and not self._inbox)
+        if not self._open:
+            return False
         for _ in range(len(self._inbox)):  # one by one: what lies behind one that fails is refused, not lost
             self._inbox.popleft()()
         return True

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from collections.abc import Sequence as ListLike
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -60,12 +62,15 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """A TokenRequest; deltas come back under `stream`. sampling holds what differs from the defaults."""
+    """A TokenRequest; deltas come back under `stream`.
+
+    sampling, as msgpack, holds what differs from the defaults, but no seed: the request's own is the one that counts.
+    """
 
     stream: int
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: dict[str, Any]
+    sampling: msgspec.Raw
     seed: int
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0
@@ -197,14 +202,16 @@ class FrameReader(Generic[Message]):
                 if end - start - LENGTH_BYTES < size:
                     break
                 start += LENGTH_BYTES + size
-                yield self._decoded(bytes(view[start - size : start]))
+                yield decoded(self._decoder, bytes(view[start - size : start]))
         del self._pending[:start]
 
-    def _decoded(self, body: bytes) -> Message:
-        try:
-            return self._decoder.decode(body)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise WireError(f"a frame that is no message: {error}") from None
+
+def decoded(decoder: msgspec.msgpack.Decoder[Message], body: bytes) -> Message:
+    """Raises WireError."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise WireError(f"a frame that is no message: {error}") from None
 
 
 def note_of(error: TuiliError) -> ErrorNote:
@@ -236,11 +243,13 @@ def generate_message(stream: int, request: TokenRequest) -> Generate:
             "logits_processors are called where the engine runs: load the model in this process for them",
             param="logits_processors",
         )
+    sampling = request.sampling.changed()
+    sampling.pop("seed", None)
     return Generate(
         stream=stream,
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
-        sampling=request.sampling.changed(),
+        sampling=msgspec.Raw(_encoder.encode(sampling)),
         seed=request.seed,
         eos_token_ids=request.eos_token_ids,
         priority=request.priority,
@@ -253,11 +262,8 @@ def generate_message(stream: int, request: TokenRequest) -> Generate:
 
 
 def token_request(message: Generate) -> TokenRequest:
-    """Raises InvalidRequestError for sampling parameters that are none."""
-    try:
-        sampling = SamplingParams(**message.sampling)
-    except TypeError:
-        raise InvalidRequestError("sampling has a field that is not known", param="sampling") from None
+    """Raises InvalidRequestError for sampling parameters that are none, WireError for what is none at all."""
+    sampling = _sampling(bytes(message.sampling))
     return TokenRequest(
         request_id=message.request_id,
         prompt_token_ids=message.prompt_token_ids,
@@ -271,6 +277,27 @@ def token_request(message: Generate) -> TokenRequest:
         beam_search=message.beam_search,
         resume=message.resume,
     )
+
+
+@lru_cache(maxsize=64)
+def _sampling(packed: bytes) -> SamplingParams:
+    """What clients ask for again and again is checked once."""
+    fields = decoded(msgspec.msgpack.Decoder(dict[str, Any]), packed)
+    try:
+        return SamplingParams(**fields)
+    except TypeError:
+        raise InvalidRequestError("sampling has a field that is not known", param="sampling") from None
+
+
+class _Count(msgspec.Struct):
+    n: int = 1
+
+
+def asked_indexes(message: Generate) -> ListLike[int]:
+    """The answers that it is to bring, also where token_request raises InvalidRequestError."""
+    if message.resume is not None:
+        return sorted(message.resume)
+    return range(decoded(msgspec.msgpack.Decoder(_Count), bytes(message.sampling)).n)
 
 
 def wire_delta(stream: int, delta: TokenDelta) -> WireDelta:

@@ -3,7 +3,8 @@
     python -m tuili.runtime.engine_process DESCRIPTOR PARENT
 
 It dies with its parent, leaves the terminal's and the service manager's signals to it, and ends when the socket does.
-A thread of its own sends a heartbeat, whatever the engine is at. Knows `wire` and token ids.
+A thread of its own sends a heartbeat, whatever the engine is at. Once the model is loaded the engine's thread itself
+reads the socket. Knows `wire` and token ids.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from tuili.engine.wire import (
     ToEngine,
     WireDelta,
     WireError,
+    asked_indexes,
     frame,
     note_of,
     token_request,
@@ -76,27 +78,36 @@ class EngineProcess:
         self._told_load, self._told_s = (0, 0), 0.0
         self._is_closing = False
         self._requests: dict[int, RequestSink] = {}
+        self._reader: FrameReader[ToEngine] = FrameReader(ToEngine)
 
     def run(self) -> int:
-        """Reads messages until there are no more; the exit code."""
+        """Answers until it is told to close, or nobody is there any more; the exit code."""
         threading.Thread(target=self._beat, name="tuili-heartbeat", daemon=True).start()
-        reader: FrameReader[ToEngine] = FrameReader(ToEngine)
-        try:
-            while data := self._connection.recv(_RECEIVE_BYTES):
-                for message in reader.feed(data):
-                    if isinstance(message, Close):
-                        self._close()
-                        return 0
-                    self._take(message)
-        except (ConnectionError, WireError) as error:
-            _log.error("the engine process ends: %s", error)
-            return EXIT_INTERNAL
+        while self._running is None and not self._is_closing:
+            self._receive(True)
+        if self._running is not None:
+            self._running.loop.serve(self._receive)
+            self._running.close()
         return 0
 
-    def _take(self, message: Load | Generate | Abort | ResizeCache) -> None:
+    def _receive(self, waits: bool) -> None:
+        """Takes what has come over the socket; where nothing has, waits for it or not."""
+        try:
+            data = self._connection.recv(_RECEIVE_BYTES, 0 if waits else socket.MSG_DONTWAIT)
+            if not data:
+                os._exit(0)
+            for message in self._reader.feed(data):
+                self._take(message)
+        except BlockingIOError:
+            return
+        except (ConnectionError, WireError) as error:
+            _log.error("the engine process ends: %s", error)
+            os._exit(EXIT_INTERNAL)
+
+    def _take(self, message: ToEngine) -> None:
         match message:
-            case Load():  # in another thread: this one must see the socket close
-                threading.Thread(target=self._load, args=(message,), name="tuili-load", daemon=True).start()
+            case Load():
+                self._load(message)
             case Generate():
                 self._generate(message)
             case ResizeCache(num_bytes=num_bytes, may_forget=may_forget):
@@ -105,6 +116,10 @@ class EngineProcess:
             case Abort(stream=stream, index=index):
                 if (sink := self._requests.get(stream)) is not None:
                     self._loop.abort(sink.request.request_id, index, sink)
+            case Close():
+                self._is_closing = True
+                if self._running is not None:
+                    self._running.loop.close()
 
     @property
     def _loop(self) -> EngineLoop:
@@ -142,9 +157,9 @@ class EngineProcess:
             loop.submit(request, sink)
         except TuiliError as error:
             self._requests.pop(message.stream, None)
-            indexes = range(message.sampling.get("n", 1)) if message.resume is None else sorted(message.resume)
-            note = note_of(error)
-            self._send(Deltas([WireDelta(message.stream, i, (), finish_reason="error", error=note) for i in indexes]))
+            stream, note = message.stream, note_of(error)
+            endings = [WireDelta(stream, i, (), finish_reason="error", error=note) for i in asked_indexes(message)]
+            self._send(Deltas(endings))
 
     def take_delta(self, sink: RequestSink, delta: TokenDelta) -> None:
         """Called in the engine's thread. An engine that broke down is of no more use: whoever restarts it goes on."""
@@ -211,11 +226,6 @@ class EngineProcess:
                 self._connection.sendall(data)
         except OSError:  # nobody is left to hear it
             os._exit(0)
-
-    def _close(self) -> None:
-        self._is_closing = True
-        if self._running is not None:
-            self._running.close()
 
 
 class RequestSink:

@@ -27,9 +27,7 @@ from tuili.server.door import Door
 from tuili.server.edge import Edge
 from tuili.server.error_bodies import ErrorBodies
 from tuili.server.guards.bind import is_loopback
-from tuili.server.guards.body_limits import BodyGuard
-from tuili.server.guards.hosts import HostGuard
-from tuili.server.guards.keys import KeyGuard
+from tuili.server.guards.layer import GuardLayer, Guards
 from tuili.server.guards.route_scopes import RouteScopes
 from tuili.server.http_settings import HttpSettings
 from tuili.server.model_list import model_list_router
@@ -69,20 +67,13 @@ def create_app(
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameter)
     scopes, bodies = RouteScopes(app.routes), ErrorBodies(spoken)
-    guards = [
+    guards = Guards(settings, scopes)
+    app.user_middleware[:] = [
         Middleware(Edge, bodies=bodies, log=log, tracer=tracer),
-        Middleware(HostGuard, settings=settings),
-        Middleware(KeyGuard, settings=settings, routes=scopes),
-        Middleware(BodyGuard, settings=settings),
+        Middleware(GuardLayer, guards=guards),
         Middleware(Dispatch, routes=scopes, check_room=serving.check_room),
     ]
-    app.user_middleware[:] = guards
-    checks = [
-        HostGuard(app, settings=settings).check,
-        KeyGuard(app, settings=settings, routes=scopes).check,
-        BodyGuard(app, settings=settings).check,
-    ]
-    app.state.door = Door(serving, routes=scopes, checks=checks, bodies=bodies, log=log, tracer=tracer)
+    app.state.door = Door(serving, routes=scopes, check=guards.check, bodies=bodies, log=log, tracer=tracer)
     return app
 
 

@@ -141,7 +141,9 @@ def unknown_fields(body: BaseModel) -> Iterator[str]:
     """
     if not getattr(body, "keeps_unknown", False):
         yield from body.model_extra or ()
-    for name, value in body.__dict__.items():
+    fields = body.__dict__
+    for name in sorted(body.model_fields_set):
+        value = fields.get(name)
         if type(value) in _PLAIN_TYPES:
             continue
         for item in value if isinstance(value, list) else [value]:

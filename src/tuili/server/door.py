@@ -1,13 +1,13 @@
 """Refuses, at their headers, requests that could only wait in vain: no task, no layers, none of the body.
 
 Where many times more is asked than can be answered, refusals must not take the processor from the answers. The checks
-are those of the layers, in the same order, so that a refusal says what theirs would. Knows ASGI scopes; no sockets.
+are those of the layers, so that a refusal says what theirs would. Knows ASGI scopes; no sockets.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette._utils import get_route_path
@@ -41,16 +41,16 @@ class Door:
         serving: Serving,
         *,
         routes: RouteScopes,
-        checks: Sequence[Check],
+        check: Check,
         bodies: ErrorBodies,
         log: RequestLog,
         tracer: Tracer | None,
     ) -> None:
-        """checks are what layers find wrong with a request before there is a question of room."""
+        """`check` is what the layers find wrong with a request before there is a question of room."""
         self._serving = serving
         self._routes = routes
         self._queueing = frozenset(id(route) for route in routes.plain_routes() if queues(route.openapi_extra))
-        self._checks = checks
+        self._check = check
         self._bodies = bodies
         self._log = log
         self._tracer = tracer
@@ -66,8 +66,7 @@ class Door:
         began_s = time.monotonic()
         caller = new_caller(scope)
         try:
-            for check in self._checks:
-                check(scope)
+            self._check(scope)
             scope["route"] = found.route
             caller.asks_model = True
             self._serving.check_room()

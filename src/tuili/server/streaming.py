@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from contextlib import aclosing
-from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,19 +48,21 @@ async def stream(
     """A response that writes events as they come; silence is broken after interval_s, or sooner by the settings."""
     settings: HttpSettings = request.app.state.serving.settings
     interval_s = min(interval_s, settings.keep_alive_interval_s)
-    return AnswerStream(answering, renderer, replace(settings, keep_alive_interval_s=interval_s))
+    return AnswerStream(answering, renderer, interval_s, settings.send_timeout_s)
 
 
 class AnswerStream(Response):
     """SSE or lines of JSON, as the renderer writes them. Ends in one terminal event, whatever happens."""
 
-    def __init__(self, answering: Answering, renderer: StreamRenderer, settings: HttpSettings) -> None:
+    def __init__(
+        self, answering: Answering, renderer: StreamRenderer, interval_s: float, send_timeout_s: float
+    ) -> None:
         self.status_code = 200
         self.background = None
         self._answering = answering
         self._renderer = renderer
-        self._interval_s = settings.keep_alive_interval_s
-        self._send_timeout_s = settings.send_timeout_s
+        self._interval_s = interval_s
+        self._send_timeout_s = send_timeout_s
         self._sent_s = 0.0  # when something was last sent
         self._sending_since_s: float | None = None
         self.init_headers(

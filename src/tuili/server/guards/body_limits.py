@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
 from tuili.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError
 from tuili.server.http_settings import HttpSettings
 
 
 class BodyGuard:
-    """ASGI middleware."""
+    """The limits of every body."""
 
-    def __init__(self, app: ASGIApp, *, settings: HttpSettings) -> None:
-        self._app = app
+    def __init__(self, settings: HttpSettings) -> None:
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        self.check(scope)
-        limited = _Limited(receive, self._max_bytes, self._timeout_s)
-        await self._app(scope, limited.receive, send)
+    def limited(self, receive: Receive) -> Receive:
+        """What raises BodyTooLargeError or BodyTimeoutError in its place."""
+        return _Limited(receive, self._max_bytes, self._timeout_s).receive
 
     def check(self, scope: Scope) -> None:
         """Of what is announced. Raises InvalidRequestError or BodyTooLargeError."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from tuili.errors import ForbiddenError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
@@ -27,22 +27,14 @@ _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+(?:%[\w.]+)?\]|[a-z0-9_.-]+)(?::
 
 
 class HostGuard:
-    """ASGI middleware."""
+    """Which hosts and origins may be named."""
 
-    def __init__(self, app: ASGIApp, *, settings: HttpSettings) -> None:
-        self._app = app
+    def __init__(self, settings: HttpSettings) -> None:
         self._is_loopback = is_loopback(settings.host)
         self._hosts = frozenset(host.lower().rstrip(".") for host in settings.allowed_hosts)
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
         self._own = frozenset({"localhost"} if self._is_loopback else own_names())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            self.check(scope)
-            if scope["method"] == "OPTIONS" and _is_preflight(scope["headers"]):
-                await _answer_preflight(scope, send)
-                return
-        await self._app(scope, receive, send)
+        self._host = lru_cache(maxsize=16)(self._read_host)  # most requests name the same
 
     def check(self, scope: Scope) -> None:
         """Raises ForbiddenError or InvalidRequestError. A page that may ask gets to read the answer."""
@@ -59,9 +51,10 @@ class HostGuard:
         found = [value for name, value in scope["headers"] if name == b"host"]
         if len(found) > 1 or (not found and scope.get("http_version") != "1.0"):
             raise InvalidRequestError("a request must have one Host header", param="host")
-        if not found:
-            return ""
-        host: str = found[0].decode("latin-1").lower()
+        return self._host(found[0]) if found else ""
+
+    def _read_host(self, value: bytes) -> str:
+        host = value.decode("latin-1").lower()
         match = _AUTHORITY.fullmatch(host)
         if match is None or not self._is_host_allowed(match["name"].rstrip(".")):
             raise ForbiddenError("the Host header names none of this server's hosts: see --allowed-host")
@@ -115,12 +108,16 @@ def _cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    names = {name for name, _ in headers}
+def is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks what a page may send."""
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
     return b"origin" in names and b"access-control-request-method" in names
 
 
-async def _answer_preflight(scope: Scope, send: Send) -> None:
+async def answer_preflight(scope: Scope, send: Send) -> None:
+    """Which origins may, the check has found out."""
     asked = dict(scope["headers"])
     headers = [(b"access-control-allow-methods", _METHODS), (b"access-control-max-age", b"600")]
     wanted = asked.get(b"access-control-request-headers", b"")

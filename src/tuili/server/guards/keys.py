@@ -5,7 +5,7 @@ Which routes there are is known; what they do is not.
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from tuili.errors import AuthenticationError, ForbiddenError
 from tuili.server.api_keys import MAX_KEY_CHARS, ApiKey, find_key
@@ -15,17 +15,11 @@ from tuili.server.http_settings import HttpSettings
 
 
 class KeyGuard:
-    """ASGI middleware: sets the caller's key and scopes. Without keys everybody may everything."""
+    """Sets the caller's key and scopes. Without keys everybody may everything."""
 
-    def __init__(self, app: ASGIApp, *, settings: HttpSettings, routes: RouteScopes) -> None:
-        self._app = app
+    def __init__(self, settings: HttpSettings, routes: RouteScopes) -> None:
         self._keys: tuple[ApiKey, ...] = settings.api_keys
         self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            self.check(scope)
-        await self._app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:
         """Raises AuthenticationError, ForbiddenError or InvalidRequestError."""

@@ -218,5 +218,5 @@ async def read_fields(request: Request, model: type[BaseModel]) -> dict[str, Any
 
 def given(body: BaseModel) -> dict[str, Any]:
     """The fields of a body that were sent and are not null, without those that are not known."""
-    names = body.model_fields_set & type(body).model_fields.keys()
-    return {name: value for name in names if (value := getattr(body, name)) is not None}
+    known = body.__dict__  # pydantic keeps the others elsewhere
+    return {name: value for name in body.model_fields_set if (value := known.get(name)) is not None}

@@ -18,7 +18,7 @@ from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering
 from tuili.server.dialects.openai.bodies import ChatBody, read_fields
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
-from tuili.server.dialects.openai.parse import engine_request, prompt_ending
+from tuili.server.dialects.openai.parse import engine_requests, prompt_ending
 from tuili.server.dialects.openai.respond import respond
 from tuili.server.serving import Serving
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
@@ -36,27 +36,22 @@ async def create_chat_completion(request: Request) -> Response:
             "add_special_tokens must be false: the template writes them", param="add_special_tokens"
         )
     answering = await serving.answer(
-        request.state.caller, model_name(request, body.get("model")), lambda model: [chat_request(body, model)]
+        request.state.caller, model_name(request, body.get("model")), lambda model: chat_requests(body, model)
     )
     settings = serving.settings
     form = ChatForm(body, answering, settings.response_role, tells_token_ids=settings.tells_token_ids)
     return await respond(request, body, answering, form, kind="chatcmpl", flags=flags)
 
 
-def chat_request(body: dict[str, Any], model: ServedModel) -> GenerateRequest:
-    """What the model is asked. Raises InvalidRequestError naming the field."""
-    fields = conversation(body)
-    return engine_request(
-        body,
-        CHAT,
-        model.front.default_sampling,
-        {
-            **fields,
-            "chat_template": body.get("chat_template"),
-            **prompt_ending(body),
-            "split_reasoning": True,
-        },
-    )
+def chat_requests(body: dict[str, Any], model: ServedModel) -> list[GenerateRequest]:
+    """The one that the model is asked. Raises InvalidRequestError naming the field."""
+    asked = {
+        **conversation(body),
+        "chat_template": body.get("chat_template"),
+        **prompt_ending(body),
+        "split_reasoning": True,
+    }
+    return engine_requests(body, CHAT, model.front.default_sampling, [asked])
 
 
 @dataclass(slots=True)

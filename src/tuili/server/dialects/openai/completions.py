@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.answering import Answering
 from tuili.server.dialects.openai.bodies import CompletionBody, read_fields
 from tuili.server.dialects.openai.facts import ending, model_name, stream_flags, token_bytes
-from tuili.server.dialects.openai.parse import engine_request
+from tuili.server.dialects.openai.parse import engine_requests
 from tuili.server.dialects.openai.respond import respond
 from tuili.server.serving import Serving
 from tuili.types import Finished, GenerateRequest, PromptTokens, TextDelta, TokenLogprobs
@@ -42,13 +42,11 @@ def completion_requests(body: dict[str, Any], model: ServedModel) -> list[Genera
     parse_special or add_special_tokens is false.
     """
     fields = {
-        "prompt": "",
         "parse_special": body.get("parse_special", True),
         "add_special_tokens": body.get("add_special_tokens", True),
     }
-    defaults = completion_defaults(model.front.default_sampling)
-    shared = engine_request(_with_echo(body), COMPLETIONS, defaults, fields)
-    return [replace(shared, **{"prompt": None, **prompt}) for prompt in prompts(body.get("prompt"))]
+    asked = ({**fields, **prompt} for prompt in prompts(body.get("prompt")))
+    return engine_requests(_with_echo(body), COMPLETIONS, completion_defaults(model.front.default_sampling), asked)
 
 
 def _with_echo(body: dict[str, Any]) -> dict[str, Any]:

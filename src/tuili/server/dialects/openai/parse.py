@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tuili.errors import InvalidRequestError
@@ -28,12 +28,17 @@ def prompt_ending(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"add_generation_prompt": begins, "continue_final_message": continues}
 
 
-def engine_request(
-    body: Mapping[str, Any], url: str, defaults: Mapping[str, Any], fields: Mapping[str, Any]
-) -> GenerateRequest:
-    """The request. `fields` say what its prompt is. Raises InvalidRequestError naming the field."""
+def engine_requests(
+    body: Mapping[str, Any], url: str, defaults: Mapping[str, Any], prompts: Iterable[Mapping[str, Any]]
+) -> list[GenerateRequest]:
+    """A request for each prompt, whose fields these are. Raises InvalidRequestError naming the field."""
+    shared = _shared_fields(body, url, defaults)
+    return [GenerateRequest(**shared, **prompt) for prompt in prompts]
+
+
+def _shared_fields(body: Mapping[str, Any], url: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     options = body.get("options")
-    shared = {
+    shared: dict[str, Any] = {
         "request_id": "",  # the server gives it one
         "priority": body.get("priority", 0),
         "cache_salt": body.get("cache_salt", ""),
@@ -46,11 +51,11 @@ def engine_request(
             n=beams.beam_width, seed=0, max_tokens=beams.max_tokens, ignore_eos=beams.ignore_eos,
             skip_special_tokens=beams.skip_special_tokens,
         )  # fmt: skip
-        return GenerateRequest(sampling=sampling, beam_search=beams, **shared, **fields)
+        return {"sampling": sampling, "beam_search": beams, **shared}
     for name, neutral in _ONLY_BEAMS.items():
         if body.get(name, neutral) != neutral:
             raise InvalidRequestError(f"{name} needs use_beam_search = true beside it", param=name)
-    return GenerateRequest(sampling=SamplingParams(**values), **shared, **fields)
+    return {"sampling": SamplingParams(**values), **shared}
 
 
 def _beams(body: Mapping[str, Any], values: Mapping[str, Any]) -> BeamSearchParams:
