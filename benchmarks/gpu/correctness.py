@@ -245,8 +245,8 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
     if device.type == "cuda":
         for measure in (memory.sizing, memory.lack):
             recorder.attempt(measure.__name__, measure)
-        if torch.cuda.device_count() > 1:
-            recorder.attempt("ranks", lambda: several.ranks(f"cuda:{device.index or 0}"))
+        first = device.index or 0
+        recorder.attempt("ranks", lambda: several.ranks(f"cuda:{first}", torch.cuda.device_count() - first))
     for measure in (checks.company, checks.packed, checks.caches):
         recorder.attempt(measure.__name__, measure)
 

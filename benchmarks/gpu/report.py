@@ -42,6 +42,7 @@ def _page(records: Sequence[Record]) -> str:
         lines.append(f"{len(checks)} checks, {len(wrong)} wrong.\n")
         lines += [f"- wrong: {_items(r)}" for r in wrong] + [f"- {_items(r)}" for r in checks if "same" in r]
     lines += [f"- failed: {r.get('name', r.get('stage'))}: {r['failed']}" for r in records if "failed" in r]
+    lines += [f"- skipped: {r['name']}: {r['skipped']}" for r in records if "skipped" in r]
     lines += [f"- {_items(r)}" for r in records if r.get("name") == "machine" or "exit_codes" in r]
     rows = [_row(r) for r in records if "value" in r] + [_kernel_row(r) for r in records if "kernel" in r]
     if rows:

@@ -68,7 +68,8 @@ class BackendOptions:
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION  # torch backend, the next ones too
     gpu_layers: int | None = None
     cpu_offload_bytes: int = 0
-    tensor_parallel_size: int = 1  # torch backend
+    tensor_parallel_size: int = 1  # torch backend, the next one too
+    pipeline_parallel_size: int = 1
     source: WeightSource | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class BackendOptions:
         check_optional_count("gpu_layers", self.gpu_layers, 0)
         check_count("cpu_offload_bytes", self.cpu_offload_bytes, 0)
         check_count("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PARALLEL_SIZE)
+        check_count("pipeline_parallel_size", self.pipeline_parallel_size, 1, MAX_PARALLEL_SIZE)
         if not isinstance(self.source, WeightSource | None):
             raise refusal("source", self.source, "a WeightSource or None")
 

@@ -44,6 +44,7 @@ def test_a_vllm_scripts_arguments_are_accepted() -> None:
         ("dtype", "int3", "one of"),
         ("kv_cache_dtype", "fp4", "one of"),
         ("tensor_parallel_size", 0, r"integer in \[1, 64\]"),
+        ("pipeline_parallel_size", 65, r"integer in \[1, 64\]"),
         ("revision", "main", "not implemented"),
         ("speculative_config", "ngram", "a mapping or None"),
         ("speculative_config", {"draft": "smollm2:135m"}, "'draft' is not implemented; known are method, model"),

@@ -63,6 +63,22 @@ async def test_an_engine_process_writes_what_the_reference_writes(model: Path) -
             {"backend": "torch", "device": "cpu", "tensor_parallel_size": 2, "gpu_layers": 1},
             "tensor_parallel_size must be 1 for a model with layers on the CPU",
         ),
+        (
+            {"backend": "cpu", "pipeline_parallel_size": 2},
+            "pipeline_parallel_size must be 1 for the cpu backend, got 2",
+        ),
+        (
+            {"backend": "torch", "device": "cpu", "pipeline_parallel_size": 2, "cpu_offload_gb": 1},
+            "pipeline_parallel_size must be 1 for a model with layers on the CPU .* got 2",
+        ),
+        (
+            {"backend": "torch", "device": "cpu", "tensor_parallel_size": 2, "pipeline_parallel_size": 64},
+            "tensor_parallel_size times pipeline_parallel_size must be at most 64, got 128",
+        ),
+        (
+            {"backend": "torch", "device": "cpu", "pipeline_parallel_size": 63},
+            "pipeline_parallel_size must be at most 2, as the model has 2 layers, got 63",
+        ),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N"),
     ],
 )

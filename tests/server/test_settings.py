@@ -162,6 +162,7 @@ BAD_FLAGS: list[tuple[str, Any, str]] = [
     ("ollama_host", "http://", "--ollama-host must be"),
     ("ollama_host", "localhost:x", "--ollama-host must be"),
     ("tensor_parallel_size", "0", "--tensor-parallel-size must be an integer in [1, 64]"),
+    ("pipeline_parallel_size", "65", "--pipeline-parallel-size must be an integer in [1, 64]"),
     ("nnodes", "2", "--nnodes=2 is not implemented: one machine runs the model"),
     ("enable_lora", True, "--enable-lora=True is not implemented: adapters are not loaded yet"),
     ("swap_space", "-1", "--swap-space must be a number >= 0, got -1"),

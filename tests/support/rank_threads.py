@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from io import BytesIO
+from itertools import permutations
+from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
 from tuili.backend import BackendOptions, Batch, CacheGroup, Choices, Float32, SamplingArrays, StepHandle, UInt32
-from tuili.backends.torch.backend import TorchBackend, load
+from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.parallel.backend import largest_groups
 from tuili.backends.torch.parallel.batch_frames import batch_of, frame_of
-from tuili.backends.torch.parallel.cutting import CutWeights, stored_group_size
-from tuili.backends.torch.parallel.division import divide, own_spec
 from tuili.backends.torch.parallel.frames import read_frame
-from tuili.backends.torch.shard import Shard
+from tuili.backends.torch.parallel.loading import Place, load_part
+from tuili.backends.torch.shard import Ranks
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 
@@ -29,6 +32,14 @@ class Meeting:
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size, timeout=WAIT_S)
         self.places: list[torch.Tensor] = [torch.empty(0)] * size
+        self.ways: dict[tuple[int, int], SimpleQueue[torch.Tensor | None]] = {
+            way: SimpleQueue() for way in permutations(range(size), 2)
+        }
+
+    def abort(self) -> None:
+        self.barrier.abort()
+        for way in self.ways.values():
+            way.put(None)
 
 
 class ThreadRanks:
@@ -55,29 +66,48 @@ class ThreadRanks:
     def share(self, x: torch.Tensor, source: int) -> torch.Tensor:
         return self.gather(x)[source]
 
+    def send(self, x: torch.Tensor, target: int) -> None:
+        self._meeting.ways[self.rank, target].put(x.clone())
+
+    def receive(self, x: torch.Tensor, source: int) -> torch.Tensor:
+        found = self._meeting.ways[source, self.rank].get(timeout=WAIT_S)
+        assert found is not None, "another rank failed"
+        assert (found.shape, found.dtype) == (x.shape, x.dtype), "ranks are not at the same place"
+        return x.copy_(found)
+
     def abort(self) -> None:
-        self._meeting.barrier.abort()
+        self._meeting.abort()
 
 
 class InThreads:
     """The Backend of all parts."""
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, size: int) -> None:
-        self._meeting = Meeting(size)
-        self._pool = ThreadPoolExecutor(size)
-        self.parts: list[TorchBackend] = []
-        for rank in range(size):
-            division = divide(spec, rank, size, partial(stored_group_size, weights))
-            shard = Shard(ranks=ThreadRanks(self._meeting, rank), layers=division.layers, vocab=division.vocab)
-            self.parts.append(load(own_spec(spec, division), CutWeights(weights, spec, division), options, shard))
+    is_asynchronous = False
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        options: BackendOptions,
+        width: int,
+        ends: tuple[int, ...] | None = None,
+    ) -> None:
+        """`width` threads share each layer; ends: where the layers of each stage end."""
+        place = Place(Path(), 0, width, ends or (spec.num_layers,))
+        self._meetings: dict[str, Meeting] = {}
+        self._pool = ThreadPoolExecutor(place.size)
+        places = [replace(place, rank=rank) for rank in range(place.size)]
+        self.parts = [load_part(spec, weights, options, place, self._meet) for place in places]
+
+    def _meet(self, name: str, rank: int, size: int) -> Ranks:
+        return ThreadRanks(self._meetings.setdefault(name, Meeting(size)), rank)
 
     @property
     def vocab_size(self) -> int:
         return self.parts[0].vocab_size
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
-        first, *_ = [part.cache_groups(block_size) for part in self.parts]
-        return first
+        return largest_groups([part.cache_groups(block_size) for part in self.parts])
 
     def allocate_cache(self, num_blocks: list[int]) -> None:
         for part in self.parts:
@@ -97,7 +127,8 @@ class InThreads:
         try:
             return part.execute(batch)
         except BaseException:
-            self._meeting.barrier.abort()
+            for meeting in self._meetings.values():
+                meeting.abort()
             raise
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:

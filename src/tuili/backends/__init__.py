@@ -27,8 +27,9 @@ def load_backend(name: str, spec: ModelSpec, weights: Mapping[str, Tensor], opti
     UnsupportedModelError for what the backend lacks.
     """
     module = _module(name)
-    if options.tensor_parallel_size > 1 and name != "torch":
-        raise refusal("tensor_parallel_size", options.tensor_parallel_size, f"1 for the {name} backend")
+    for size in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if getattr(options, size) > 1 and name != "torch":
+            raise refusal(size, getattr(options, size), f"1 for the {name} backend")
     if spec.position == "learned" and options.max_model_len > spec.max_position:
         raise refusal("max_model_len", options.max_model_len, f"in [1, {spec.max_position}] for this model")
     backend: Backend = module.load(spec, weights, options)

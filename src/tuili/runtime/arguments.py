@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
+from tuili.checks import check_choice, check_optional_count, check_optional_mapping
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
@@ -74,11 +74,6 @@ class LLMArguments:
 
     def _check(self) -> None:
         check_choice("generation_config", self.generation_config, ("auto", "vllm"))
-        check_count("pipeline_parallel_size", self.pipeline_parallel_size)
-        if self.pipeline_parallel_size > 1:
-            raise InvalidRequestError(
-                f"pipeline_parallel_size must be 1, got {self.pipeline_parallel_size}", param="pipeline_parallel_size"
-            )
         check_optional_count("seed", self.seed, 0)
         check_optional_mapping("speculative_config", self.speculative_config)
         check_optional_mapping("override_generation_config", self.override_generation_config)

@@ -58,7 +58,8 @@ class LoadOptions:
     from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
     quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
     for a GGUF file, is the format it has. tensor_parallel_size processes, for torch, share every layer, each with a GPU
-    of its own; a draft model runs on the first one's alone.
+    of its own; pipeline_parallel_size as many such groups have some of the layers each. A draft model runs on the first
+    process's GPU alone.
     """
 
     backend: str | None = None
@@ -84,6 +85,7 @@ class LoadOptions:
     tokenizer: str | None = None
     quantization: str | None = None
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     owns_process: bool = False
 
     @classmethod
@@ -95,6 +97,11 @@ class LoadOptions:
         own = {f.name: getattr(given, f.name) for f in fields(cls) if f.name not in ("speculative", "owns_process")}
         drafts = given.speculative_config
         return cls(**own, speculative=None if drafts is None else SpeculativeConfig.parse(drafts))
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that one model is loaded into."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field. What depends on the model is checked when it is loaded."""
@@ -116,6 +123,7 @@ class LoadOptions:
         check_amount("cpu_offload_gb", self.cpu_offload_gb)
         check_flag("enable_prefix_caching", self.enable_prefix_caching)
         check_count("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PARALLEL_SIZE)
+        check_count("pipeline_parallel_size", self.pipeline_parallel_size, 1, MAX_PARALLEL_SIZE)
         check_flag("owns_process", self.owns_process)
         check_optional_factor("max_slowdown", self.max_slowdown)
         if not isinstance(self.speculative, SpeculativeConfig | None):
@@ -174,8 +182,9 @@ def _tell_without_effect(options: LoadOptions, backend: str) -> None:
 
 
 def _check_parallel(options: LoadOptions, backend: str) -> None:
-    if options.tensor_parallel_size > 1 and backend != "torch":
-        raise refusal("tensor_parallel_size", options.tensor_parallel_size, f"1 for the {backend} backend")
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if getattr(options, name) > 1 and backend != "torch":
+            raise refusal(name, getattr(options, name), f"1 for the {backend} backend")
 
 
 def cpu_cache_dtype(name: str) -> KvCacheDtype:

@@ -265,7 +265,8 @@ def _load_pair(
     if draft_checkpoint is None:
         return backend, None
     reach = min(wanted, draft_checkpoint.spec.max_position)
-    return backend, _load_backend(draft_checkpoint, reach, replace(options, tensor_parallel_size=1))
+    alone = replace(options, tensor_parallel_size=1, pipeline_parallel_size=1)
+    return backend, _load_backend(draft_checkpoint, reach, alone)
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, draft: Checkpoint, drafts: Tokenizer) -> None:
@@ -292,6 +293,7 @@ def _load_backend(checkpoint: Checkpoint, max_model_len: int, options: LoadOptio
         gpu_layers=options.gpu_layers,
         cpu_offload_bytes=int(options.cpu_offload_gb * 2**30),
         tensor_parallel_size=options.tensor_parallel_size,
+        pipeline_parallel_size=options.pipeline_parallel_size,
         source=WeightSource(str(checkpoint.path.absolute()), _recipe_name(checkpoint, options)),
     )
     weights = weights_to_run(checkpoint, options)

@@ -150,6 +150,9 @@ class ModelSettings:
     tensor_parallel_size: int = setting(
         1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Of torch: GPUs that share every layer of a model.", "--tp", "-tp"
     )
+    pipeline_parallel_size: int = setting(
+        1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Of torch: times as many GPUs, each with some layers.", "--pp", "-pp"
+    )
     data_parallel_size: int = setting(
         1, ENGINE, Count(1, MAX_PARALLEL_SIZE), "Engines of each model, which share its requests.", "--dp", "-dp"
     )

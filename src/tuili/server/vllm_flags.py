@@ -77,7 +77,6 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "spec_method": ((None,), _DRAFTS),
     "spec_model": ((None,), _DRAFTS),
     "spec_tokens": ((None,), _DRAFTS),
-    "pipeline_parallel_size": ((1,), _ONE_PROCESS),
     "nnodes": ((1,), "one machine runs the model"),
     "enable_tokenizer_info_endpoint": ((False,), "it does not exist"),
     "trust_request_chat_template": ((False,), "templates of requests run in the sandbox that all run in"),

@@ -33,6 +33,11 @@ def test_threads_are_shared(backend: str, device: str | None) -> None:
     assert replica_options(unsaid, 0, 1).num_threads == thread_limits(0).num_threads
 
 
+def test_all_ranks_of_a_replica_have_gpus() -> None:
+    options = LoadOptions(backend="torch", tensor_parallel_size=2, pipeline_parallel_size=3)
+    assert [replica_options(options, i, 2).device for i in range(2)] == ["cuda:0", "cuda:6"]
+
+
 def test_a_device_of_which_there_is_one_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="data_parallel_size must be 1 on mps, of which there is one, got 2"):
         replica_options(LoadOptions(backend="torch", device="mps"), 1, 2)

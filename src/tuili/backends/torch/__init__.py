@@ -13,7 +13,7 @@ __all__ = ["load", "quantizer"]
 
 def load(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> Backend:
     """Into this process, or into as many as the options ask for. Raises as backend.load and parallel.load_group."""
-    if options.tensor_parallel_size == 1:
+    if options.tensor_parallel_size == options.pipeline_parallel_size == 1:
         return load_alone(spec, weights, options)
     from tuili.backends.torch.parallel import load_group
 

@@ -36,7 +36,7 @@ from tuili.backends.torch.devices import (
 )
 from tuili.backends.torch.divided import StepDivider, sample_in_parts
 from tuili.backends.torch.fixed_shapes import FixedShapeOps
-from tuili.backends.torch.graphs import Capture, CudaCapture, Decoded, DecodeGraphs
+from tuili.backends.torch.graphs import Capture, CudaCapture, Decoded, DecodeGraphs, GraphLimits
 from tuili.backends.torch.memory import device_memory, largest_batch, measure_room, num_blocks
 from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
@@ -44,8 +44,10 @@ from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.placement import model_sizes, num_host_layers, tell_split
 from tuili.backends.torch.rows import GreedyStep, RunningStep, is_greedy, run_rows
 from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
-from tuili.backends.torch.shard import Ranks, Shard
+from tuili.backends.torch.shard import Ranks, Shard, Stage
 from tuili.backends.torch.split import HOST, build_split_model
+from tuili.backends.torch.stage_graphs import StageGraphs
+from tuili.backends.torch.staged import SentStep, StagedModel, WeightsWithout, build_staged_model
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
 from tuili.checks import check_count, refusal
@@ -72,12 +74,16 @@ _FIRST_MATRIX = "layers.0.o_proj.weight"
 
 @torch.inference_mode()
 def load(
-    spec: ModelSpec, weights: Mapping[str, FileTensor], options: BackendOptions, shard: Shard | None = None
+    spec: ModelSpec,
+    weights: Mapping[str, FileTensor],
+    options: BackendOptions,
+    shard: Shard | None = None,
+    stage: Stage | None = None,
 ) -> TorchBackend:
     """Reads every weight once, to the device; returns a backend without a cache. Nothing of `weights` is needed then.
 
-    num_threads, where it is not 0, is set for the whole process. shard: what spec and weights are of a model that lies
-    in several processes, each of which loads its own.
+    num_threads, where it is not 0, is set for the whole process. Of a model that lies in several processes each loads
+    its own: shard says what spec and weights are of it, stage which of their layers are this process's.
 
     Raises UnsupportedModelError naming what the backend lacks, ModelFileError for weights that are not the spec's,
     InvalidRequestError for an option, InsufficientMemoryError.
@@ -96,7 +102,7 @@ def load(
     warn_of_tf32(device, dtype)
     try:
         with current(device):
-            model = _model(spec, weights, options, device=device, dtype=dtype, shard=shard)
+            model = _model(spec, weights, options, device=device, dtype=dtype, shard=shard, stage=stage)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -115,12 +121,18 @@ def _model(
     device: torch.device,
     dtype: torch.dtype,
     shard: Shard | None,
+    stage: Stage | None,
 ) -> Model:
     """On one device if it fits there, or else, where it is whole, with its first layers on the host."""
     shapes = tensor_shapes(spec)
+    if stage is not None:
+        own = {name: shape for name, shape in shapes.items() if stage.has(name, spec.tie_word_embeddings)}
+        shapes, weights = own, WeightsWithout(weights, shapes.keys() - own.keys())
     ops = _ops(device, options.deterministic)
     keep_packed = not isinstance(ops, PlainOps)
     reader = WeightReader(weights, shapes, dtype=dtype, device=device, keep_packed=keep_packed)
+    if stage is not None:
+        return build_staged_model(spec, reader, ops, options.max_model_len, shard, stage)
     if shard is not None:
         return build_model(spec, reader, ops, options.max_model_len, shard)
     sizes = model_sizes(spec, {}, dtype, options.max_model_len)
@@ -153,7 +165,9 @@ class TorchBackend:
         self.device = device
         self.dtype = dtype
         mixers = [y.mixer for y in spec.layers if isinstance(y.mixer, AttentionSpec)]
-        self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device, model.num_host)
+        layers = None if model.stage is None else model.stage.layers
+        self._goes_on = model.stage is not None and not model.stage.is_last  # in another stage, which chooses tokens
+        self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device, model.num_host, layers)
         self._uploader = Uploader(device)
         self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
@@ -183,16 +197,21 @@ class TorchBackend:
         return self._open_model.num_bytes
 
     @property
-    def ranks(self) -> Ranks | None:
-        """Those with whom it shares the model."""
-        shard = self._open_model.shard
-        return None if shard is None else shard.ranks
+    def ranks(self) -> list[Ranks]:
+        """Those with whom it shares its layers, and those who have others."""
+        parts = (self._open_model.shard, self._open_model.stage)
+        return [part.ranks for part in parts if part is not None]
 
     @property
     def _open_model(self) -> Model:
         if self._model is None:
             raise EngineUnavailableError("the torch backend is closed")
         return self._model
+
+    def abort(self) -> None:
+        """Ends what is under way with other ranks, of which one is gone. For any thread."""
+        for ranks in self.ranks:
+            ranks.abort()
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
         """One group per window; also fixes the block size of the next allocate_cache."""
@@ -233,11 +252,13 @@ class TorchBackend:
         refuse_unread(batch, "torch")
         with current(self.device):
             # Where others compute the same step, it cannot be divided here alone.
-            return self._steps.execute(batch) if self.ranks is None else self._run(batch)
+            return self._run(batch) if self.ranks else self._steps.execute(batch)
 
     def _run(self, batch: Batch) -> StepHandle:
         model = self._open_model
         if self.graphs is not None and (decoded := self.graphs.run(batch, self._cache.block_size)) is not None:
+            if self._goes_on:
+                return SentStep(batch, self.vocab_size, self._spec.hidden_size)
             try:
                 return self._decoded(batch, decoded)
             except RuntimeError:
@@ -247,6 +268,8 @@ class TorchBackend:
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
         flow = model.hidden(self._input_ids(step), step, self._cache)
+        if self._goes_on:
+            return SentStep(batch, self.vocab_size, self._spec.hidden_size)
         hidden = model.finish(flow, step.sample_rows)
         wanted = hidden if batch.want_hidden else None
         rows = run_rows(
@@ -270,13 +293,11 @@ class TorchBackend:
 
     def captured_by(self, capture: Capture) -> DecodeGraphs:
         """Graphs of this model's decode steps, none of them captured yet."""
-        return DecodeGraphs(
-            self._decode,
-            self._last_tokens,
-            vocab_size=self.vocab_size,
-            max_model_len=self._max_model_len,
-            capture=capture,
-        )
+        model = self._open_model
+        limits = GraphLimits(self.vocab_size, self._max_model_len)
+        if isinstance(model, StagedModel):
+            return StageGraphs(model, self._cache, self._input_ids, self._last_tokens, limits, capture)
+        return DecodeGraphs(self._decode, self._last_tokens, limits, capture)
 
     def _decode(self, step: StepInputs) -> Tensor:
         """Logits [rows, vocab] of a step in which each token is a row."""
@@ -329,6 +350,6 @@ class TorchBackend:
 
     def _input_ids(self, step: StepInputs) -> Tensor:
         slots = step.carry_slots
-        if slots is None:
+        if slots is None or self._goes_on:
             return step.input_ids
         return torch.where(slots >= 0, self._last_tokens.index_select(0, slots.clamp(min=0)), step.input_ids)

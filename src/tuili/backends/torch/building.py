@@ -57,6 +57,11 @@ class Builder:
     shard: Shard | None = None
     pending: float | None = None
 
+    def begin_at(self, i: int) -> None:
+        """What is pending where layer i begins; those before it are built elsewhere."""
+        before = self.spec.layers[i - 1] if i else None
+        self.pending = None if before is None or before.norms == "post" else before.residual_scale
+
     def layer(self, i: int) -> Layer:
         layer = self.spec.layers[i]
         if layer.parallel:
@@ -96,9 +101,10 @@ class Builder:
             return Embedding(lookup, tuple(stages))
         return Embedding(SharedLookup(lookup, self.shard.own_vocab, self.shard.ranks), tuple(stages))
 
-    def head(self, table: Weight) -> Head:
+    def head(self, table: Weight | None) -> Head:
         """`table` is the embedding's, for where both are one."""
         weight = table if self.spec.tie_word_embeddings else self.reader.matrix("lm_head")
+        assert weight is not None
         bias = self.reader.vector("lm_head.bias")
         # Half precision would make equals of many of the best logits.
         own = Linear(self.ops, weight, None if bias is None else bias.to(self.reader.dtype), torch.float32)

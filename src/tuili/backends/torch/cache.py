@@ -32,17 +32,25 @@ class PagedCache:
     """
 
     def __init__(
-        self, layers: ListLike[AttentionSpec], dtype: torch.dtype, device: torch.device, num_host: int = 0
+        self,
+        layers: ListLike[AttentionSpec],
+        dtype: torch.dtype,
+        device: torch.device,
+        num_host: int = 0,
+        own: range | None = None,
     ) -> None:
-        """The first num_host layers have their blocks in host memory, the others on the device."""
-        self._specs = tuple(layers)
+        """The first num_host layers have their blocks in host memory, the others on the device.
+
+        own: those that are here at all, where the model lies in stages; the groups are the same on each.
+        """
+        self._specs = tuple(layers if own is None else layers[own.start : own.stop])
         self._num_host = num_host
         self._dtype = dtype
         self._device = device
         self._has_scales = dtype.itemsize == 1
         self._windows = tuple(sorted({a.sliding_window for a in layers}, key=lambda window: window or 0))
         self._block_size = 0
-        self.group_of = tuple(self._windows.index(a.sliding_window) for a in layers)
+        self.group_of = tuple(self._windows.index(a.sliding_window) for a in self._specs)
         self.layers: list[LayerCache] = []
         self._host_layers: list[LayerCache] = []
 
@@ -128,9 +136,8 @@ class PagedCache:
         started = time.perf_counter()
         self.swap_out(copies)
         synchronize(self._device)
-        return (time.perf_counter() - started) / max(
-            1, limit * self._block_size * self._token_bytes(self._windows[0], 0)
-        )
+        moved = limit * self._block_size * self._token_bytes(self._windows[0], 0)
+        return (time.perf_counter() - started) / moved if moved else 0.0
 
     def swap_out(self, copies: Int32) -> None:
         """copies: [N, 3] (group, block, host block)."""

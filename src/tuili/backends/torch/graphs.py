@@ -67,6 +67,11 @@ def repeat(work: Work) -> Work:
     return work
 
 
+class GraphLimits(NamedTuple):
+    vocab_size: int
+    max_model_len: int
+
+
 class Decoded(NamedTuple):
     """On the device until the next step: what n rows found."""
 
@@ -76,7 +81,7 @@ class Decoded(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Graph:
+class Graph:
     uploader: Uploader
     step: StepInputs
     replay: Work
@@ -99,21 +104,20 @@ class DecodeGraphs:
         self,
         decode: Callable[[StepInputs], Tensor],
         last_tokens: Tensor,
-        *,
-        vocab_size: int,
-        max_model_len: int,
+        limits: GraphLimits,
         capture: Capture,
     ) -> None:
         """`decode` computes the logits [rows, vocab] of a step in which every row is one sequence's only token."""
         self._decode = decode
         self._capture: Capture | None = capture  # None: one has failed
         self._last_tokens = last_tokens
+        vocab_size, max_model_len = limits
         most_rows = max(1, _MAX_LOGIT_BYTES // (4 * vocab_size))
         self._num_rows = [n for n in NUM_ROWS if n <= most_rows]
         self._context_lens = [n for n in CONTEXT_LENS if n < max_model_len] + [max_model_len]
         self._vocab_size = vocab_size
         self._outputs: GraphOutputs | None = None
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._graphs: dict[tuple[int, int], Graph] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -134,6 +138,10 @@ class DecodeGraphs:
         if graph is None:
             return None
         graph.uploader.refresh(decode_arrays(batch, count, rows, num_blocks, len(self._last_tokens) - 1))
+        return self._replayed(graph, batch)
+
+    def _replayed(self, graph: Graph, batch: Batch) -> Decoded:
+        count = len(batch.seq_lens)
         graph.replay()
         assert self._outputs is not None
         return Decoded(self._outputs.logits[:count], self._outputs.token_ids[:count], graph.step)
@@ -149,7 +157,7 @@ class DecodeGraphs:
         """What they come to take about: logits as the model and as samplers have them."""
         return 2 * 4 * self._vocab_size * self._num_rows[-1]
 
-    def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> _Graph | None:
+    def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph | None:
         """A new graph, tried with rows that all belong to nobody; None once one could not be captured."""
         if self._capture is None:
             return None
@@ -158,7 +166,7 @@ class DecodeGraphs:
             uploader = Uploader(self._last_tokens.device, is_fixed=True)
             arrays = decode_arrays(batch, 0, rows, num_blocks, len(self._last_tokens) - 1)
             step = _step(uploader.upload(arrays), rows, context)
-            graph = _Graph(uploader, step, self._capture(lambda: self._work(step, outputs, rows)))
+            graph = Graph(uploader, step, self._capture(lambda: self._work(step, outputs, rows)))
         except Exception as error:
             self._capture = None
             _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
@@ -177,8 +185,12 @@ class DecodeGraphs:
 
     def _work(self, step: StepInputs, outputs: GraphOutputs, rows: int) -> None:
         """Waits for nothing and allocates nothing that outlives it."""
+        self._choose(self._decode(step), step, outputs, rows)
+
+    def _choose(self, found: Tensor, step: StepInputs, outputs: GraphOutputs, rows: int) -> None:
+        """Keeps the logits found, and of each row the largest one's token."""
         logits, token_ids = outputs.logits[:rows], outputs.token_ids[:rows]
-        logits.copy_(self._decode(step))
+        logits.copy_(found)
         top, best = logits.max(-1)
         token_ids.copy_(best.masked_fill(~top.isfinite(), -1))
         slots = step.kept_slots.long()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from tuili.backends.torch.building import Builder
 from tuili.backends.torch.cache import PagedCache
-from tuili.backends.torch.layers import Embedding, Flow, Head, Join, Layer, LayerStep
+from tuili.backends.torch.layers import Flow, Join, Layer, LayerStep
 from tuili.backends.torch.ops import Ops
 from tuili.backends.torch.positions import PositionTables
-from tuili.backends.torch.shard import Shard
+from tuili.backends.torch.shard import Shard, Stage
 from tuili.backends.torch.step import StepInputs
 from tuili.backends.torch.weights import WeightReader
 from tuili.models.spec import AttentionSpec, ModelSpec
@@ -22,16 +23,17 @@ class Model:
     """The modules of a spec, front to back."""
 
     ops: Ops
-    embed: Embedding
+    embed: Callable[[Tensor, Tensor], Tensor]
     layers: tuple[Layer, ...]
     tables: PositionTables
     final: Join
-    head: Head
+    head: Callable[[Tensor], Tensor]
     logit_scale: float
     logit_softcap: float | None
     num_bytes: int  # on the device
     num_host: int = 0  # of the layers: those before that are on the host, whose steps wait for the device
     shard: Shard | None = None
+    stage: Stage | None = None
 
     def hidden(self, input_ids: Tensor, step: StepInputs, cache: PagedCache) -> Flow:
         """What leaves the last layer [T, hidden]; keys and values go to the cache."""

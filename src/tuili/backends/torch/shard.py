@@ -28,6 +28,14 @@ class Ranks(Protocol):
         """x of that rank. x may be changed."""
         ...
 
+    def send(self, x: Tensor, target: int) -> None:
+        """x to that rank, which receives it."""
+        ...
+
+    def receive(self, x: Tensor, source: int) -> Tensor:
+        """What that rank sends, of the shape of x, which it is written to."""
+        ...
+
     def abort(self) -> None:
         """Ends what is under way: one of them is gone. For any thread."""
         ...
@@ -61,3 +69,31 @@ class Shard:
     @property
     def own_vocab(self) -> range:
         return self.vocab[self.ranks.rank]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Layers that follow each other: what a process has of a model whose stages compute one after the other.
+
+    The first has the embedding, too; the last one the head, for which it has the embedding as well where both are one.
+    """
+
+    ranks: Ranks  # those who have the other stages, in their order
+    layers: range
+    size: int  # stages
+
+    @property
+    def is_first(self) -> bool:
+        return self.ranks.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.ranks.rank == self.size - 1
+
+    def has(self, name: str, is_tied: bool) -> bool:
+        """Whether the weight of that name is of this stage; is_tied: the embedding is the head, too."""
+        if name.startswith("layers."):
+            return int(name.split(".")[1]) in self.layers
+        if is_tied and name == "embed_tokens.weight":
+            return self.is_first or self.is_last
+        return self.is_first if name.startswith(("embed_", "project_in")) else self.is_last

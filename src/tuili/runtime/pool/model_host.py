@@ -65,7 +65,7 @@ class LocalHost:
     def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel, pulls: Pulls) -> None:
         self._settings, self._start_model = settings, start_model
         self._store, self._pulls = store, pulls
-        is_one = settings.num_replicas == settings.load.tensor_parallel_size == 1  # else there are several GPUs
+        is_one = settings.num_replicas == settings.load.num_ranks == 1  # else there are several GPUs
         self._gpu = _gpu_of(settings.load) if is_one else None
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 

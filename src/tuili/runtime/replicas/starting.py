@@ -51,4 +51,4 @@ def replica_options(options: LoadOptions, i: int, count: int) -> LoadOptions:
     kind, _, first = str(device).partition(":")
     if kind == "mps":
         raise refusal("data_parallel_size", count, "1 on mps, of which there is one")
-    return replace(options, device=f"{kind}:{int(first or 0) + i * options.tensor_parallel_size}")
+    return replace(options, device=f"{kind}:{int(first or 0) + i * options.num_ranks}")

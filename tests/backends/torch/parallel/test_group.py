@@ -27,9 +27,10 @@ NUM_TOKENS = int(os.environ.get("TUILI_TEST_NUM_TOKENS", "8"))
 TEXT = np.random.default_rng(7).integers(0, 60, 40).tolist()
 
 
-def loaded(path: Path, size: int, **changes: object) -> Backend:
+def loaded(path: Path, size: int, num_stages: int = 1, **changes: object) -> Backend:
     checkpoint = open_checkpoint(path)
-    options = replace(OPTIONS, tensor_parallel_size=size, source=WeightSource(str(path)), **changes)  # type: ignore[arg-type]
+    sizes = {"tensor_parallel_size": size, "pipeline_parallel_size": num_stages}
+    options = replace(OPTIONS, source=WeightSource(str(path)), **sizes, **changes)  # type: ignore[arg-type]
     return load_backend("torch", checkpoint.spec, checkpoint.weights, options)
 
 
@@ -55,6 +56,17 @@ def pair(tiny: Path) -> Iterator[ParallelBackend]:
     assert not any(map(_runs, process_ids))
 
 
+@pytest.fixture(scope="module")
+def line(tiny: Path) -> Iterator[ParallelBackend]:
+    """Two stages."""
+    backend = loaded(tiny, 1, 2)
+    assert isinstance(backend, ParallelBackend)
+    process_ids = backend.process_ids
+    yield backend
+    backend.close()
+    assert not any(map(_runs, process_ids))
+
+
 def _runs(process_id: int) -> bool:
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
@@ -70,17 +82,51 @@ def test_two_processes_compute_what_one_does(pair: ParallelBackend, tiny: Path) 
     assert pair.measure_room(EngineConfig(max_model_len=64), 0.9) is None  # the host's memory
 
 
-def test_they_write_the_same_text(pair: ParallelBackend, tiny: Path) -> None:
-    rows = [{}, {"temperature": 0.9, "seed": 7}, {"temperature": 1.1, "seed": 11, "top_k": 20}]
-    found = []
-    for backend in (loaded(tiny, 1), pair):
-        driver = Driver(backend)
-        texts = [driver.text() for _ in rows]
-        steps = [driver.step([Work(text, TEXT[:6]) for text in texts], sampling=sampling_arrays(rows))]
-        for _ in range(6):
-            steps.append(driver.step([Work(text, [0], carry=True) for text in texts], sampling=sampling_arrays(rows)))
-        found.append([step.token_ids.tolist() for step in steps])
+def test_two_stages_in_processes_compute_what_one_does(line: ParallelBackend, tiny: Path) -> None:
+    alone = loaded(tiny, 1)
+    expected = Driver(alone).logits(TEXT)
+    np.testing.assert_allclose(Driver(line).logits(TEXT, chunk=17), expected, rtol=0, atol=1e-5)
+    assert line.vocab_size == alone.vocab_size
+    assert line.weight_bytes > alone.weight_bytes / 2
+    assert line.measure_room(EngineConfig(max_model_len=64), 0.9) is None
+    whole, stage = alone.cache_groups(16)[0].block_bytes, line.cache_groups(16)[0].block_bytes
+    assert stage == whole / 2  # of two layers
+
+
+def test_what_the_ranks_are_asked_wrongly_leaves_them_as_they_were(line: ParallelBackend) -> None:
+    with pytest.raises(InvalidRequestError, match="block_size must be one of"):
+        line.cache_groups(17)
+    assert len(line.cache_groups(16)) == 1
+
+
+def test_stages_of_shared_layers_in_processes_and_the_end_of_one(tiny: Path) -> None:
+    """Four processes: all write one's text, and name the one that is killed, whichever waits for whom."""
+    square = loaded(tiny, 2, 2)
+    assert isinstance(square, ParallelBackend)
+    process_ids = square.process_ids
+    found = [written(backend) for backend in (loaded(tiny, 1), square)]
     assert found[1] == found[0]
+    driver = Driver(square)
+    os.kill(process_ids[1], signal.SIGKILL)  # of the first stage
+    with pytest.raises(DeviceFailureError, match=r"^rank \d of 4 ended"):
+        driver.step([Work(driver.text(), TEXT[:3])])
+    square.close()
+    assert not any(map(_runs, process_ids))
+
+
+def written(backend: Backend) -> list[list[int]]:
+    rows = [{}, {"temperature": 0.9, "seed": 7}, {"temperature": 1.1, "seed": 11, "top_k": 20}]
+    driver = Driver(backend)
+    texts = [driver.text() for _ in rows]
+    steps = [driver.step([Work(text, TEXT[:6]) for text in texts], sampling=sampling_arrays(rows))]
+    for _ in range(6):
+        steps.append(driver.step([Work(text, [0], carry=True) for text in texts], sampling=sampling_arrays(rows)))
+    return [step.token_ids.tolist() for step in steps]
+
+
+def test_they_write_the_same_text(pair: ParallelBackend, line: ParallelBackend, tiny: Path) -> None:
+    expected, *found = [written(backend) for backend in (loaded(tiny, 1), pair, line)]
+    assert found == [expected] * 2
 
 
 def test_a_cache_that_does_not_fit_leaves_them_as_they_were(pair: ParallelBackend) -> None:
@@ -133,6 +179,10 @@ def test_what_cannot_be_shared_is_refused_before_a_process_starts(tiny: Path) ->
         load_backend("torch", spec, weights, shared)
     with pytest.raises(InvalidRequestError, match="tensor_parallel_size must be at most 4, as a layer"):
         loaded(tiny, 63)
+    with pytest.raises(InvalidRequestError, match="pipeline_parallel_size must be 1 for weights that are in no file"):
+        load_backend("torch", spec, weights, replace(OPTIONS, pipeline_parallel_size=2))
+    with pytest.raises(InvalidRequestError, match="pipeline_parallel_size must be 1 for the reference backend, got 2"):
+        load_backend("reference", spec, weights, replace(OPTIONS, pipeline_parallel_size=2))
     with pytest.raises(InvalidRequestError, match=r"tensor_parallel_size must be an integer in \[1, 64\]"):
         replace(OPTIONS, tensor_parallel_size=65)
 

@@ -28,10 +28,9 @@ from tuili.backends.torch.parallel.batch_frames import frame_of
 from tuili.backends.torch.parallel.division import check_divisible
 from tuili.backends.torch.parallel.frames import Frame
 from tuili.backends.torch.parallel.group import WorkerGroup
-from tuili.backends.torch.parallel.loading import Place, devices_of, load_rank
-from tuili.backends.torch.shard import Ranks
-from tuili.checks import refusal
-from tuili.config import EngineConfig
+from tuili.backends.torch.parallel.loading import Place, group_size, layer_ends, load_rank, size_refusal
+from tuili.backends.torch.parallel.stages import check_stages
+from tuili.config import MAX_PARALLEL_SIZE, EngineConfig
 from tuili.errors import DeviceFailureError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
@@ -42,30 +41,44 @@ def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendO
 
     Raises what load raises, and InvalidRequestError for a model or devices that cannot be shared by so many.
     """
-    size = options.tensor_parallel_size
+    size, width = group_size(options), options.tensor_parallel_size
     if options.source is None:
-        raise refusal("tensor_parallel_size", size, "1 for weights that are in no file")
+        raise size_refusal(options, "1 for weights that are in no file")
     if options.gpu_layers is not None or options.cpu_offload_bytes:
-        raise refusal("tensor_parallel_size", size, "1 for a model with layers on the CPU (gpu_layers, cpu_offload_gb)")
-    check_divisible(spec, size)
-    devices_of(options)
+        raise size_refusal(options, "1 for a model with layers on the CPU (gpu_layers, cpu_offload_gb)")
+    if size > MAX_PARALLEL_SIZE:
+        raise size_refusal(options, f"at most {MAX_PARALLEL_SIZE}")
+    if width > 1:
+        check_divisible(spec, width)
+    check_stages(spec, options.pipeline_parallel_size)
+    ends = layer_ends(spec, weights, options)
     folder = Path(tempfile.mkdtemp(prefix="tuili-ranks-"))  # nobody else's
     group = WorkerGroup(size)
     try:
         group.replies()  # they are there
         told = {"source": asdict(options.source), "options": asdict(replace(options, source=None))}
         for worker in group.workers:
-            place = {"folder": str(folder), "rank": worker.rank, "size": size}
+            place = {"folder": str(folder), "rank": worker.rank, "width": width, "ends": ends}
             worker.send(Frame("open", told | place).encoded())
         group.replies()  # and have what they need: nobody waits in vain for them to join
         group.tell(Frame("join"))
-        first = load_rank(spec, weights, options, Place(folder, 0, size))
+        first = load_rank(spec, weights, options, Place(folder, 0, width, ends))
         return ParallelBackend(first, group, group.replies())
     except BaseException:
         group.close(0)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sized(groups: ListLike[CacheGroup], sizes: ListLike[int]) -> tuple[CacheGroup, ...]:
+    return tuple(replace(group, block_bytes=size) for group, size in zip(groups, sizes, strict=True))
+
+
+def largest_groups(of_ranks: ListLike[tuple[CacheGroup, ...]]) -> tuple[CacheGroup, ...]:
+    """What every rank has, with the size that is the largest of any: a cache that fits there fits everywhere."""
+    most = [max(group.block_bytes for group in same) for same in zip(*of_ranks, strict=True)]
+    return _sized(of_ranks[0], most)
 
 
 class ParallelBackend:
@@ -77,10 +90,7 @@ class ParallelBackend:
         self._group = group
         self._others = others
         self._failure: str | None = None
-        ranks = first.ranks
-        assert ranks is not None
-        self._ranks: Ranks = ranks
-        group.on_lost = self._ranks.abort
+        group.on_lost = first.abort
 
     @property
     def vocab_size(self) -> int:
@@ -112,10 +122,13 @@ class ParallelBackend:
         return self._first.weight_bytes + sum(other["weight_bytes"] for other in self._others)
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:
-        """Of the first rank, whose part is as large as any."""
-        groups = self._first.cache_groups(block_size)
+        """What a block of each takes of the rank where it takes most."""
         self._tell(Frame("groups", {"block_size": block_size}))
-        return groups
+        try:
+            groups = self._first.cache_groups(block_size)
+        finally:
+            others = [reply["block_bytes"] for reply in self._group.replies()]
+        return largest_groups([groups, *(_sized(groups, sizes) for sizes in others)])
 
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """As many on every rank."""

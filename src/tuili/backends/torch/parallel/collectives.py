@@ -54,6 +54,13 @@ class ProcessRanks:
         self._group.broadcast(x, source).wait()
         return x
 
+    def send(self, x: Tensor, target: int) -> None:
+        self._group.send([x.contiguous()], target, 0).wait()
+
+    def receive(self, x: Tensor, source: int) -> Tensor:
+        self._group.recv([x], source, 0).wait()
+        return x
+
     def abort(self) -> None:
         """Ends what is under way, which would wait for ever for a process that is gone. For any thread."""
         self._group.abort()

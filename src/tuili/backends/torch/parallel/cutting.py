@@ -20,8 +20,12 @@ Cut = tuple[int, range]  # the axis, and what is left of it
 
 def stored_group_size(weights: Mapping[str, Tensor], name: str) -> int:
     """How many weights of a row lie in one group of its format. Reads no values where the table can tell."""
-    stored = weights.stored_format(name) if isinstance(weights, TensorTable) else weights[name].format.name
-    return BY_NAME[stored].group_size
+    return BY_NAME[stored_format(weights, name)].group_size
+
+
+def stored_format(weights: Mapping[str, Tensor], name: str) -> str:
+    """The name of its format. Reads no values where the table can tell."""
+    return weights.stored_format(name) if isinstance(weights, TensorTable) else weights[name].format.name
 
 
 def cuts(spec: ModelSpec, division: Division) -> Mapping[str, Cut]:

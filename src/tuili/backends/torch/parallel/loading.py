@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,23 +11,54 @@ import torch
 
 from tuili.backend import BackendOptions
 from tuili.backends.torch.backend import TorchBackend, load
-from tuili.backends.torch.devices import choose_device
+from tuili.backends.torch.devices import choose_device, choose_dtype
 from tuili.backends.torch.parallel.collectives import join
-from tuili.backends.torch.parallel.cutting import CutWeights, stored_group_size
+from tuili.backends.torch.parallel.cutting import CutWeights, stored_format, stored_group_size
 from tuili.backends.torch.parallel.division import divide, own_spec
-from tuili.backends.torch.shard import Shard
+from tuili.backends.torch.parallel.stages import stage_ends
+from tuili.backends.torch.shard import Ranks, Shard, Stage
 from tuili.checks import refusal
+from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which rank of how many, and the folder by whose files they find each other."""
+    """Which rank, how many share a layer, where each stage's layers end, and the folder by whose files ranks meet.
+
+    The first ranks are the last stage, which chooses tokens; those of the first stage come next.
+    """
 
     folder: Path
     rank: int
-    size: int
+    width: int
+    ends: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Ranks of the group."""
+        return self.width * len(self.ends)
+
+    @property
+    def stage(self) -> int:
+        return (self.rank // self.width - 1) % len(self.ends)
+
+    @property
+    def layers(self) -> range:
+        """Of its stage."""
+        return range((0, *self.ends)[self.stage], self.ends[self.stage])
+
+
+def group_size(options: BackendOptions) -> int:
+    """Ranks of the group."""
+    return options.tensor_parallel_size * options.pipeline_parallel_size
+
+
+def size_refusal(options: BackendOptions, allowed: str) -> InvalidRequestError:
+    """For a group that cannot be had, by the names of what asks for it."""
+    names = [name for name in ("tensor_parallel_size", "pipeline_parallel_size") if getattr(options, name) > 1]
+    return refusal(" times ".join(names), group_size(options), allowed)
 
 
 def devices_of(options: BackendOptions) -> list[torch.device]:
@@ -35,15 +66,24 @@ def devices_of(options: BackendOptions) -> list[torch.device]:
 
     Raises InvalidRequestError where there are fewer.
     """
-    size, first = options.tensor_parallel_size, choose_device(options.device)
+    size, first = group_size(options), choose_device(options.device)
     if first.type == "cpu":
         return [first] * size
     if first.type != "cuda":
-        raise refusal("tensor_parallel_size", size, f"1 on {first.type}")
+        raise size_refusal(options, f"1 on {first.type}")
     start, count = first.index or 0, torch.cuda.device_count()
     if start + size > count:
-        raise refusal("tensor_parallel_size", size, f"at most {count - start}, as torch sees {count} GPUs")
+        raise size_refusal(options, f"at most {count - start}, as torch sees {count} GPUs")
     return [torch.device("cuda", start + rank) for rank in range(size)]
+
+
+def layer_ends(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> tuple[int, ...]:
+    """Where the layers of each stage end. Raises InvalidRequestError for devices and stages that cannot be."""
+    device, size = devices_of(options)[0], options.pipeline_parallel_size
+    if size == 1:
+        return (spec.num_layers,)
+    dtype = choose_dtype(options.dtype, device, stored_format(weights, "layers.0.o_proj.weight"))
+    return stage_ends(spec, weights, size, dtype.itemsize, keep_packed=device.type != "cpu")
 
 
 def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, place: Place) -> TorchBackend:
@@ -52,12 +92,33 @@ def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOp
     options are the group's: the device is the first rank's, the threads are all ranks'. Raises what loading raises.
     """
     device = devices_of(options)[place.rank]
-    division = divide(spec, place.rank, place.size, partial(stored_group_size, weights))
-    ranks = join(place.folder, "tensor", place.rank, place.size, device, is_ordered=options.deterministic)
-    shard = Shard(ranks=ranks, layers=division.layers, vocab=division.vocab)
-    num_threads = threads_of(options, device, place)
-    own = replace(options, device=str(device), num_threads=num_threads)
-    return load(own_spec(spec, division), CutWeights(weights, spec, division), own, shard)
+    own = replace(options, device=str(device), num_threads=threads_of(options, device, place))
+
+    def meet(name: str, rank: int, size: int) -> Ranks:
+        return join(place.folder, name, rank, size, device, is_ordered=options.deterministic)
+
+    return load_part(spec, weights, own, place, meet)
+
+
+def load_part(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    options: BackendOptions,
+    place: Place,
+    meet: Callable[[str, int, int], Ranks],
+) -> TorchBackend:
+    """options are this rank's. meet(name, rank, size) gives the group of that name, which has `size` ranks."""
+    shard = stage = None
+    column = place.rank % place.width
+    if place.width > 1:
+        division = divide(spec, column, place.width, partial(stored_group_size, weights))
+        weights, spec = CutWeights(weights, spec, division), own_spec(spec, division)
+        ranks = meet(f"tensor-{place.stage}", column, place.width)
+        shard = Shard(ranks=ranks, layers=division.layers, vocab=division.vocab)
+    if len(place.ends) > 1:
+        ranks = meet(f"stages-{column}", place.stage, len(place.ends))
+        stage = Stage(ranks=ranks, layers=place.layers, size=len(place.ends))
+    return load(spec, weights, options, shard, stage)
 
 
 def threads_of(options: BackendOptions, device: torch.device, place: Place) -> int:

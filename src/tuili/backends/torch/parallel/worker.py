@@ -86,7 +86,7 @@ class RankProcess:
     def _open(self, values: Mapping[str, Any]) -> None:
         """What may fail without the others, who are about to wait for this one."""
         spec, weights = _opened(WeightSource(**values["source"]))
-        place = Place(Path(values["folder"]), values["rank"], values["size"])
+        place = Place(Path(values["folder"]), values["rank"], values["width"], tuple(values["ends"]))
         self._load = partial(load_rank, spec, weights, BackendOptions(**values["options"]), place)
         self._reply("open")
 
@@ -96,7 +96,8 @@ class RankProcess:
         elif frame.word in ("swap_out", "swap_in"):
             (backend.swap_out if frame.word == "swap_out" else backend.swap_in)(frame.arrays["copies"])
         elif frame.word == "groups":
-            backend.cache_groups(frame.values["block_size"])
+            groups = backend.cache_groups(frame.values["block_size"])
+            self._reply("done", block_bytes=[group.block_bytes for group in groups])
         elif frame.word == "allocate":
             backend.allocate_cache(frame.values["num_blocks"])
             self._reply("done")
