@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from support import family_models, tiny_models
 from support.answers import Answers, ask
@@ -37,6 +38,15 @@ CHOSEN = (
     "granite-biases",
 )
 NUM_LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Tiny products gain nothing from two, and every stage would have as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache

@@ -67,12 +67,36 @@ class ProcessRanks:
 
 
 def join(
-    folder: Path, name: str, rank: int, size: int, device: torch.device, *, is_ordered: bool = False
+    folder: Path,
+    name: str,
+    rank: int,
+    size: int,
+    device: torch.device,
+    *,
+    is_ordered: bool = False,
+    is_ring: bool = False,
 ) -> ProcessRanks:
-    """The group of that name, once all its processes have come. They find each other by a file in `folder`."""
+    """The group of that name, once all its processes have come. They find each other by a file in `folder`.
+
+    is_ring: each sends to the one behind it, the last to the first, and nothing else.
+    """
     store = _c10d.PrefixStore(name, _c10d.FileStore(str(folder / name), size))
     group = _nccl(store, rank, size) if device.type == "cuda" else _gloo(store, rank, size)
-    return ProcessRanks(group, rank, size, is_ordered=is_ordered)
+    ranks = ProcessRanks(group, rank, size, is_ordered=is_ordered)
+    _connect(ranks, size, torch.zeros(1, device=device), is_ring)
+    return ranks
+
+
+def _connect(ranks: ProcessRanks, size: int, x: Tensor, is_ring: bool) -> None:
+    """NCCL connects by that file when it is first used: now, as long as the file is there."""
+    if not is_ring:
+        ranks.gather(x)
+        return
+    for source in range(size):
+        if ranks.rank == source:
+            ranks.send(x, (source + 1) % size)
+        elif ranks.rank == (source + 1) % size:
+            ranks.receive(x, source)
 
 
 def _gloo(store: Any, rank: int, size: int) -> Any:

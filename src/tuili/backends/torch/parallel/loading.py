@@ -11,7 +11,7 @@ import torch
 
 from tuili.backend import BackendOptions
 from tuili.backends.torch.backend import TorchBackend, load
-from tuili.backends.torch.devices import choose_device, choose_dtype
+from tuili.backends.torch.devices import choose_device, choose_dtype, current
 from tuili.backends.torch.parallel.collectives import join
 from tuili.backends.torch.parallel.cutting import CutWeights, stored_format, stored_group_size
 from tuili.backends.torch.parallel.division import divide, own_spec
@@ -21,6 +21,8 @@ from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
+
+STAGES = "stages"  # how the names of groups begin that pass on what they compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOp
     own = replace(options, device=str(device), num_threads=threads_of(options, device, place))
 
     def meet(name: str, rank: int, size: int) -> Ranks:
-        return join(place.folder, name, rank, size, device, is_ordered=options.deterministic)
+        ways = {"is_ordered": options.deterministic, "is_ring": name.startswith(STAGES)}
+        with current(device):
+            return join(place.folder, name, rank, size, device, **ways)
 
     return load_part(spec, weights, own, place, meet)
 
@@ -116,7 +120,7 @@ def load_part(
         ranks = meet(f"tensor-{place.stage}", column, place.width)
         shard = Shard(ranks=ranks, layers=division.layers, vocab=division.vocab)
     if len(place.ends) > 1:
-        ranks = meet(f"stages-{column}", place.stage, len(place.ends))
+        ranks = meet(f"{STAGES}-{column}", place.stage, len(place.ends))
         stage = Stage(ranks=ranks, layers=place.layers, size=len(place.ends))
     return load(spec, weights, options, shard, stage)
 
