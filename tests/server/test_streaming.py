@@ -17,7 +17,6 @@ from support.plain_dialect import PlainRenderer, plain_dialect
 from support.served import SmallPool, listening, small_app
 from support.small_model import small_model
 from tuili.errors import ClientGoneError, EngineUnavailableError
-from tuili.server import streaming
 from tuili.server.caller import Caller
 from tuili.server.pacer import FEW_STREAMS, Pacer
 from tuili.server.serving import Serving
@@ -144,7 +143,7 @@ async def test_draining_refuses_what_is_new_and_ends_what_runs() -> None:
         backend.let()
 
 
-def test_headers_come_without_words_and_silence_is_broken_by_the_clock() -> None:
+def test_headers_come_at_once_and_silence_is_broken_by_the_clock() -> None:
     backend = GatedBackend()
     pool = SmallPool(small_model(backend))
     with listening(spoken=SPOKEN, pool=pool, keep_alive_interval_s=0.1) as server, server.connect() as connection:
@@ -161,26 +160,6 @@ def test_headers_come_without_words_and_silence_is_broken_by_the_clock() -> None
         backend.let()
         while b'"done":0' not in received:
             received += connection.recv(4096)
-
-
-async def test_words_that_come_soon_come_with_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_HEAD_S", 600.0)
-    backend, sent = GatedBackend(), []
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append((message["type"], b'"ids"' in message.get("body", b"")))
-
-    async with small_app(spoken=SPOKEN, pool=SmallPool(small_model(backend))) as (app, _):
-        request = GenerateRequest(request_id="", sampling=SamplingParams(max_tokens=2), prompt="abc")
-        answering = await app.state.serving.answer(Caller(request_id="r", address=""), "small", lambda _: [request])
-        response = AnswerStream(answering, PlainRenderer(), 600.0, 600.0)
-        answer = asyncio.create_task(response({}, asyncio.Event().wait, send))
-        while not backend.num_begun:
-            await asyncio.sleep(0.001)
-        assert sent == []
-        backend.let()
-        await asyncio.wait_for(answer, 60)
-    assert sent[:2] == [("http.response.start", False), ("http.response.body", True)]
 
 
 class Unread:

@@ -1,8 +1,7 @@
 """Sends an Answering to its client: as a stream that is written as it comes, or collected for one body.
 
-Headers go out with the first words, or soon without; silence is broken by keep-alives, by the clock; a client that
-stops reading is let go; what fails on the way is told by one event. A client that leaves cancels the task all this runs
-in (edge.py).
+Headers go out at once; silence is broken by keep-alives, by the clock; a client that stops reading is let go; what
+fails on the way is told by one event. A client that leaves cancels the task all this runs in (edge.py).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from tuili.server.error_bodies import internal_error
 from tuili.server.http_settings import HttpSettings
 from tuili.types import Failed
 
-_HEAD_S = 0.05  # headers wait so long for words: one write wakes the client once, not beside the step it waits for
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +63,6 @@ class AnswerStream(Response):
         self._renderer = renderer
         self._interval_s = interval_s
         self._send_timeout_s = send_timeout_s
-        self._opening = asyncio.Lock()
-        self._is_open = False  # the headers have gone out
         self._sent_s = 0.0  # when something was last sent
         self._sending_since_s: float | None = None
         self.init_headers(
@@ -79,6 +75,8 @@ class AnswerStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        headers = [header for header in self.raw_headers if header[0] != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sent_s = time.monotonic()
         heart = asyncio.create_task(self._beat())
         try:
@@ -97,6 +95,7 @@ class AnswerStream(Response):
         """Writes events; the bytes that end the stream are left to be sent."""
         try:
             with self._answering.reading():
+                await self._write(self._renderer.start())
                 async with aclosing(aiter(self._answering)) as steps:
                     async for events in steps:
                         failed = next((n for n, (_, event) in enumerate(events) if type(event) is Failed), None)
@@ -114,49 +113,34 @@ class AnswerStream(Response):
             return self._renderer.fail(internal_error(request_id))
         return b""
 
-    async def _open(self) -> None:
-        """Sends what comes before all words, once: whoever else would write meanwhile waits."""
-        async with self._opening:
-            if self._is_open:
-                return
-            headers = [header for header in self.raw_headers if header[0] != b"content-length"]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            self._is_open = True
-            if first := self._renderer.start():
-                await self._send({"type": "http.response.body", "body": first, "more_body": True})
-
     async def _write(self, data: bytes, *, is_last: bool = False) -> None:
         if not data and not is_last:
             return
         self._sending_since_s = self._sent_s = time.monotonic()
         try:
-            await self._open()
             await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self._sending_since_s = None
 
     async def _beat(self) -> None:
-        """Opens an answer without words, breaks silence, and lets go of clients that do not read."""
-        try:
-            await asyncio.sleep(min(_HEAD_S, self._interval_s))
-            async with asyncio.timeout(self._send_timeout_s):
-                await self._open()
-            while True:
-                await self._next_beat()
-        except TimeoutError:
-            self._answering.cut(ClientGoneError("the client does not read"))
-
-    async def _next_beat(self) -> None:
-        since_s = self._sending_since_s
-        wait_s = self._send_timeout_s if since_s is not None else self._interval_s
-        due_s = (self._sent_s if since_s is None else since_s) + wait_s
-        if (left_s := due_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, self._interval_s, self._send_timeout_s))
-        elif since_s is not None:
-            raise TimeoutError
-        else:
-            data = self._renderer.keep_alive(self._answering.progress())
-            self._sent_s = time.monotonic()
-            if data:
-                async with asyncio.timeout(self._send_timeout_s):
-                    await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Breaks silence, and lets go of clients that do not read."""
+        while True:
+            since_s = self._sending_since_s
+            wait_s = self._send_timeout_s if since_s is not None else self._interval_s
+            due_s = (self._sent_s if since_s is None else since_s) + wait_s
+            if (left_s := due_s - time.monotonic()) > 0:
+                await asyncio.sleep(min(left_s, self._interval_s, self._send_timeout_s))
+            elif since_s is not None:
+                self._answering.cut(ClientGoneError("the client does not read"))
+                return
+            else:
+                data = self._renderer.keep_alive(self._answering.progress())
+                self._sent_s = time.monotonic()
+                if not data:
+                    continue
+                try:
+                    async with asyncio.timeout(self._send_timeout_s):
+                        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                except TimeoutError:
+                    self._answering.cut(ClientGoneError("the client does not read"))
+                    return
