@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,6 +20,7 @@ import pytest_asyncio
 from support import fake_engine
 from support.answers import Answers, ask, assert_solo
 from tuili.beam_search_params import BeamSearchParams
+from tuili.engine import child_process
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import Load
 from tuili.errors import ContextLengthError, EngineUnavailableError, InsufficientMemoryError, InvalidRequestError
@@ -192,6 +195,53 @@ async def test_a_child_that_talks_nonsense_or_leaves_is_ended(
     with pytest.raises(EngineUnavailableError, match="ended while it loaded"):
         await ChildProcess.start([sys.executable, "-c", head + program], load)
     assert (words or "") in caplog.text
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Processes that were started."""
+    processes: list[subprocess.Popen[bytes]] = []
+    spawn = child_process._spawn
+    monkeypatch.setattr(child_process, "_spawn", lambda *given: processes.append(spawn(*given)) or processes[-1])
+    return processes
+
+
+@pytest.mark.parametrize("num_turns", [0, 1, 5])
+async def test_a_start_that_is_cancelled_again_and_again_waits_for_the_process(
+    spawned: list[subprocess.Popen[bytes]], num_turns: int
+) -> None:
+    load = Load("model", msgspec.Raw(msgspec.msgpack.encode({})))
+    starting = asyncio.create_task(ChildProcess.start([sys.executable, "-c", "import time; time.sleep(60)"], load))
+    while not spawned:
+        await asyncio.sleep(0)
+    for _ in range(3):
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert [process.returncode for process in spawned] == [-signal.SIGKILL]
+
+
+async def test_closing_that_is_cancelled_ends_the_process_all_the_same(tmp_path: Path) -> None:
+    child = await started(tmp_path)
+    os.kill(child.process.pid, signal.SIGSTOP)
+    closing = asyncio.create_task(child.aclose(grace_s=600))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert child.process.returncode == -signal.SIGKILL
+
+
+async def test_a_command_that_cannot_be_started_leaves_no_socket(tmp_path: Path) -> None:
+    load = Load("model", msgspec.Raw(msgspec.msgpack.encode({})))
+    with pytest.raises(FileNotFoundError) as raised:
+        await ChildProcess.start([str(tmp_path / "none")], load)
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    (ours,) = [names["ours"] for names in frames if "ours" in names]
+    assert ours.fileno() == -1
 
 
 async def test_closing_waits_for_the_process_and_may_come_twice(tmp_path: Path) -> None:

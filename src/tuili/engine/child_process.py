@@ -91,15 +91,18 @@ class ChildProcess(asyncio.Protocol):
         """
         child = cls(clock)
         ours, theirs = socket.socketpair()
-        with theirs:
-            child.process = _spawn(command, theirs)
-        await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
         try:
+            with theirs:
+                child.process = _spawn(command, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
             child._send(load)
             child.facts = await child._loaded
         except BaseException:
-            child.close()
-            await child._gone.wait()
+            await child._end_at_once()
             raise
         return child
 
@@ -210,12 +213,25 @@ class ChildProcess(asyncio.Protocol):
 
     async def aclose(self, grace_s: float = 5.0) -> None:
         """Lets the process end by itself, kills it when that takes longer than grace_s, and waits for its end."""
-        if self._is_open:
-            self._send(Close())
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), grace_s)
+        try:
+            if self._is_open:
+                self._send(Close())
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._gone.wait(), grace_s)
+        finally:
+            await self._end_at_once()
+
+    async def _end_at_once(self) -> None:
+        """Kills the process and waits for its end, which is near: being cancelled waits for it, too."""
         self.process.kill()
-        await self._gone.wait()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._gone.is_set():
+            try:
+                await self._gone.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
