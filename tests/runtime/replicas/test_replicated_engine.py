@@ -15,13 +15,32 @@ from support import fake_engine
 from support.answers import Answers, ask
 from support.fake_backend import solo
 from support.faults import collect, start_fake
+from tuili.engine.stats import EngineHealth
+from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError
+from tuili.runtime.flight import Flight
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
 from tuili.runtime.supervised_engine import RestartPolicy
-from tuili.types import TokenRequest
+from tuili.types import TokenDelta, TokenRequest
 
 PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)
 CONTEXT = fake_engine.CONFIG.max_model_len
+FACTS = EngineFacts(
+    process_id=0,
+    vocab_size=61,
+    max_model_len=128,
+    max_num_seqs=4,
+    capacity=None,
+    block_size=16,
+    num_blocks=(8,),
+    cache_bytes=8,
+    weight_bytes=0,
+    kv_cache_dtype="bfloat16",
+    num_threads=1,
+    isa=None,
+    load_s=0.0,
+    stamps=(),
+)
 
 
 @pytest_asyncio.fixture
@@ -112,15 +131,87 @@ async def test_what_a_lost_one_leaves_undone_the_other_one_finishes(tmp_path: Pa
 
 
 async def test_answers_are_aborted_wherever_they_are(pair: ReplicatedEngine) -> None:
+    """The engines are held meanwhile, so that none can be done before."""
+    process_ids = [replica.facts.process_id for replica in pair.replicas]
+    for process_id in process_ids:
+        os.kill(process_id, signal.SIGSTOP)
     asked = [ask(f"a{i}", [i, 2], max_tokens=200, ignore_eos=True) for i in range(4)]
-    answers = [Answers() for _ in asked]
+    running = [asyncio.create_task(collect(pair, request)) for request in asked]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    for request in asked:
+        pair.abort(request.request_id)
+    for process_id in process_ids:
+        os.kill(process_id, signal.SIGCONT)
+    answers = await asyncio.wait_for(asyncio.gather(*running), 60)
+    assert {found.reason(request.request_id) for request, found in zip(asked, answers, strict=True)} == {"abort"}
 
-    async def take(request: TokenRequest, into: Answers) -> None:
-        async for deltas in pair.generate(request):
-            for delta in deltas:
-                into(delta)
-            pair.abort(request.request_id)
 
+class Replica:
+    """Does what the test says, and keeps what it was asked."""
+
+    on_given_up = None
+
+    def __init__(self) -> None:
+        self.facts = FACTS
+        self.state, self.is_given_up = "ready", False
+        self.streams: list[Flight] = []
+
+    @property
+    def health(self) -> EngineHealth:
+        return EngineHealth(is_ready=self.state == "ready", state=self.state)
+
+    def check_request(self, _: TokenRequest) -> None:
+        if self.state == "failed":
+            raise EngineUnavailableError("the engine is failed")
+
+    def generate(self, request: TokenRequest) -> Flight:
+        self.streams.append(Flight(request, lambda *_: None))
+        return self.streams[-1]
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        for stream in self.streams:
+            stream.abort(index)
+
+    def say_last(self, index: int) -> None:
+        delta = TokenDelta(request_id="r", index=index, token_ids=(6,), finish_reason="length")
+        self.streams[-1].put([delta])
+
+    def give_up(self) -> None:
+        self.state, self.is_given_up = "failed", True
+        for stream in self.streams:
+            stream.end("error", EngineUnavailableError("the engine fails again and again"))
+
+
+@pytest.mark.parametrize("index", [0, None])
+async def test_what_is_aborted_as_its_replica_is_given_up_is_not_asked_of_another(index: int | None) -> None:
+    first, second = Replica(), Replica()
+    pair = ReplicatedEngine([first, second])  # type: ignore[list-item]
+    answers, request = Answers(), ask("r", [1], n=2, temperature=1.0)
+    steps = pair.generate(request)
+    first.streams[0].put([TokenDelta(request_id="r", index=i, token_ids=(5,)) for i in range(2)])
+    for delta in await anext(steps):
+        answers(delta)
+    first.give_up()
+    pair.abort("r", index)
     async with asyncio.timeout(60):
-        await asyncio.gather(*(take(request, into) for request, into in zip(asked, answers, strict=True)))
-    assert {into.reason(request.request_id) for request, into in zip(asked, answers, strict=True)} == {"abort"}
+        async for deltas in steps:
+            for delta in deltas:
+                answers(delta)
+            if index is not None and not second.streams:
+                asyncio.get_running_loop().call_later(0.001, second.say_last, 1)
+    assert answers.reason("r", 0) == "abort"
+    assert answers.reason("r", 1) == ("abort" if index is None else "length")
+    assert [sorted(stream.request.resume or ()) for stream in second.streams] == ([] if index is None else [[1]])
+    assert pair._passages == {}
+
+
+async def test_while_all_are_given_up_the_one_that_is_tried_again_gets_what_comes() -> None:
+    replicas = [Replica() for _ in range(3)]
+    trio = ReplicatedEngine(replicas)  # type: ignore[arg-type]
+    for replica in replicas:
+        replica.give_up()
+    with pytest.raises(EngineUnavailableError, match="failed"):
+        trio.generate(ask("r", [1]))
+    replicas[1].state = "restarting"
+    await trio.generate(ask("r", [1])).aclose()
+    assert [len(replica.streams) for replica in replicas] == [0, 1, 0]

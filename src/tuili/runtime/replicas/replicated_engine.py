@@ -34,13 +34,21 @@ class ReplicatedEngine:
         self.replicas = tuple(replicas)
         self._router = Router([_num_tokens(replica.facts) // PIECE for replica in replicas])
         self._num_restarts = [replica.health.num_restarts for replica in replicas]
+        self._passages: dict[_Passage, None] = {}
         for replica in replicas:
             replica.on_given_up = self._note_given_up
 
     def generate(self, request: TokenRequest) -> Stream:
         """As EngineClient.generate. What a replica leaves undone when it is given up, another goes on with."""
         self.check_request(request)
-        return _Passage(request, self)
+        passage = _Passage(request, self)
+        self._passages[passage] = None
+        passage.on_leave = lambda: self._leave(passage)
+        return passage
+
+    def _leave(self, passage: _Passage) -> None:
+        del self._passages[passage]
+        passage.part()
 
     def enter(self, request: TokenRequest) -> tuple[Ticket, Stream]:
         """Asks the replica that answers first. Raises as generate; the ticket goes back with `leave`."""
@@ -63,19 +71,26 @@ class ReplicatedEngine:
         return [delta for delta in deltas if not isinstance(delta.error, EngineUnavailableError)]
 
     def _candidates(self) -> list[int]:
-        """Those that answer, else those that are about to. Forgets what restarted ones had cached."""
+        """Those that answer, else those that are about to, else those that are tried again, else any, which refuses.
+
+        Forgets what restarted ones had cached.
+        """
         health = [replica.health for replica in self.replicas]
         for i, state in enumerate(health):
             if state.num_restarts != self._num_restarts[i]:
                 self._num_restarts[i] = state.num_restarts
                 self._router.forget(i)
         ready = [i for i, state in enumerate(health) if state.is_ready]
-        return ready or [i for i, replica in enumerate(self.replicas) if not replica.is_given_up] or [0]
+        hopeful = [i for i, replica in enumerate(self.replicas) if not replica.is_given_up]
+        return ready or hopeful or [i for i, state in enumerate(health) if state.state == "restarting"] or [0]
 
     def check_request(self, request: TokenRequest) -> None:
         self.replicas[self._candidates()[0]].check_request(request)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
+        for passage in self._passages:
+            if passage.request.request_id == request_id:
+                passage.abort(index)
         for replica in self.replicas:
             replica.abort(request_id, index)
 
@@ -149,29 +164,38 @@ class _Passage(Flight):
     def __init__(self, request: TokenRequest, engine: ReplicatedEngine) -> None:
         super().__init__(request, lambda *_: None)
         self._engine = engine
-        self._place: tuple[Ticket, Stream] | None = engine.enter(request)
-        self.on_leave = self._part
+        self._place: tuple[Ticket, Stream] | None = None
+        self._enter(request)
 
     async def __anext__(self) -> list[TokenDelta]:
         try:
             while not (self.is_read or self._is_left):
-                if self._place is None:
-                    self._place = self._engine.enter(self.rest())
-                ticket, steps = self._place
-                deltas = await anext(steps)
-                kept = self._engine.take(ticket, deltas)
-                if len(kept) < len(deltas):
-                    self._part()
-                if kept:
-                    self.put(kept)
+                if self._deltas:
                     return await super().__anext__()
+                await self._step()
         except BaseException:
             self.leave()
             raise
         self.leave()
         raise StopAsyncIteration
 
-    def _part(self) -> None:
+    async def _step(self) -> None:
+        """What comes next of the replica that has it; a lost one's rest is another's then."""
+        ticket, steps = self._place or self._enter(self.rest())
+        deltas = await anext(steps)
+        kept = self._engine.take(ticket, deltas)
+        self.put(kept)
+        if len(kept) < len(deltas):
+            self.part()
+            self.pause()
+
+    def _enter(self, request: TokenRequest) -> tuple[Ticket, Stream]:
+        self._place = place = self._engine.enter(request)
+        self.submitted(place[0].replica)
+        return place
+
+    def part(self) -> None:
+        """Gives its place back."""
         place, self._place = self._place, None
         if place is not None:
             self._engine.leave(*place)
