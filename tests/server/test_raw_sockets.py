@@ -227,14 +227,41 @@ def test_pipelined_requests_are_answered_in_order(server: Listening) -> None:
     assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"404", b"200"]
 
 
-def test_garbage_behind_a_request_ends_the_connection_without_a_word_inside_the_answer(server: Listening) -> None:
+BAD_FOLLOWERS = {
+    "garbage": (b"\x00garbage\r\n\r\n", b"400"),
+    "bad headers": (b"GET /health HTTP/1.1\r\nhost : localhost\r\n\r\n", b"400"),
+    "bad chunks": (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", b"400"),
+    "too many headers": (b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 101 + b"\r\n", b"431"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOLLOWERS)
+@pytest.mark.parametrize("pause_s", [0.0, 0.01])
+def test_what_is_no_request_is_refused_behind_the_answers_to_those_before_it(
+    server: Listening, name: str, pause_s: float
+) -> None:
+    bad, status_told = BAD_FOLLOWERS[name]
     body = json.dumps({"prompts": ["abc"], "max_tokens": 100, "stream": True}).encode()
-    sent, garbage = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body, b"\x00garbage\r\n\r\n"
-    assert len(re.findall(rb"HTTP/1\.1 \d", exchange(server, sent + garbage))) == 1
-    answer = exchange(server, sent, garbage, pause_s=0.01)
-    before, _, after = answer.partition(b"\r\n0\r\n\r\n")  # the end of the stream, if it came so far
-    assert len(re.findall(rb"HTTP/1\.1 \d", before)) == 1
-    assert len(re.findall(rb"HTTP/1\.1 400", after)) <= 1
+    streamed = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    for sent, num_due in ((streamed, 1), (streamed + one + streamed, 3)):
+        answer = exchange(server, sent, bad + GOOD, pause_s=pause_s)
+        assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200"] * num_due + [status_told]
+        assert answer.count(b'"done":0') == (1 if num_due == 1 else 2)
+        last = answer.rpartition(b"\r\n\r\n")[2]
+        assert isinstance(json.loads(last), dict)
+    assert_alive(server)
+
+
+def test_who_leaves_behind_garbage_is_noticed(server: Listening) -> None:
+    """While the answer before it is computed: nothing of it is held up."""
+    body = json.dumps({"prompts": ["abc"], "max_tokens": 100, "stream": True}).encode()
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body + b"\x00garbage\r\n\r\n")
+    until_s = time.monotonic() + IN_TIME_S
+    while server.app.state.serving.running():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
     assert_alive(server)
 
 

@@ -56,6 +56,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._is_reading_headers = True
         self._num_discarded = 0
         self._refusal: TuiliError | None = None
+        self._is_deaf = False  # what came is no HTTP, which is told behind the answers that are due
         self._is_lingering = False
         self._timer: asyncio.TimerHandle | None = None  # of headers, of a body nobody wants, of lingering
         self._unread_timer: asyncio.TimerHandle | None = None  # of complete answers
@@ -70,7 +71,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_lingering:
+        if self._is_lingering or self._is_deaf:
             return
         if self._is_reading_headers:
             self._num_header_bytes += len(data)
@@ -119,20 +120,34 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._stop_watching()
         self._watch_unread(None)
+        is_last = not self.pipeline
         super().on_response_complete()
+        if self._is_deaf and is_last and not self.transport.is_closing():
+            self._refuse()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when its parser gives up, a limit of ours included."""
-        error = self._refusal or InvalidRequestError("this is no HTTP/1.1 request")
         self._stop_timer()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
-            if self.cycle.response_started:  # nothing may be put into an answer
-                self.transport.close()
-                return
+        is_answered = self.cycle is None or self.cycle.response_complete
+        is_broken = not is_answered and self.cycle.more_body  # the request itself, not what comes behind it
+        if is_broken and self.pipeline:
+            self.pipeline.popleft()  # nothing has begun on it
+            is_broken = False
+        if is_broken and self.cycle.response_started:  # nothing may be put into an answer
+            self.transport.close()
+        elif is_broken:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._refuse()
+        elif not is_answered:
+            self._is_deaf = True
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        error = self._refusal or InvalidRequestError("this is no HTTP/1.1 request")
         body = plain_body(error, "")
         headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in dict(headers).items())
