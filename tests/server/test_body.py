@@ -17,7 +17,7 @@ from support.plain_dialect import plain_dialect
 from support.served import small_app
 from tuili.checks import first_doubled
 from tuili.errors import InvalidRequestError
-from tuili.server.body import MAX_DEPTH, parse_json, read_body, unknown_fields, validated
+from tuili.server.body import MAX_DEPTH, MAX_PARTS, parse_json, read_body, unknown_fields, validated
 from tuili.server.caller import Caller
 from tuili.server.dialects.anthropic.bodies import MessagesBody
 from tuili.server.dialects.ollama.bodies import ChatBody as OllamaChatBody
@@ -92,6 +92,20 @@ def test_all_other_json_is_read() -> None:
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
     assert parse_json(nested(MAX_DEPTH - 1, "[", "]"))
     assert parse_json(b" 1 ") == 1
+
+
+def test_names_objects_and_lists_are_counted_before_they_are_made() -> None:
+    def names(count: int) -> bytes:
+        return b"{" + b",".join(b'"%d\\" {[" : 1' % n for n in range(count)) + b"}"
+
+    assert len(parse_json(names(MAX_PARTS - 1))) == MAX_PARTS - 1
+    for content in (names(MAX_PARTS), b'{"a": [' + b"{}," * MAX_PARTS + b"{}]}", b"[" * (MAX_PARTS + 1)):
+        with pytest.raises(InvalidRequestError, match="more than 262144 names, objects and lists"):
+            parse_json(content)
+    text = '":[{\\' * MAX_PARTS
+    assert parse_json(json.dumps([text]).encode()) == [text]  # in a text they are none
+    with pytest.raises(InvalidRequestError, match="no JSON"):
+        parse_json(b'{"a": "' + b'\\"' * 10 + b"[" * MAX_PARTS)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Reads a request's body: JSON that means one thing only, checked against a pydantic model; the first fault is named.
 
 Knows no wire format: models are the dialects'. What JSON allows and programs stumble over is refused: doubled keys,
-lone surrogates, NUL, NaN, deep nesting.
+lone surrogates, NUL, NaN, deep nesting, names and lists beyond number.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tuili.checks import first_doubled, shown
 from tuili.errors import InvalidRequestError, MediaTypeError
 
 MAX_DEPTH = 64
+MAX_PARTS = 1 << 18  # names, objects and lists of a body, each of which costs far more than the bytes that write it
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str, dict})  # asking pydantic's classes costs far more
 _QUICK_BYTES = 1 << 18  # larger bodies are read beside the event loop
 Body = TypeVar("Body", bound=BaseModel)
@@ -42,6 +43,7 @@ def _with_one_fault(value: object) -> object:
 # Of the elements of a body one fault is told; no more than one is looked for, as each takes memory.
 JsonList = Annotated[list[Item], _FailFast()]
 JsonNumbers = Annotated[dict[str, float], BeforeValidator(_with_one_fault)]
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that does not end goes on to the body's end
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates; in pairs these are fine
 _MESSAGES = {  # pydantic's kinds of faults, in our words
     "bool_type": "true or false",
@@ -103,6 +105,8 @@ def parse_json(content: bytes) -> Any:
         raise InvalidRequestError(f"the body is no UTF-8 text at byte {error.start}") from None
     if text.startswith("\ufeff"):
         raise InvalidRequestError("the body begins with a byte order mark: send plain UTF-8")
+    if _num_parts(content) > MAX_PARTS and _num_parts(_STRINGS.sub(b"", content)) > MAX_PARTS:
+        raise InvalidRequestError(f"the body has more than {MAX_PARTS} names, objects and lists")
     try:
         value = _DECODER.decode(text)
     except InvalidRequestError:
@@ -120,6 +124,11 @@ def parse_json(content: bytes) -> Any:
     if _SUSPICIOUS.search(content):
         _check_texts(value)
     return value
+
+
+def _num_parts(content: bytes) -> int:
+    """Of what may be strings, too many."""
+    return content.count(b":") + content.count(b"{") + content.count(b"[")
 
 
 def validated(value: Any, model: type[Body]) -> Body:

@@ -97,7 +97,7 @@ class Tokenizer:
         """
         text = _checked(text)
         if parse_special:
-            return _encoded(self._backend, text, add_special_tokens=add_special_tokens).ids
+            return _ids(self._backend, text, add_special_tokens=add_special_tokens)
         ids = self._encode_text(self._text_backend, text)
         if not add_special_tokens:
             return ids
@@ -144,10 +144,9 @@ class Tokenizer:
 
     def _encode_text(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
         """Encodes text and takes apart any special token that merging made of ordinary characters."""
-        encoding = _encoded(backend, text)
-        made = self._special_spans(encoding, text)
+        ids = _ids(backend, text)
+        made = [] if self._special_ids.isdisjoint(ids) else self._special_spans(_encoded(backend, text), text)
         if not made:
-            ids: list[int] = encoding.ids
             return ids
         start, stop = made[0]
         cut = start + 1
@@ -281,6 +280,16 @@ def _encoded(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bo
     if len(text) < _LONG_CHARS:
         return backend.encode(text, add_special_tokens=add_special_tokens)
     return backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """Of a long text without remembering where each token stands, which takes time and hundreds of bytes a token."""
+    if len(text) < _LONG_CHARS:
+        encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+    else:
+        encoding = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def parse_tokenizer_json(text: str, file: str) -> tokenizers.Tokenizer:
