@@ -89,6 +89,13 @@ def test_a_server_with_the_model_is_used_unasked(cli: Cli, found: Listening, pip
     assert pipeline.requests == []
 
 
+def test_names_that_only_the_server_has_are_names(cli: Cli, found: Listening, pipeline: FakePipeline) -> None:
+    outcome = cli("run", "small", "hi", "--verbose", *ANSWER)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.startswith(f"server      {found.url}, model small\n")
+    assert pipeline.requests == []
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -176,6 +183,9 @@ def test_a_server_that_wants_a_key_gets_it_or_is_left_alone(
     assert cli("run", "--url", locked.url, "hi").err == f"error: {wanted}\n"
     monkeypatch.setenv("TUILI_API_KEY", "a-wrong-one")
     assert cli("run", "--url", locked.url, "hi").err == "error: the API key is not known here\n"
+    outcome = cli("run", "m.gguf", "hi")
+    told = f"note: the server at {locked.url}: the API key is not known here; it is left alone\n"
+    assert (outcome.out, outcome.err) == ("echo hi\n", told)
     monkeypatch.setenv("TUILI_API_KEY", "a-secret")
     assert len(cli("run", "--url", locked.url, *ANSWER, "hi").out.strip()) == 4
 

@@ -109,6 +109,8 @@ def test_who_installs_again_keeps_the_socket_open_where_it_stays(
     [
         (("--host", "0.0.0.0", "--insecure"), ["0.0.0.0:8000"]),
         (("--host", "[::]", "--insecure"), ["[::]:8000"]),
+        (("--host", "0:0::0", "--insecure"), ["[::]:8000"]),
+        (("--host", "::ffff:127.0.0.1", "--insecure"), []),
         (("--ollama",), ["127.0.0.1:8000", "127.0.0.1:11434"]),
         (("--port", "0"), []),
         (("--uds", "/run/tuili/socket"), []),
@@ -132,6 +134,10 @@ def test_the_socket_is_where_the_environment_file_says(cli: Cli, systemd: FakeSy
     assert "ListenStream=127.0.0.1:9002\n" in cli("service", "install", "--user", "--dry-run").out
     environment.write_text("TUILI_SERVE_PORT=x\n")
     assert "TUILI_SERVE_PORT" in cli("service", "install", "--user", "--dry-run").err
+    environment.write_bytes(b"TUILI_SERVE_PORT=9002\n# gr\xfc\xdfe\n")
+    refused = cli("service", "install", "--user", "--dry-run")
+    assert (refused.code, refused.out) == (2, "")
+    assert "tuili.env is no UTF-8 text at byte 26" in refused.err
 
 
 def test_a_service_for_others_gets_a_key_that_stays(cli: Cli, systemd: FakeSystemd, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tuili.cli.running_server import likely_servers, named_server
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.terminal import note
 from tuili.config import store_dir
-from tuili.errors import InvalidRequestError, ModelNotFoundError
+from tuili.errors import AuthenticationError, InvalidRequestError, ModelNotFoundError
 from tuili.store.names import is_path_like
 from tuili.store.store import Store
 from tuili.types import GenerateRequest
@@ -56,12 +56,11 @@ def run(arguments: Sequence[str], forced_model: str | None, settings: RunSetting
     if settings.url is not None and settings.must_load:
         raise InvalidRequestError("url has no place with local, or with flags of how to load a model", param="url")
     store = Store(store_dir())
-    named = None if settings.must_load else named_server(settings.url, None, os.environ)
-    names = () if named is None else tuple(named.model_names())
-    choice = split_arguments(arguments, forced_model, store, names)
+    servers = [] if settings.must_load else _servers(settings.url)
+    choice = split_arguments(arguments, forced_model, store, {name for server in servers for name in server.names})
     prompt = joined_prompt(choice.prompt, piped_text())
     _check(prompt, settings, sampling)
-    remote = None if settings.must_load else _remote_model(named, names, choice, store)
+    remote = _remote_model(servers, choice, store)
     if remote is not None:
         _run(remote, prompt, settings, sampling, remote)
         return
@@ -70,27 +69,48 @@ def run(arguments: Sequence[str], forced_model: str | None, settings: RunSetting
         _run(pipeline, prompt, settings, sampling)
 
 
-def _remote_model(
-    named: ServerClient | None, names: Sequence[str], choice: ModelAndPrompt, store: Store
-) -> RemoteModel | None:
-    """The model on the server that is named, else on one of ours that runs here and has it; None: on none.
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """One that may be asked, and what it has. is_named: somebody said so, and no other will do."""
 
-    Raises ModelNotFoundError when the server that is named has no such model, and what its server tells.
+    client: ServerClient
+    names: tuple[str, ...]
+    is_named: bool = False
+
+
+def _servers(url: str | None) -> list[_Server]:
+    """The server that is named, else those of ours that run here. Raises what the named one tells."""
+    named = named_server(url, None, os.environ)
+    if named is not None:
+        return [_Server(named, tuple(named.model_names()), is_named=True)]
+    found = []
+    for client in likely_servers(None, os.environ):
+        try:
+            found.append(_Server(client, tuple(client.model_names())))
+        except AuthenticationError as error:
+            note(f"the server at {client.address}: {error}; it is left alone")
+    return found
+
+
+def _remote_model(servers: Sequence[_Server], choice: ModelAndPrompt, store: Store) -> RemoteModel | None:
+    """The model on the first server that has it; None: on none.
+
+    Raises ModelNotFoundError when a server that is named has no such model, and what a server tells.
     """
     wanted = {choice.model}
     if not is_path_like(choice.model):
         with suppress(InvalidRequestError):
             wanted.add(store.full_name(choice.model))
-    if named is not None:
-        found = next((name for name in names if name in wanted), names[0] if choice.is_default and names else None)
-        if found is None:
+    for server in servers:
+        found = next((name for name in server.names if name in wanted), None)
+        if found is None and server.is_named and choice.is_default:
+            found = next(iter(server.names), None)
+        if found is not None:
+            return _opened(server.client, found)
+        if server.is_named:
             raise ModelNotFoundError(
-                f"the server at {named.address} has no model {shown(choice.model)}; --local runs one here"
+                f"the server at {server.client.address} has no model {shown(choice.model)}; --local runs one here"
             )
-        return _opened(named, found)
-    for client in likely_servers(None, os.environ):
-        if (found := next((name for name in client.model_names() if name in wanted), None)) is not None:
-            return _opened(client, found)
     return None
 
 

@@ -188,33 +188,41 @@ def _held_by_systemd(addresses: Sequence[Address]) -> tuple[str, ...]:
     """The ports that systemd opens: none unless it can open all, as a name may mean another address tomorrow."""
     found: list[str] = []
     for address in addresses:
-        hosts = _loopbacks() if address.host.lower() == "localhost" else [address.host.strip("[]")]
-        if address.uds is not None or not address.port or not all(map(_is_numeric, hosts)):
+        hosts = _loopbacks() if address.host.lower() == "localhost" else [_as_number(address.host.strip("[]"))]
+        if address.uds is not None or not address.port or None in hosts:
             return ()
-        found += [socket_address(host, address.port) for host in hosts]
+        found += [socket_address(host, address.port) for host in hosts if host is not None]
     return tuple(dict.fromkeys(found))
 
 
-def _loopbacks() -> list[str]:
+def _loopbacks() -> list[str | None]:
     with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         return ["127.0.0.1", "::1"]
     return ["127.0.0.1"]
 
 
-def _is_numeric(host: str) -> bool:
+def _as_number(host: str) -> str | None:
+    """An address in its shortest form; None for a name, and for what takes more than a number to listen on."""
     try:
-        return getattr(ipaddress.ip_address(host), "scope_id", None) is None
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
+        return None
+    return str(address)
 
 
 def _environment(path: Path) -> Mapping[str, str]:
-    """What the service's environment file sets, as far as we may read it."""
+    """What the service's environment file sets, as far as we may read it. Raises InvalidRequestError."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError:
         return {}
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"{path} is no UTF-8 text at byte {error.start}: systemd would pass over all of it, keys included"
+        ) from error
     pairs = [line.split("=", 1) for line in map(str.strip, lines) if "=" in line and not line.startswith(("#", ";"))]
     return {name.strip(): value.strip().strip("\"'") for name, value in pairs}
 
