@@ -35,7 +35,8 @@ async def test_a_stopped_engine_is_unready_then_killed_and_its_streams_go_on(tmp
         await asyncio.sleep(0.01)
     for request, answers in zip(REQUESTS, taking.result(), strict=True):
         assert_solo(answers, request, CONFIG.max_model_len)
-    assert states == ["ready", "silent", "restarting"]
+    assert (states[0], states[-1]) == ("ready", "restarting")
+    assert set(states[1:-1]) >= {"silent"}  # and ready, if this process was held up, too, and forgave the other
     assert engine.facts.process_id != stopped
     await engine.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,8 +99,9 @@ def test_what_becomes_of_a_served_file(
         os.kill(engine, signal.SIGSTOP)
         try:
             answers = [pool.submit(_asked, server, prompt) for prompt in prompts]
+            until_s = time.monotonic() + 240
             while _running(server) < NUM_STREAMS:
-                pass
+                assert time.monotonic() < until_s
             change(model)
         finally:
             os.kill(engine, signal.SIGCONT)
