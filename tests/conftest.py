@@ -12,6 +12,11 @@ from hypothesis import HealthCheck, settings
 
 from support import assets
 
+# Threads of BLAS and OpenMP that wait for each other are slow beside other processes, of which each has one processor.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 # Triton makes of its own functions what runs in its interpreter, or what does not, when anybody first imports it.
 os.environ["TRITON_INTERPRET"] = "1"
 
