@@ -149,8 +149,8 @@ class SamplingArrays:
     sample_index: Int32  # [R] which of n
     position: Int32  # [R] absolute position of the token being chosen
     history_start: Int32  # [R + 1] distinct ids seen by a row that has penalties; else empty
-    history_ids: Int32  # [N]
-    history_counts: Int32  # [N] occurrences in the output; 0: in the prompt only
+    history_ids: Int32  # [N] -1: the token a row is computed from, where that is carried; may be another id, too
+    history_counts: Int32  # [N] occurrences in the output; 0: in the prompt only; of what is carried without that one
     bias_start: Int32  # [R + 1]
     bias_ids: Int32  # [M]
     bias_values: Float32  # [M] added to logits; -inf bans

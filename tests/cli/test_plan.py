@@ -67,6 +67,32 @@ def test_wrong_options_are_one_line(
     assert outcome.err.startswith(message)
 
 
+def test_a_gpu_that_is_not_here(cli: Cli, smollm2_gguf: Path) -> None:
+    asked = ("plan", str(smollm2_gguf), "--ctx", "4096", "--parallel", "8", "--device-memory", "8GiB")
+    outcome = cli(*asked)
+    assert outcome.code == 0, outcome.err
+    first, *rest = outcome.out.splitlines()
+    assert first.startswith(f"It fits: {smollm2_gguf} with 8 sequences of 4096 tokens takes ")
+    assert first.endswith(" on a GPU of 8.0 GiB.")
+    facts = dict(line.strip().split("  ", 1) for line in rest[1:])
+    assert facts["KV cache"].strip() == "720.0 MiB (auto, 22.5 KiB a token)"
+    split = cli(*asked, "--gpu-layers", "12")
+    assert "with the first 18 of 30 layers on the CPU, which is slow." in split.out
+    shared = json.loads(cli(*asked, "--tensor-parallel-size", "2", "--json").out)
+    assert shared["tensor_parallel_size"] == 2
+    assert shared["need"]["kv_cache_bytes"] == 480 << 20  # two of three heads
+    none = cli("plan", str(smollm2_gguf), "--device-memory", "700MiB", "--gpu-layers", "99")
+    assert none.code == 1
+    assert none.out.startswith("It does not fit: ")
+    for wrong, message in (
+        (("--device-memory", "80apples"), "error: device_memory must be bytes >= 1"),
+        (("--device", "cuda:9"), "error: device 'cuda:9': no NVIDIA driver tells of its memory here"),
+        (("--tensor-parallel-size", "2", "--device", "cpu"), "error: tensor_parallel_size must be left out"),
+    ):
+        outcome = cli("plan", str(smollm2_gguf), *wrong)
+        assert (outcome.code, outcome.err.startswith(message)) == (2, True), outcome.err
+
+
 def test_an_address_that_is_none_is_one_line(cli: Cli) -> None:
     outcome = cli("plan", "http://[::1/x.gguf")
     assert outcome.code == 2

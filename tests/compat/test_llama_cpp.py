@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tuili.compat import llama_cpp_arguments
 from tuili.compat.llama_cpp import _NOT_HERE, Llama
 from tuili.compat.llama_cpp_arguments import _NEUTRAL, _REFUSED_SAMPLING, IGNORED, REFUSED
 from tuili.errors import ContextLengthError, InvalidRequestError
@@ -65,7 +66,7 @@ METHODS = ["__init__", "__call__", "create_completion", "create_chat_completion"
 @pytest.mark.parametrize("method", [*METHODS, "from_pretrained", "set_seed", "set_cache", "reset"])
 def test_parameters_have_the_same_names_order_and_defaults(theirs: dict[str, ast.FunctionDef], method: str) -> None:
     ours = inspect.signature(getattr(Llama, method)).parameters
-    elsewhere = {*IGNORED, *REFUSED, *_NEUTRAL, *_REFUSED_SAMPLING, "penalize_nl", "self"}
+    elsewhere = {*IGNORED, *REFUSED, *_NEUTRAL, *_REFUSED_SAMPLING, "n_gpu_layers", "penalize_nl", "self"}
     parameters = _parameters(theirs[method])
     for name, default in parameters.items():
         if name not in ours:
@@ -255,8 +256,29 @@ def test_a_chat_format_by_name(smollm2_gguf: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("n_gpu_layers", "backend", "gpu_layers"), [(None, None, None), (0, "cpu", None), (-1, None, None), (12, None, 12)]
+)
+def test_layers_on_a_gpu(
+    n_gpu_layers: int | None, backend: str | None, gpu_layers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp_arguments, "expected_backend", lambda *_: "torch")
+    options = llama_cpp_arguments.llm_options(64, 64, None, None, (None, None), {"n_gpu_layers": n_gpu_layers})
+    assert (options.backend, options.gpu_layers) == (backend, gpu_layers)
+
+
+def test_layers_on_a_gpu_that_is_not_there_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(llama_cpp_arguments, "expected_backend", lambda *_: "cpu")
+    options = llama_cpp_arguments.llm_options(64, 64, None, None, (None, None), {"n_gpu_layers": 5})
+    assert (options.backend, options.gpu_layers) == (None, None)
+    assert "without effect here: n_gpu_layers, as torch sees no GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"n_gpu_layers": -2}, "n_gpu_layers must be an integer >= -1"),
         ({"lora_path": "x"}, "lora_path='x' is not implemented: adapters"),
         ({"draft_model": object()}, "draft_model"),
         ({"chat_format": "alpaca"}, r"one of \['chatml'\], got 'alpaca'"),

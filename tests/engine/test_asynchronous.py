@@ -54,7 +54,6 @@ def test_an_answer_that_stops_leaves_a_token_aside() -> None:
 @pytest.mark.parametrize(
     "sampling",
     [
-        {"presence_penalty": 0.5},
         {"dry_multiplier": 0.8, "dry_penalty_last_n": -1},
         {"mirostat": 2, "temperature": 0.7},
         {"bad_words": ((3, 4), (5, 6))},
@@ -69,6 +68,17 @@ def test_who_needs_the_token_on_the_host_gets_it_first(sampling: dict[str, Any])
         assert backend.num_carried == 3 * 10
     else:
         assert backend.num_carried == 0
+
+
+@pytest.mark.parametrize("last_n", [-1, 1, 2, 8])
+def test_penalties_count_the_token_that_is_coming(last_n: int) -> None:
+    penalties = {"repetition_penalty": 1.7, "frequency_penalty": 0.6, "presence_penalty": 0.5, "repeat_last_n": last_n}
+    requests = [ask(f"r{i}", LONG[: 9 + i], max_tokens=20, temperature=0.9 * i, **penalties) for i in range(3)]
+    engine, backend = asynchronous()
+    answers = run(engine, requests)
+    for request in requests:
+        assert_solo(answers, request)
+    assert backend.num_carried == 3 * 19
 
 
 def test_min_tokens_count_the_token_that_is_coming() -> None:
@@ -215,7 +225,9 @@ REQUESTS = st.builds(
     max_tokens=st.integers(1, 36),
     stop_token_ids=st.lists(st.integers(0, VOCAB - 1), max_size=6),
     logprobs=st.sampled_from([None, 2]),
-    presence_penalty=st.sampled_from([0.0] * 9 + [0.5]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    repeat_last_n=st.sampled_from([-1, 1, 2, 9]),
 )
 
 

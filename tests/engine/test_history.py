@@ -31,6 +31,9 @@ def test_counts_equal_the_plain_statement(prompt: list[int], output: list[int], 
         assert counts(seen) == plainly(prompt, output[:i], last_n)
     for i, token_id in enumerate(output):
         assert counts(history.seen) == plainly(prompt, output[:i], last_n)
+        coming = counts(history.awaiting)
+        assert coming.pop(-1) == 0
+        assert coming | {token_id: coming.get(token_id, 0) + 1} == plainly(prompt, output[: i + 1], last_n)
         history.copy().add(6 - token_id)
         history.add(token_id)
     assert counts(history.seen) == plainly(prompt, output, last_n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -314,12 +314,30 @@ class FakeBackend:
             assert batch.positions[first:last].tolist() == list(range(seq_len - int(last - first), seq_len))
             for t in range(first, last):
                 chains[t] = self._write(batch, s, t, int(input_ids[t]))
-        result = self._answer(batch, chains)
+        result = self._answer(self._with_carried(batch, input_ids), chains)
         for r, t in enumerate(batch.sample_rows.tolist()):
             if batch.targets[r] < 0:
                 s = int(np.searchsorted(batch.query_start, t, side="right")) - 1
                 self.last_tokens[int(batch.slots[s])] = int(result.token_ids[r])
         return result
+
+    def _with_carried(self, batch: Batch, input_ids: np.ndarray) -> Batch:
+        """Histories in which -1 is the token it stands for."""
+        s = batch.sampling
+        starts, ids, counts = [0], [], []
+        for r, t in enumerate(batch.sample_rows.tolist()):
+            own = slice(s.history_start[r], s.history_start[r + 1])
+            seen = dict(zip(s.history_ids[own].tolist(), s.history_counts[own].tolist(), strict=True))
+            if -1 in seen:
+                assert batch.carry[np.searchsorted(batch.query_start, t, side="right") - 1]
+                assert seen.pop(-1) == 0
+                seen[int(input_ids[t])] = seen.get(int(input_ids[t]), 0) + 1
+            ids += seen
+            counts += seen.values()
+            starts.append(len(ids))
+        columns = {"history_start": starts, "history_ids": ids, "history_counts": counts}
+        arrays = {name: np.array(column, np.int32) for name, column in columns.items()}
+        return replace(batch, sampling=replace(s, **arrays))
 
     def _write(self, batch: Batch, s: int, t: int, token_id: int) -> int:
         """Writes token t in every group, then reads all that it can see."""

@@ -32,9 +32,10 @@ class Llama:
     """A model for one caller at a time.
 
     model_path: a `.gguf` file, a Hugging Face directory or a stored name. n_ctx 0 is all that the model allows;
-    n_threads None chooses. seed begins the row of seeds from which every answer that brings none takes the next: as
-    in llama-cpp-python, asking again gives another answer, running the script again the same ones. Raises
-    InvalidRequestError (a ValueError) naming a bad argument, ModelNotFoundError, ModelFileError.
+    n_threads None chooses. n_gpu_layers 0 is the CPU, -1 a GPU if there is one, N leaves all but the last N layers to
+    the CPU; where it is not given, the machine decides. seed begins the row of seeds from which every answer that
+    brings none takes the next: as in llama-cpp-python, asking again gives another answer, running the script again the
+    same ones. Raises InvalidRequestError (a ValueError) naming a bad argument, ModelNotFoundError, ModelFileError.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tuili.backends import expected_backend
 from tuili.checks import check_count, check_optional_count, check_optional_text, refusal, shown
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
@@ -24,7 +25,7 @@ LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # llama.cpp draws one of its own where it meets
 
 IGNORED = frozenset(
     {
-        "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch",
+        "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch",
         "n_threads_batch", "offload_kqv", "flash_attn", "op_offload", "swa_full", "no_perf", "numa",
         "logits_all", "verbose", "lora_scale",
     }
@@ -92,7 +93,15 @@ def llm_options(
     kv_types: tuple[int | None, int | None],
     others: Mapping[str, Any],
 ) -> LoadOptions:
-    """How to load for one caller at a time. Raises InvalidRequestError naming an argument."""
+    """How to load for one caller at a time. Raises InvalidRequestError naming an argument.
+
+    others' n_gpu_layers: 0 is the CPU, -1 all layers on a GPU, N the last N of them; left out, the machine decides.
+    """
+    n_gpu_layers = others.get("n_gpu_layers")
+    check_optional_count("n_gpu_layers", n_gpu_layers, -1)
+    if n_gpu_layers and expected_backend(None, None) != "torch":
+        _log.warning("without effect here: n_gpu_layers, as torch sees no GPU")
+        n_gpu_layers = None
     check_count("n_ctx", n_ctx, 0)
     check_count("n_batch", n_batch)
     check_optional_count("n_threads", n_threads, 0)
@@ -110,6 +119,8 @@ def llm_options(
             param="chat_format",
         )
     return LoadOptions(
+        backend="cpu" if n_gpu_layers == 0 else None,
+        gpu_layers=n_gpu_layers if n_gpu_layers is not None and n_gpu_layers > 0 else None,
         max_model_len=n_ctx or None,
         num_threads=n_threads or 0,
         max_num_seqs=1,
@@ -191,9 +202,9 @@ def _check_others(others: Mapping[str, Any]) -> None:
             nothing, why = REFUSED[name]
             if value not in nothing:
                 raise InvalidRequestError(f"{name}={shown(value)} is not implemented: {why}", param=name)
-        elif name not in IGNORED:
+        elif name not in IGNORED and name != "n_gpu_layers":
             raise InvalidRequestError(f"unknown argument {name!r}", param=name)
-        elif name not in SILENT:
+        elif name not in SILENT and name != "n_gpu_layers":
             notes.append(name)
     if notes:
         _log.warning("without effect here: %s", ", ".join(notes))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tuili.engine.loop import EngineLoop
+from tuili.engine.loop import RequestLoop
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.errors import TuiliError
 from tuili.types import FinishReason, TokenDelta, TokenRequest
@@ -118,9 +118,9 @@ class Stream:
 
 
 class InProcess:
-    """EngineClient over an EngineLoop. Usable from any number of event loops."""
+    """EngineClient over a RequestLoop. Usable from any number of event loops."""
 
-    def __init__(self, loop: EngineLoop) -> None:
+    def __init__(self, loop: RequestLoop) -> None:
         self._loop = loop
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._lock = threading.Lock()

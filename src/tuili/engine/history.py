@@ -45,6 +45,18 @@ class TokenHistory:
         """Views, valid until the next add."""
         return SeenTokens(self._ids[: len(self._index)], self._counts[: len(self._index)])
 
+    @property
+    def awaiting(self) -> SeenTokens:
+        """What will be seen once a token is there that is still to be chosen: its id is -1, and it counts 0 here."""
+        ids, counts = self.seen
+        if self._window is not None and len(self._window) == self._last_n:
+            oldest = self._index[self._window[0]]
+            counts = counts.copy()
+            counts[oldest] -= 1
+            if not counts[oldest]:
+                ids, counts = np.delete(ids, oldest), np.delete(counts, oldest)
+        return SeenTokens(np.append(ids, np.int32(-1)), np.append(counts, np.int32(0)))
+
     def seen_along(self, draft: ListLike[int]) -> list[SeenTokens]:
         """What is seen now, and what would be after each token of `draft`."""
         if not draft:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from tuili.engine.engine import Engine
 from tuili.engine.sequence import Sink
@@ -19,6 +20,23 @@ from tuili.errors import DeviceFailureError, EngineUnavailableError, TuiliError
 from tuili.types import TokenDelta, TokenRequest
 
 _log = logging.getLogger(__name__)
+
+
+class RequestLoop(Protocol):
+    """Where requests go in and deltas go to sinks, for callers in any thread. See EngineLoop for what each does."""
+
+    def submit(self, request: TokenRequest, sink: Sink) -> None: ...
+    def check_request(self, request: TokenRequest) -> None: ...
+    def abort(self, request_id: str, index: int | None = None, sink: Sink | None = None) -> None: ...
+    def reset_prefix_cache(self) -> bool: ...
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def add_listener(self, listener: Callable[[], None]) -> None: ...
+    def remove_listener(self, listener: Callable[[], None]) -> None: ...
+    def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class EngineLoop:

@@ -7,6 +7,7 @@ from itertools import repeat
 
 import numpy as np
 
+from tuili.engine.history import SeenTokens, TokenHistory
 from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
 from tuili.engine.sequence import Sequence
 from tuili.types import SamplingParams, TokenRequest
@@ -24,7 +25,7 @@ def raw_row(index: int, position: int) -> SampleRow:
 def sample_rows(sequence: Sequence, index: int, position: int, draft: ListLike[int] = ()) -> list[SampleRow]:
     """The row of answer `index` at `position`, and the one behind each token of a draft."""
     sampling = sequence.sampling
-    histories = repeat(None) if sequence.history is None else sequence.history.seen_along(draft)
+    histories = repeat(None) if sequence.history is None else _histories(sequence, sequence.history, draft)
     dries = repeat(None) if sequence.dry_runs is None else sequence.dry_runs.along(draft)
     return [
         SampleRow(
@@ -39,6 +40,10 @@ def sample_rows(sequence: Sequence, index: int, position: int, draft: ListLike[i
         )
         for i, seen, dry in zip(range(len(draft) + 1), histories, dries, strict=False)
     ]
+
+
+def _histories(sequence: Sequence, history: TokenHistory, draft: ListLike[int]) -> list[SeenTokens]:
+    return [history.awaiting] if sequence.num_awaited else history.seen_along(draft)
 
 
 def _bias(sequence: Sequence, ahead: ListLike[int]) -> Bias | None:

@@ -252,7 +252,7 @@ class Chunk(NamedTuple):
         if not self.samples:
             return True
         is_one = len(self.samples) == 1 and self.sequence.beams is None
-        return is_one and self.sequence.sampling.is_steady and not self.draft
+        return is_one and self.sequence.sampling.needs_no_token and not self.draft
 
 
 def _scored(sequence: Sequence, start: int, end: int) -> range:

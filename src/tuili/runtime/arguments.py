@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tuili.checks import check_choice, check_optional_count, check_optional_mapping
+from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
+from tuili.config import MAX_PARALLEL_SIZE
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading import LoadOptions
 from tuili.runtime.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
@@ -52,6 +53,7 @@ class LLMArguments:
     seed: int | None = 0
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
     quantization: str | None = None
     tokenizer: str | None = None
     generation_config: str = "auto"
@@ -74,6 +76,7 @@ class LLMArguments:
 
     def _check(self) -> None:
         check_choice("generation_config", self.generation_config, ("auto", "vllm"))
+        check_count("data_parallel_size", self.data_parallel_size, 1, MAX_PARALLEL_SIZE)
         check_optional_count("seed", self.seed, 0)
         check_optional_mapping("speculative_config", self.speculative_config)
         check_optional_mapping("override_generation_config", self.override_generation_config)

@@ -14,11 +14,11 @@ from tuili.errors import EngineUnavailableError, TuiliError
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.beam_search import BeamSearchOutput, await_beam_search
 from tuili.runtime.engine_arguments import EngineArgs
-from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import OutputStream, RequestOutput
 from tuili.runtime.pipeline import Pipeline
 from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.replicated_model import open_replicas
 from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import BeamSearchParams, Event, GenerateRequest, SamplingParams
@@ -34,7 +34,7 @@ class AsyncLLM:
     def __init__(self, model: str, **arguments: Any) -> None:
         parsed = LLMArguments.parse({"max_slowdown": DEFAULT_MAX_SLOWDOWN, **arguments})
         self._seeds = random.Random(parsed.seed)
-        self._pipeline: Pipeline = open_model(model, parsed.load_options())
+        self._pipeline: Pipeline = open_replicas(model, parsed.load_options(), parsed.data_parallel_size)
         self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
         self._client = InProcess(self._pipeline.loop)
 

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
-from tuili.engine.loop import EngineLoop
+from tuili.engine.loop import RequestLoop
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
 from tuili.runtime.answer import Answer, abort_stopped
@@ -20,7 +20,7 @@ class Served(Protocol):
     """What a flight needs of a loaded model."""
 
     @property
-    def loop(self) -> EngineLoop: ...
+    def loop(self) -> RequestLoop: ...
     @property
     def front(self) -> Front: ...
     @property

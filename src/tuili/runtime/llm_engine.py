@@ -13,10 +13,10 @@ from tuili.runtime.answer import Answer, abort_stopped
 from tuili.runtime.arguments import LLMArguments
 from tuili.runtime.engine_arguments import EngineArgs
 from tuili.runtime.in_flight import Inbox
-from tuili.runtime.loading import open_model
 from tuili.runtime.metrics import Metric
 from tuili.runtime.outputs import OutputStream, RequestOutput
 from tuili.runtime.prompts import Prompt, prompt_fields, refuse_adapter
+from tuili.runtime.replicated_model import open_replicas
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import GenerateRequest, SamplingParams
 
@@ -34,7 +34,7 @@ class LLMEngine:
     def __init__(self, model: str, **arguments: Any) -> None:
         parsed = LLMArguments.parse(arguments)
         self._seeds = random.Random(parsed.seed)
-        self._pipeline = open_model(model, parsed.load_options())
+        self._pipeline = open_replicas(model, parsed.load_options(), parsed.data_parallel_size)
         self._default_sampling = parsed.default_sampling(self._pipeline.default_sampling)
         self._inbox = Inbox()
         self._pipeline.loop.add_listener(self._inbox.flush)

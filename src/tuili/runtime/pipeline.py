@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuili.backend import Backend
-from tuili.engine.loop import EngineLoop
+from tuili.engine.loop import RequestLoop
 from tuili.models.spec import ModelSpec
 from tuili.runtime.front import Front
 from tuili.runtime.in_flight import InFlight
@@ -35,8 +35,8 @@ class Pipeline:
 
     front: Front
     spec: ModelSpec
-    backend: Backend
-    loop: EngineLoop
+    backend: Backend | None  # None: engines in processes of their own have theirs
+    loop: RequestLoop
     max_num_seqs: int
     load_s: float
     draft_backend: Backend | None = None
@@ -62,6 +62,12 @@ class Pipeline:
     def reset_prefix_cache(self) -> bool:
         """Lets later requests reuse nothing of what was computed before; False when the engine is gone."""
         return self.loop.reset_prefix_cache()
+
+    @property
+    def own_backend(self) -> Backend:
+        """Of a model that is loaded in this process."""
+        assert self.backend is not None
+        return self.backend
 
     @property
     def name(self) -> str:
@@ -126,7 +132,7 @@ class Pipeline:
         return InFlight(self, requests, goes_on=goes_on).events()
 
 
-def _shut_down(loop: EngineLoop, *backends: Backend | None) -> None:
+def _shut_down(loop: RequestLoop, *backends: Backend | None) -> None:
     loop.close()
     for backend in backends:
         if backend is not None:

@@ -12,6 +12,7 @@ from tuili.models.spec import AttentionSpec, MlpSpec, ModelSpec
 from tuili.quant import BY_NAME
 
 LIBRARY_BYTES = 400 << 20  # of a process that has imported torch
+GPU_CONTEXT_BYTES = 600 << 20  # that the driver and its libraries take on a GPU for each process
 GPU_BATCHED_TOKENS = 8192  # devices.BATCHED_TOKENS of the GPUs whose memory a server can count
 _FLOAT = 4
 _LOGITS = 3 << 23  # that exist at one time, as floats: raw, as the dtype has them, and one more while they are scored

@@ -82,7 +82,6 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "pooler_config": ((None,), "models generate text"),
     "override_pooler_config": ((None,), "models generate text"),
     "kv_transfer_config": ((None,), "one process runs the model"),
-    "data_parallel_size": ((1,), "several engines of a model are a server's: tuili serve --data-parallel-size"),
     "enable_expert_parallel": ((False,), "one process runs the model"),
 }
 

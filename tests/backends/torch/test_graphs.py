@@ -146,7 +146,7 @@ def test_more_rows_than_the_largest_graph_has_run_without(monkeypatch: pytest.Mo
 
 
 def test_a_large_vocabulary_has_smaller_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs_module, "_MAX_LOGIT_BYTES", 4 * 101 * 9)
+    monkeypatch.setattr(graphs_module, "MAX_GRAPH_LOGIT_BYTES", 4 * 101 * 9)
     backend = made(decoder())
     assert backend.graphs is not None
     assert backend.graphs._num_rows == [1, 2, 4, 8]
@@ -162,6 +162,34 @@ def test_a_capture_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == [
         "no CUDA graph for 4 sequences: steps without one are slower"
     ]
+
+
+def test_a_graph_without_memory_is_told_and_smaller_ones_are_still_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given_back: list[torch.device] = []
+    monkeypatch.setattr(graphs_module, "release_memory", given_back.append)
+    left = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def capture(work: Any) -> Any:
+        if left:
+            work()
+            raise left.pop()
+        return repeat(work)
+
+    backend = made(decoder(), capture)
+    with caplog.at_level(logging.WARNING, logger="tuili.backends.torch"):
+        found = decoded(backend, 12)
+    assert_same(found, decoded(made(decoder(), None), 12))
+    assert [record.getMessage() for record in caplog.records] == [
+        "no memory left for a CUDA graph of 4 sequences in up to 96 tokens: such steps are slower"
+    ]
+    assert given_back == [torch.device("cpu")]
+    assert backend.graphs is not None
+    assert len(backend.graphs) == 2  # two rows, and one: four are not tried again
+    backend.graphs.forget()
+    assert_same(decoded(backend, 3), found[:3])
+    assert len(backend.graphs) == 1  # with another cache there may be room
 
 
 def test_work_that_fails_is_waited_for_by_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:

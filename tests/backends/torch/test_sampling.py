@@ -31,12 +31,20 @@ def planned(rows: Rows, vocab_size: int, mask: np.ndarray | None = None, tile: i
     return plan_draws(rules, tile, vocab_size, Uploader(CPU), CPU)
 
 
-def choices(logits: np.ndarray, rows: Rows, mask: np.ndarray | None = None, *, tile: int = 1 << 20) -> Choices:
+def choices(
+    logits: np.ndarray,
+    rows: Rows,
+    mask: np.ndarray | None = None,
+    *,
+    tile: int = 1 << 20,
+    carried: np.ndarray | None = None,
+) -> Choices:
     draws = planned(rows, logits.shape[1], mask, tile)
     found = []
     for first in range(0, len(rows), tile):
         part = torch.from_numpy(logits[first : first + tile].copy())
-        found.append(choose_tokens(part, first, draws, torch.full((len(part),), -1, dtype=torch.int32)))
+        coming = None if carried is None else torch.from_numpy(carried[first : first + tile])
+        found.append(choose_tokens(part, first, draws, torch.full((len(part),), -1, dtype=torch.int32), coming))
     token_ids, states = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return Choices(token_ids, states)
 
@@ -44,6 +52,26 @@ def choices(logits: np.ndarray, rows: Rows, mask: np.ndarray | None = None, *, t
 def drawn(logits: np.ndarray, rows: Rows, mask: np.ndarray | None = None, *, tile: int = 1 << 20) -> list[int]:
     ids: list[int] = choices(logits, rows, mask, tile=tile).token_ids.tolist()
     return ids
+
+
+@pytest.mark.parametrize("tile", [3, 40])
+def test_a_carried_token_counts_as_if_it_had_been_sent(tile: int) -> None:
+    rng, draw = np.random.default_rng(3), random.Random(3)
+    logits = rng.normal(0, 3, (40, 11)).astype(np.float32)
+    told, sent, tokens = [], [], rng.integers(0, 11, 40).astype(np.int32)
+    for r, token_id in enumerate(tokens.tolist()):
+        row = random_row(draw, 11) | {"repetition_penalty": 1.6, "frequency_penalty": 0.4, "presence_penalty": 0.3}
+        history = {draw.randrange(11): draw.randrange(3) for _ in range(draw.choice([0, 2, 9]))}
+        if r % 4:
+            told.append(row | {"history": history | {-1: 0}})
+            sent.append(row | {"history": history | {token_id: history.get(token_id, 0) + 1}})
+        else:  # one that is not ahead, beside those that are
+            told.append(row | {"history": history})
+            sent.append(told[-1])
+    found = choices(logits, told, tile=tile, carried=tokens)
+    expected = choices(logits, sent, tile=tile)
+    np.testing.assert_array_equal(found.token_ids, expected.token_ids)
+    np.testing.assert_array_equal(found.sampler_state, expected.sampler_state)
 
 
 @pytest.mark.parametrize("vocab_size", [7, 101, 1500])
@@ -91,7 +119,7 @@ def test_a_sort_of_all_and_of_the_best_agree(monkeypatch: pytest.MonkeyPatch) ->
     found = drawn(logits, rows)
     monkeypatch.setattr(draw_plan, "NARROW", 0)
     assert drawn(logits, rows) == found
-    monkeypatch.setattr(draw_plan, "_PART_LOGITS", 200 * 7)
+    monkeypatch.setattr(draw_plan, "PART_LOGITS", 200 * 7)
     assert drawn(logits, rows) == found
 
 

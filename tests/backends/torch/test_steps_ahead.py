@@ -80,7 +80,10 @@ REQUESTS = st.builds(
     max_tokens=st.integers(1, 10),
     stop_token_ids=st.lists(st.integers(0, 22), max_size=3),
     logprobs=st.sampled_from([None, 2]),
-    presence_penalty=st.sampled_from([0.0] * 7 + [0.5]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.4]),
+    repeat_last_n=st.sampled_from([-1, 1, 5]),
+    dry_multiplier=st.sampled_from([0.0] * 7 + [0.8]),
 )
 
 

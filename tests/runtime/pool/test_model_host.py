@@ -15,11 +15,12 @@ from tuili.runtime.gpu_memory import GpuMemory
 from tuili.runtime.load_options import LoadOptions
 from tuili.runtime.pool import model_host
 from tuili.runtime.pool.model_host import LocalHost
-from tuili.runtime.pool.model_memory import GPU_CONTEXT_BYTES, MemoryPlan
+from tuili.runtime.pool.model_memory import MemoryPlan
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.pool.served_names import KnownModel
 from tuili.runtime.pool.settings import NamedModel, PoolSettings
+from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams
 

@@ -50,24 +50,16 @@ from tuili.backends.torch.stage_graphs import StageGraphs
 from tuili.backends.torch.staged import SentStep, StagedModel, WeightsWithout, build_staged_model
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
+from tuili.backends.torch_footprint import SUPPORTED, StepFootprint, StepSize
 from tuili.checks import check_count, refusal
 from tuili.config import MAX_NUM_SEQS, EngineConfig
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, UnsupportedModelError
+from tuili.machine import available_memory
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.quant.format import Tensor as FileTensor
 
-SUPPORTED = frozenset(
-    (
-        *("activation=gelu", "activation=gelu_tanh", "activation=relu", "activation=relu2", "gated=False", "mlp.bias"),
-        *("q_bias", "k_bias", "v_bias", "out_bias", "qk_norm=head", "qk_norm=each_head", "qk_norm=full"),
-        *("rope=None", "sliding_window", "attention.logit_softcap", "sinks", "query_scaling"),
-        *("norms=post", "norms=sandwich", "norms=output", "parallel", "parallel_norms=2", "residual_scale"),
-        *("norm=layer", "norm_bias", "final_norm=False", "embedding_norm", "embedding_scale", "embedding_size"),
-        *("logit_scale", "logit_softcap", "lm_head_bias", "position=learned", "position=alibi", "position=none"),
-    )
-)
 _MAX_THREADS = 1024
 _FIRST_MATRIX = "layers.0.o_proj.weight"
 
@@ -172,9 +164,11 @@ class TorchBackend:
         self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
         self._max_model_len = options.max_model_len
+        self._footprint = StepFootprint(spec, dtype.itemsize)
+        self._step_scale = 1.0  # of what steps take, as measured, to what was reckoned
         self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
         self.memory = device_memory(device)
-        self._steps = StepDivider(self._run, self._copy_blocks, self._release, str(device))
+        self._steps = StepDivider(self._run, self.copy_blocks, self.release, str(device))
         # Elsewhere the copy of a result would wait for the step behind it, too.
         self.is_asynchronous = device.type == "cuda" and not model.num_host
         self.graphs: DecodeGraphs | None = None
@@ -231,16 +225,54 @@ class TorchBackend:
         if self.memory is None:
             return None
 
+        groups, count = self.cache_groups(config.block_size), num_blocks(config)
+        largest = largest_batch(config, groups, self.vocab_size)
+
         def run_largest() -> int:
-            groups, count = self.cache_groups(config.block_size), num_blocks(config)
             self.allocate_cache([count] * len(groups))
-            self._run(largest_batch(config, groups, self.vocab_size)).result()
+            self._run(largest).result()
             self._cache.layers = []
-            later = 0 if self.graphs is None else self.graphs.num_bytes
-            return count * sum(group.block_bytes for group in groups) - later
+            return count * sum(group.block_bytes for group in groups) - self._graph_bytes
 
         with current(self.device):
-            return measure_room(self.memory, run_largest, str(self.device), config, utilization)
+            room = measure_room(self.memory, run_largest, str(self.device), config, utilization)
+        self._step_scale = max(0, room.step_bytes - self._graph_bytes) / self._reckoned_bytes(largest)
+        return room
+
+    def step_bytes(self, batch: Batch) -> int:
+        """Memory that a step, and the graphs beside it, are reckoned to take besides weights and cache."""
+        return int(self._step_scale * self._reckoned_bytes(batch)) + self._graph_bytes
+
+    def _reckoned_bytes(self, batch: Batch) -> int:
+        kept = 0 if batch.want_logits is None else int(batch.want_logits.sum())
+        size = StepSize(
+            num_tokens=len(batch.input_ids),
+            num_rows=len(batch.sample_rows),
+            num_sequences=len(batch.seq_lens),
+            context_len=int(batch.seq_lens.max(initial=1)),
+            num_kept_rows=kept,
+        )
+        return self._footprint.step_bytes(size)
+
+    @property
+    def _graph_bytes(self) -> int:
+        """That graphs come to take."""
+        if self.graphs is None:
+            return 0
+        return self._footprint.graph_bytes(self.graphs.max_rows, self._max_model_len, has_head=not self._goes_on)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Sees to it that steps find so much memory: torch takes it and keeps it. Raises InsufficientMemoryError."""
+        try:
+            if self.memory is not None:
+                torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+            elif num_bytes > available_memory():  # which the system would promise
+                raise torch.OutOfMemoryError
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"{num_bytes / 2**20:.0f} MiB for a step are not free on {self.device}"
+            raise InsufficientMemoryError(message) from error.with_traceback(None)
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepHandle:
@@ -267,23 +299,29 @@ class TorchBackend:
         step = upload_batch(batch, self._uploader)
         if len(batch.block_copies):
             self._cache.copy_blocks(batch.block_copies, step.block_copies)
-        flow = model.hidden(self._input_ids(step), step, self._cache)
+        input_ids = self._input_ids(step)
+        flow = model.hidden(input_ids, step, self._cache)
         if self._goes_on:
             return SentStep(batch, self.vocab_size, self._spec.hidden_size)
         hidden = model.finish(flow, step.sample_rows)
         wanted = hidden if batch.want_hidden else None
+        carried = input_ids.index_select(0, step.sample_rows)
         rows = run_rows(
-            lambda tile: model.logits(hidden[tile]), wanted, batch, step, self.vocab_size, self._draw_uploader
+            lambda tile: model.logits(hidden[tile]), wanted, batch, step, self.vocab_size, self._draw_uploader, carried
         )
+        handle = RunningStep(rows)
+        # Last, once nothing can fail any more: a step that is computed again reads what was kept before.
         self._keep(rows.chosen.token_ids.index_select(0, step.kept_rows), step.kept_slots)
-        return RunningStep(rows)
+        return handle
 
     def _decoded(self, batch: Batch, decoded: Decoded) -> StepHandle:
         """The rest of a step that a graph has run, which has kept the largest logits' tokens."""
         if is_greedy(batch):
             return GreedyStep(decoded.token_ids)
         logits, step = decoded.logits, decoded.step
-        rows = run_rows(lambda tile: logits[tile], None, batch, step, self.vocab_size, self._draw_uploader)
+        rows = run_rows(
+            lambda tile: logits[tile], None, batch, step, self.vocab_size, self._draw_uploader, decoded.carried
+        )
         self._keep(rows.chosen.token_ids, step.kept_slots[: len(logits)])
         return RunningStep(rows)
 
@@ -322,17 +360,21 @@ class TorchBackend:
         with current(self.device):
             self._cache.swap_in(copies)
 
-    def _copy_blocks(self, copies: Int32) -> None:
-        self._cache.copy_blocks(copies, torch.from_numpy(copies).to(self.device))
+    @torch.inference_mode()
+    def copy_blocks(self, copies: Int32) -> None:
+        """As a batch's block_copies. Raises what is_out_of_memory knows."""
+        with current(self.device):
+            self._cache.copy_blocks(copies, torch.from_numpy(copies).to(self.device))
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Gives back what torch keeps without using it."""
         release_memory(self.device)
 
     @torch.inference_mode()
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         """Raises InsufficientMemoryError."""
         with current(self.device):
-            return sample_in_parts(self._sample, self._release, logits, sampling, allow_mask)
+            return sample_in_parts(self._sample, self.release, logits, sampling, allow_mask)
 
     def _sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         targets = np.full(len(logits), -1, np.int32)

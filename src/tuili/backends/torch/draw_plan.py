@@ -19,9 +19,9 @@ from torch import Tensor
 from tuili.backend import Bool, Float32, Int32, Int64, SamplerKind, SamplingArrays, UInt32
 from tuili.backends.torch.rng import PURPOSE_TOKEN, PURPOSE_XTC, uniforms
 from tuili.backends.torch.step import Uploader
+from tuili.backends.torch_footprint import PART_LOGITS
 
 NARROW = 1024  # candidates that are found without a sort of all
-_PART_LOGITS = 1 << 24  # drawn at one time: each takes some 60 bytes on the way
 _ALL = float(1 << 24)  # candidates: no vocabulary is larger
 _OFF_MASS = 2.0  # a share that nothing reaches
 # The default order, and the values with which each sampler changes nothing.
@@ -66,6 +66,7 @@ class DrawPart:
     columns: Mapping[str, Tensor]  # [n] int32 is_greedy; float32 penalties and state; float64 uniforms "u", "chance"
     csr: Mapping[str, tuple[Tensor, Tensor, Tensor]]  # bias, history, dry: rows int32, ids int32, values [entries]
     allow_mask: Tensor | None  # int32 [n, words]
+    counts_carried: bool = False  # an id of -1 in a history is the token that its row was computed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def upload_parts(
 
 def _partitions(order: DrawOrder, tile_rows: int, vocab_size: int) -> Iterator[_Planned]:
     widths = _widths(order, vocab_size)
-    size = max(1, _PART_LOGITS // vocab_size)
+    size = max(1, PART_LOGITS // vocab_size)
     tiles = order.rows // tile_rows
     for tile in np.unique(tiles):
         for is_kind in (widths == 0, (widths > 0) & (widths < vocab_size), widths == vocab_size):
@@ -230,6 +231,13 @@ def _has(s: SamplingArrays, part: Int64, kind: SamplerKind) -> Bool:
     return mine
 
 
+def _counts_carried(s: SamplingArrays, part: Int64) -> bool:
+    if not len(s.history_ids) or s.history_ids.min() >= 0:
+        return False
+    _, entries = _entries(s.history_start, part, np.ones(len(part), np.bool_))
+    return bool((s.history_ids[entries] < 0).any())
+
+
 def _entries(start: Int32, part: Int64, wanted: Bool) -> tuple[Int32, Int64]:
     """(Places in `part`, indices) of the entries of those of its rows that are wanted."""
     lengths = np.where(wanted, start[part + 1] - start[part], 0)
@@ -255,4 +263,5 @@ def _part(s: SamplingArrays, planned: _Planned, sent: Mapping[str, Tensor]) -> D
         columns=views,
         csr={n: (views[f"{n}_rows"], views[f"{n}_ids"], views[f"{n}_values"]) for n in csr_names},
         allow_mask=views.get("allow_mask"),
+        counts_carried=_counts_carried(s, planned.rows),
     )

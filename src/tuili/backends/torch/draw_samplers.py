@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,22 @@ class Candidates:
 def run_samplers(c: Candidates, part: DrawPart) -> None:
     for step in part.steps:
         _SAMPLERS[step.kind](c, part, step)
+
+
+def with_carried(part: DrawPart, tokens: Tensor) -> DrawPart:
+    """tokens int32 [n] in place of -1 in their rows' histories, counted once more than what is said of them elsewhere.
+
+    Where a history has the id already, both entries say the same of it.
+    """
+    rows, ids, counts = part.csr["history"]
+    is_carried = ids < 0
+    none = torch.zeros_like(tokens)
+    has_carried = none.index_add(0, rows, is_carried.int())
+    coming = tokens.index_select(0, rows)
+    is_same = (ids == coming) & (has_carried.index_select(0, rows) > 0)
+    known = none.index_add(0, rows, torch.where(is_same, counts, 0)).index_select(0, rows)
+    history = rows, torch.where(is_carried, coming, ids), torch.where(is_carried | is_same, known + 1, counts)
+    return replace(part, csr={**part.csr, "history": history})
 
 
 def add_bias(logits: Tensor, part: DrawPart) -> None:

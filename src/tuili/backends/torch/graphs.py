@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from tuili.backend import Batch
+from tuili.backends.torch.cache import is_out_of_memory
+from tuili.backends.torch.devices import release_memory
 from tuili.backends.torch.ops import AttentionPlan
 from tuili.backends.torch.step import Array, StepInputs, Uploader, carry_slots
+from tuili.backends.torch_footprint import MAX_GRAPH_LOGIT_BYTES
 
 NUM_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 CONTEXT_LENS = (2048, 8192, 32768, 131072, 524288)  # that attention reckons with; the last is as long as it must be
-_MAX_LOGIT_BYTES = 1 << 28  # of the buffer that all graphs write their logits to
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]
@@ -77,6 +79,7 @@ class Decoded(NamedTuple):
 
     logits: Tensor  # float32 [n, vocab]
     token_ids: Tensor  # int32 [n] of the largest logits, -1 where there is no finite maximum
+    carried: Tensor  # int32 [n] what the rows' slots held before
     step: StepInputs  # with more rows
 
 
@@ -112,12 +115,13 @@ class DecodeGraphs:
         self._capture: Capture | None = capture  # None: one has failed
         self._last_tokens = last_tokens
         vocab_size, max_model_len = limits
-        most_rows = max(1, _MAX_LOGIT_BYTES // (4 * vocab_size))
+        most_rows = max(1, MAX_GRAPH_LOGIT_BYTES // (4 * vocab_size))
         self._num_rows = [n for n in NUM_ROWS if n <= most_rows]
         self._context_lens = [n for n in CONTEXT_LENS if n < max_model_len] + [max_model_len]
         self._vocab_size = vocab_size
         self._outputs: GraphOutputs | None = None
         self._graphs: dict[tuple[int, int], Graph] = {}
+        self._too_large: list[tuple[int, int]] = []  # sizes that there was no memory for
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -125,6 +129,7 @@ class DecodeGraphs:
     def forget(self) -> None:
         """The cache is about to lie elsewhere."""
         self._graphs.clear()
+        self._too_large.clear()
 
     def run(self, batch: Batch, block_size: int) -> Decoded | None:
         """Runs a decode step; None, and nothing done, for one that is no graph's."""
@@ -144,7 +149,8 @@ class DecodeGraphs:
         count = len(batch.seq_lens)
         graph.replay()
         assert self._outputs is not None
-        return Decoded(self._outputs.logits[:count], self._outputs.token_ids[:count], graph.step)
+        outputs = self._outputs
+        return Decoded(outputs.logits[:count], outputs.token_ids[:count], outputs.previous[:count], graph.step)
 
     def undo(self, decoded: Decoded) -> None:
         """Forgets the tokens that the step run last has chosen, so that it can be computed again."""
@@ -153,26 +159,36 @@ class DecodeGraphs:
         self._last_tokens.index_copy_(0, slots, self._outputs.previous[: len(slots)])
 
     @property
-    def num_bytes(self) -> int:
-        """What they come to take about: logits as the model and as samplers have them."""
-        return 2 * 4 * self._vocab_size * self._num_rows[-1]
+    def max_rows(self) -> int:
+        """Of the largest one."""
+        return self._num_rows[-1]
 
     def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph | None:
-        """A new graph, tried with rows that all belong to nobody; None once one could not be captured."""
-        if self._capture is None:
+        """A new graph; None where there is no memory for one of this size, and once one could not be captured."""
+        if self._capture is None or any(rows >= n and context >= length for n, length in self._too_large):
             return None
         try:
-            outputs = self._outputs = self._outputs or self._made_outputs()
-            uploader = Uploader(self._last_tokens.device, is_fixed=True)
-            arrays = decode_arrays(batch, 0, rows, num_blocks, len(self._last_tokens) - 1)
-            step = _step(uploader.upload(arrays), rows, context)
-            graph = Graph(uploader, step, self._capture(lambda: self._work(step, outputs, rows)))
+            self._graphs[rows, context] = graph = self._new_graph(self._capture, batch, rows, context, num_blocks)
         except Exception as error:
-            self._capture = None
-            _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
-            return None
-        self._graphs[rows, context] = graph
-        return graph
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                self._too_large.append((rows, context))
+                message = "no memory left for a CUDA graph of %d sequences in up to %d tokens: such steps are slower"
+                _log.warning(message, rows, context)
+            else:
+                self._capture = None
+                _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
+        else:
+            return graph
+        release_memory(self._last_tokens.device)  # only now is the error gone, which kept what had been made
+        return None
+
+    def _new_graph(self, capture: Capture, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph:
+        """Tried with rows that all belong to nobody."""
+        outputs = self._outputs = self._outputs or self._made_outputs()
+        uploader = Uploader(self._last_tokens.device, is_fixed=True)
+        arrays = decode_arrays(batch, 0, rows, num_blocks, len(self._last_tokens) - 1)
+        step = _step(uploader.upload(arrays), rows, context)
+        return Graph(uploader, step, capture(lambda: self._work(step, outputs, rows)))
 
     def _made_outputs(self) -> GraphOutputs:
         device, rows = self._last_tokens.device, self._num_rows[-1]

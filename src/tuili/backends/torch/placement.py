@@ -18,14 +18,13 @@ from tuili.backend import BackendOptions
 from tuili.backends.torch.devices import synchronize
 from tuili.backends.torch.memory import device_memory
 from tuili.backends.torch.ops import PACKABLE
+from tuili.backends.torch_footprint import LEAST_CONTEXT, WORK_SHARE, layers_that_fit
 from tuili.errors import InsufficientMemoryError
 from tuili.machine import available_memory
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.quant.format import Tensor as FileTensor
 
-_WORK_SHARE = 0.1  # of what is granted: steps work in it
-_LEAST_CONTEXT = 4096  # tokens that a cache has room for, whatever else there is
 _FLOAT_BYTES = 4
 _TIMED_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def model_sizes(
         ):
             rest += size
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, AttentionSpec)]
-    context = min(max_model_len, _LEAST_CONTEXT)
+    context = min(max_model_len, LEAST_CONTEXT)
     caches = tuple(2 * a.num_kv_heads * a.head_dim * dtype.itemsize * context for a in mixers)
     return ModelSizes(layers=tuple(layers), caches=caches, rest=rest)
 
@@ -80,20 +79,14 @@ def num_host_layers(sizes: ModelSizes, options: BackendOptions, device: torch.de
     if memory is None or options.gpu_layers is not None:
         return asked
     total, free = memory.total_bytes(), memory.free_bytes() + memory.reserved_bytes()
-    room = int((1 - _WORK_SHARE) * (free - total + int(options.gpu_memory_utilization * total))) - sizes.rest
+    room = int((1 - WORK_SHARE) * (free - total + int(options.gpu_memory_utilization * total))) - sizes.rest
     if room < 0:
         raise InsufficientMemoryError(
             f"of the weights, {sizes.num_bytes / 2**30:.2f} GiB, not even the head's {sizes.rest / 2**30:.2f} fit on "
             f"{device}: {free / 2**30:.2f} of its {total / 2**30:.2f} GiB are free, and gpu_memory_utilization is "
             f"{options.gpu_memory_utilization:g}"
         )
-    fitting = 0
-    for layer, cache in zip(reversed(sizes.layers), reversed(sizes.caches), strict=True):
-        room -= layer + cache
-        if room < 0:
-            break
-        fitting += 1
-    return max(asked, count - fitting)
+    return max(asked, count - layers_that_fit(sizes.layers, sizes.caches, room))
 
 
 def tell_split(sizes: ModelSizes, num_host: int, device: torch.device) -> None:

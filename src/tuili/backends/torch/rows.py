@@ -14,9 +14,9 @@ from tuili.backends.torch.devices import device_failure
 from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
 from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
+from tuili.backends.torch_footprint import TILE_LOGITS
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
-_DEVICE_TILE_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,17 @@ def run_rows(
     step: StepInputs,
     vocab_size: int,
     uploader: Uploader,
+    carried: Tensor,
 ) -> RowResults:
     """Chooses and scores the sampled rows by their raw logits, float32 [n, vocab] of some rows that follow each other.
 
-    hidden [R, hidden]: their normed hidden states, where these are wanted.
+    hidden [R, hidden]: their normed hidden states, where these are wanted. carried int32 [R]: the tokens that rows were
+    computed from, as far as these are carried.
     """
     device, num_rows = step.targets.device, len(batch.targets)
     logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
     k = min(vocab_size, int(batch.num_logprobs.max(initial=0)))
-    size = max(1, _TILE_LOGITS.get(device.type, _DEVICE_TILE_LOGITS) // vocab_size)
+    size = max(1, _TILE_LOGITS.get(device.type, TILE_LOGITS) // vocab_size)
     rules = RowRules(batch.sampling, batch.allow_mask, batch.targets)
     draws = plan_draws(rules, size, vocab_size, uploader, device)
     chosen: list[Chosen] = []
@@ -54,7 +56,7 @@ def run_rows(
     for start in range(0, max(num_rows, 1), size):
         tile = slice(start, min(start + size, num_rows))
         logits = logits_of(tile)
-        chosen.append(choose_tokens(logits, start, draws, step.targets[tile]))
+        chosen.append(choose_tokens(logits, start, draws, step.targets[tile], carried[tile]))
         if (batch.num_logprobs[tile] >= 0).any():
             scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
         else:

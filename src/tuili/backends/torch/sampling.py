@@ -14,6 +14,7 @@ from torch import Tensor
 from tuili.backend import Bool, Int32, SamplingArrays, UInt32
 from tuili.backends.torch.draw import draw_tokens
 from tuili.backends.torch.draw_plan import DrawPart, upload_parts
+from tuili.backends.torch.draw_samplers import with_carried
 from tuili.backends.torch.step import Uploader
 
 
@@ -58,10 +59,13 @@ def plan_draws(rules: RowRules, tile_rows: int, vocab_size: int, uploader: Uploa
     return StepDraws(upload_parts(rules.sampling, rules.allow_mask, rows, tile_rows, vocab_size, uploader))
 
 
-def choose_tokens(logits: Tensor, first: int, draws: StepDraws, targets: Tensor) -> Chosen:
+def choose_tokens(
+    logits: Tensor, first: int, draws: StepDraws, targets: Tensor, carried: Tensor | None = None
+) -> Chosen:
     """Tokens for rows [first, first + n) of a step, a tile of the plan, whose logits are float32 [n, vocab].
 
-    targets int32 [n] are taken where they are >= 0; -1 is chosen where the logits hold no finite maximum.
+    targets int32 [n] are taken where they are >= 0; -1 is chosen where the logits hold no finite maximum. carried
+    int32 [n]: the tokens that stand for -1 in the rows' histories.
     """
     top, best = logits.max(-1)
     is_sound = top.isfinite()
@@ -69,6 +73,9 @@ def choose_tokens(logits: Tensor, first: int, draws: StepDraws, targets: Tensor)
     states = torch.full_like(top, torch.nan)
     for part in draws.parts.get(first, ()):
         rows = part.rows.long().to(logits.device)
+        if part.counts_carried:
+            assert carried is not None
+            part = with_carried(part, carried.index_select(0, rows).to(part.rows.device))
         token_ids, after = draw_tokens(logits.index_select(0, rows).to(part.rows.device), part)
         chosen.index_copy_(0, rows, token_ids.to(logits.device))
         if after is not None:

@@ -38,11 +38,6 @@ class StageGraphs(DecodeGraphs):
         self._entering = ids if stage.is_first else flows
         self._leaving = flows.new_zeros((0 if stage.is_last else model.num_leaving, most, model.hidden_size))
 
-    @property
-    def num_bytes(self) -> int:
-        """See DecodeGraphs.num_bytes: where there is a head."""
-        return super().num_bytes if self._model.stage.is_last else 0
-
     def _replayed(self, graph: Graph, batch: Batch) -> Decoded:
         model, count = self._model, len(batch.seq_lens)
         input_ids = self._input_ids(graph.step)[:count]
@@ -51,7 +46,7 @@ class StageGraphs(DecodeGraphs):
             return super()._replayed(graph, batch)
         graph.replay()
         model.send(self._leaving[:, :count])
-        return Decoded(self._leaving[0, :0], input_ids[:0], graph.step)
+        return Decoded(self._leaving[0, :0], input_ids[:0], input_ids[:0], graph.step)
 
     def _made_outputs(self) -> GraphOutputs:
         if self._model.stage.is_last:

@@ -132,10 +132,10 @@ def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None]) -> floa
 
 def memory_report(pipeline: Pipeline, block_size: int) -> MemoryReport:
     """This process's memory as the system counts it now."""
-    groups = pipeline.backend.cache_groups(block_size)
+    groups = pipeline.own_backend.cache_groups(block_size)
     num_blocks = pipeline.loop.stats().num_blocks
     status = _process_status(Path("/proc/self/status"))
-    weight_bytes = getattr(pipeline.backend, "weight_bytes", None)
+    weight_bytes = getattr(pipeline.own_backend, "weight_bytes", None)
     return MemoryReport(
         anonymous_bytes=status.get("RssAnon"),
         mapped_bytes=status.get("RssFile"),

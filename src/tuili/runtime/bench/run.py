@@ -94,7 +94,7 @@ def run_bench(model: str, options: BenchOptions, report: Callable[[str], None]) 
             memory=memory_report(pipeline, load_options.block_size),
             num_prefix_queries=stats.num_prefix_queries,
             num_prefix_hits=stats.num_prefix_hits,
-            engine=engine_report(pipeline.backend, options.num_threads),
+            engine=engine_report(pipeline.own_backend, options.num_threads),
             versions=_versions(),
             peer=_peer_facts(peer),
         )
@@ -145,7 +145,7 @@ def _peer_target(model: str, options: BenchOptions, pipeline: Pipeline, max_len:
         peer_model=options.peer_model,
         peer_path=options.peer_path,
         api_key=options.api_key,
-        num_threads=engine_report(pipeline.backend, options.num_threads)["num_threads"],
+        num_threads=engine_report(pipeline.own_backend, options.num_threads)["num_threads"],
         max_num_seqs=max_num_seqs,
         max_len=max_len,
         vocab_size=pipeline.spec.vocab_size,

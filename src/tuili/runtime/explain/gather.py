@@ -71,7 +71,7 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
     spec, num_prompt = checkpoint.spec, len(token_ids)
     cache = cache_facts(
         spec,
-        pipeline.backend.cache_groups(load.block_size),
+        pipeline.own_backend.cache_groups(load.block_size),
         num_prompt,
         num_prompt + len(found.tokens),
         pipeline.max_model_len,
@@ -97,7 +97,7 @@ def _follow(pipeline: Pipeline, name: str, prompt: str, options: ExplainOptions,
             *found.times(num_prompt),
             _detokenize_time(pipeline, token_ids, found),
         ),
-        backend=backend_name(pipeline.backend),
+        backend=backend_name(pipeline.own_backend),
     )
 
 

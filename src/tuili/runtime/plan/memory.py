@@ -84,14 +84,14 @@ class MemoryModel:
 
     def largest_ctx(self, parallel: int) -> int:
         """The longest context, at most the model's, that so many sequences can have at once; 0: none."""
-        return _largest(self.spec.max_position, lambda ctx: self.fits(ctx, parallel))
+        return largest(self.spec.max_position, lambda ctx: self.fits(ctx, parallel))
 
     def largest_parallel(self, ctx: int) -> int:
         """How many sequences, at most MAX_PARALLEL, can have that context at once; 0: none."""
-        return _largest(MAX_PARALLEL, lambda parallel: self.fits(ctx, parallel))
+        return largest(MAX_PARALLEL, lambda parallel: self.fits(ctx, parallel))
 
 
-def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+def largest(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `limit` that fits, where no larger one fits than one that does not."""
     low, high = 0, limit
     while low < high:

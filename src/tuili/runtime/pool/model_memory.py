@@ -18,12 +18,12 @@ from tuili.runtime.load_options import cpu_cache_dtype
 from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, LoadOptions
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.modelfile_settings import model_context
+from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 
 LEAST_CONTEXT = 8192  # others are unloaded before a model gets less context than this, or than it has
 ENGINE_BYTES = 60 << 20  # interpreter and libraries of an engine's process
-GPU_CONTEXT_BYTES = 600 << 20  # that the driver and its libraries take on a GPU for each process
 TOKENIZER_BYTES = 530  # for a vocabulary entry, of the process that speaks HTTP
 
 

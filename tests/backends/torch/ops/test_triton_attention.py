@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,6 +86,30 @@ def test_a_row_does_not_know_its_company() -> None:
         for s, begin, end in ((0, 0, 1), (3, 8, 25)):
             plan = plan_of((end - begin,), (MIXED[1][s],), table[s : s + 1])
             assert torch.equal(ops.attend(step.queries[begin:end], step.cache, plan, a), together[begin:end])
+
+
+def test_long_texts_are_decoded_as_many_at_a_time_as_the_scratch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = random_step((1, 6, 1, 1, 1), (CHUNK + 20, 6, 3, 90, 40), num_heads=3, num_kv_heads=1, head_dim=16)
+    a = constants(3, sinks=True)
+    whole = FAST.attend(step.queries, step.cache, step.plan, a)
+    one = 4 * 3 * 3 * (16 + 2)  # bytes of a text with three chunks
+    for limit, expected in ((2 * one + 7, 2 * one), (1, one)):
+        sizes: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_attention, "DECODE_SCRATCH", limit)
+            patch.setattr(torch, "empty", _noting(sizes, torch.empty))
+            found = FAST.attend(step.queries, step.cache, step.plan, a)
+        assert torch.equal(found, whole)
+        assert sum(sizes) == 4 * found.numel() + expected
+
+
+def _noting(sizes: list[int], real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def empty(*shape: Any, **options: Any) -> torch.Tensor:
+        made = real(*shape, **options)
+        sizes.append(made.numel() * made.element_size())
+        return made
+
+    return empty
 
 
 @pytest.mark.usefixtures("placeless_dot")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tuili.backends.torch.ops.kernels import attention as kernels
 from tuili.backends.torch.ops.protocol import AttentionConstants, AttentionPlan, LayerCache
+from tuili.backends.torch_footprint import CHUNK, DECODE_SCRATCH
 
-CHUNK = 256  # keys that a decode folds from zero, at absolute positions
 _RUN = 16  # chunks merged at once
 _PROGRAMS_PER_PROCESSOR = 4  # of the decode kernel
 
@@ -112,25 +112,36 @@ class _Launch:
         )  # fmt: skip
 
     def decode(self, num_processors: int) -> None:
-        plan, a = self._plan, self._attention
-        tile = decode_tile(self._queries.element_size(), self._block_d, self._group)
-        max_chunks = triton.cdiv(plan.max_seq_len, CHUNK)
-        if a.window is not None:
-            max_chunks = min(max_chunks, triton.cdiv(a.window, CHUNK) + 1)
-        shape = (plan.num_sequences, self._num_heads, max_chunks)
+        """As many sequences at a time as DECODE_SCRATCH holds the sums of, at least one."""
+        max_chunks = triton.cdiv(self._plan.max_seq_len, CHUNK)
+        if self._attention.window is not None:
+            max_chunks = min(max_chunks, triton.cdiv(self._attention.window, CHUNK) + 1)
+        one = self._num_heads * max_chunks
+        count = self._plan.num_sequences
+        count = min(count, max(1, DECODE_SCRATCH // (4 * one * (self._head_dim + 2))))
+        shape = (count, self._num_heads, max_chunks)
         sums = torch.empty((*shape, self._head_dim), dtype=torch.float32, device=self._out.device)
         masses = torch.empty((*shape, 2), dtype=torch.float32, device=self._out.device)
-        places = self._num_kv_heads * plan.num_sequences
-        parts = min(max_chunks, max(1, num_processors * _PROGRAMS_PER_PROCESSOR // places))
-        kernels.decode_kernel[(self._num_kv_heads, plan.num_sequences, parts)](
-            sums, masses, self._queries, plan.query_start, plan.seq_lens, plan.block_table,
+        for first in range(0, self._plan.num_sequences, count):
+            self._decode(first, sums[: self._plan.num_sequences - first], masses, num_processors)
+
+    def _decode(self, first: int, sums: Tensor, masses: Tensor, num_processors: int) -> None:
+        """The sequences from `first` on, one for each place in `sums`."""
+        plan, a = self._plan, self._attention
+        count, _, max_chunks, _ = sums.shape
+        query_start = plan.query_start[first : first + count + 1]
+        seq_lens, table = plan.seq_lens[first : first + count], plan.block_table[first : first + count]
+        tile = decode_tile(self._queries.element_size(), self._block_d, self._group)
+        parts = min(max_chunks, max(1, num_processors * _PROGRAMS_PER_PROCESSOR // (self._num_kv_heads * count)))
+        kernels.decode_kernel[(self._num_kv_heads, count, parts)](
+            sums, masses, self._queries, query_start, seq_lens, table,
             self._cache.keys, self._cache.values, self._key_scales, self._value_scales, self._slopes,
-            max_chunks, *self._queries.stride()[:2], plan.block_table.stride(0),
+            max_chunks, *self._queries.stride()[:2], table.stride(0),
             *self._cache_strides(), float(a.scale), float(a.softcap or 0), self._window,
             **self._constants(tile), CHUNK=CHUNK,
         )  # fmt: skip
-        kernels.merge_kernel[(self._num_heads, plan.num_sequences)](
-            self._out, sums, masses, plan.query_start, plan.seq_lens, self._sinks, max_chunks,
+        kernels.merge_kernel[(self._num_heads, count)](
+            self._out, sums, masses, query_start, seq_lens, self._sinks, max_chunks,
             *self._out.stride()[:2], self._window, HEAD_DIM=self._head_dim, BLOCK_D=self._block_d, CHUNK=CHUNK,
             RUN=_RUN, HAS_SINKS=a.sinks is not None, HAS_WINDOW=a.window is not None, num_warps=2,
         )  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 from tuili.backend import (
     BackendOptions,
@@ -24,14 +26,16 @@ from tuili.backend import (
     refuse_unread,
 )
 from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.cache import is_out_of_memory
+from tuili.backends.torch.divided import StepDivider
 from tuili.backends.torch.parallel.batch_frames import frame_of
 from tuili.backends.torch.parallel.division import check_divisible
 from tuili.backends.torch.parallel.frames import Frame
-from tuili.backends.torch.parallel.group import WorkerGroup
+from tuili.backends.torch.parallel.group import NO_MEMORY, WorkerGroup
 from tuili.backends.torch.parallel.loading import Place, group_size, layer_ends, load_rank, size_refusal
 from tuili.backends.torch.parallel.stages import check_stages
 from tuili.config import MAX_PARALLEL_SIZE, EngineConfig
-from tuili.errors import DeviceFailureError
+from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 
@@ -91,6 +95,8 @@ class ParallelBackend:
         self._others = others
         self._failure: str | None = None
         group.on_lost = first.abort
+        self._reserved = 0  # bytes that every rank has for a step
+        self._steps = StepDivider(self._run, self._copy_blocks, self._release, "one of the ranks' devices")
 
     @property
     def vocab_size(self) -> int:
@@ -133,10 +139,7 @@ class ParallelBackend:
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """As many on every rank."""
         self._tell(Frame("allocate", {"num_blocks": list(num_blocks)}))
-        try:
-            self._first.allocate_cache(num_blocks)
-        finally:
-            self._group.replies()
+        self._on_all(lambda: self._first.allocate_cache(num_blocks))
 
     def measure_room(self, config: EngineConfig, utilization: float) -> DeviceRoom | None:
         """Of the device that has least for a cache. Raises InsufficientMemoryError; the group is of no use then."""
@@ -171,13 +174,55 @@ class ParallelBackend:
         self._first.swap_in(copies)
 
     def execute(self, batch: Batch) -> StepHandle:
-        """As TorchBackend.execute; raises DeviceFailureError where a rank is lost or a step failed halfway."""
+        """As TorchBackend.execute, in parts where a rank has no memory for the whole.
+
+        Raises DeviceFailureError where a rank is lost or a step failed halfway.
+        """
         refuse_unread(batch, "torch")
+        return self._steps.execute(batch)
+
+    def _run(self, batch: Batch) -> StepHandle:
+        self._reserve(self._first.step_bytes(batch))
         self._tell(frame_of(batch))
+        graphs = self._first.graphs
+        num_graphs = 0 if graphs is None else len(graphs)
         try:
-            return RunningGroupStep(self, self._first.execute(batch))
+            step = RunningGroupStep(self, self._first.execute(batch))
         except Exception as error:
             raise self.broken(error) from error.with_traceback(None)
+        if graphs is not None and len(graphs) != num_graphs:
+            self._reserved = 0  # a capture gives back what torch keeps, and takes some for good
+        return step
+
+    def _reserve(self, num_bytes: int) -> None:
+        """On every rank, or on none to count on: what one of them lacks within a step would leave the others waiting.
+
+        Only a step larger than all before it is asked about. Raises torch.OutOfMemoryError.
+        """
+        if num_bytes <= self._reserved:
+            return
+        self._tell(Frame("reserve", {"num_bytes": num_bytes}))
+        try:
+            self._on_all(lambda: self._first.reserve(num_bytes))
+        except InsufficientMemoryError as error:
+            raise torch.OutOfMemoryError(str(error)) from None
+        self._reserved = num_bytes
+
+    def _copy_blocks(self, copies: Int32) -> None:
+        self._tell(Frame("copy_blocks", {}, {"copies": copies}))
+        self._on_all(lambda: self._first.copy_blocks(copies))
+
+    def _release(self) -> None:
+        self._tell(Frame("release"))
+        self._first.release()
+        self._reserved = 0
+
+    def _on_all(self, work: Callable[[], None]) -> None:
+        """The first rank's part of what the others have been told and answer."""
+        try:
+            work()
+        finally:
+            self._group.replies()
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
         return self._first.sample(logits, sampling, allow_mask)
@@ -195,7 +240,10 @@ class ParallelBackend:
         """What a step failed with. The ranks are no longer at the same place: none of them goes on."""
         if self._failure is None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._failure = self._group.wait_for_failure() or f"a step failed on rank 0: {reason}"
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                self._failure = f"rank 0 {NO_MEMORY} ({reason})"
+            else:
+                self._failure = self._group.wait_for_failure() or f"a step failed on rank 0: {reason}"
         return DeviceFailureError(self._failure)
 
     def _tell(self, frame: Frame) -> None:

@@ -20,6 +20,8 @@ from tuili.backends.torch.parallel.frames import Frame, read_frame
 from tuili.errors import DeviceFailureError, TuiliError
 
 COMMAND = (sys.executable, "-P", "-m", "tuili.backends.torch.parallel.worker")
+EXIT_NO_MEMORY = 72
+NO_MEMORY = "found no memory in the middle of a step, in which the others wait for it"
 GRACE_S = 5.0  # for a worker that was asked to end
 _NAMING_S = 5.0  # for the system to say that the process is gone whose connection is
 _log = logging.getLogger(__name__)
@@ -59,8 +61,7 @@ class Worker:
         finally:
             self._started.set()
             if not self._is_asked_to_end:
-                how = f"signal {-code}" if isinstance(code, int) and code < 0 else f"exit code {code}"
-                self.failure = f"rank {self.rank} of {self._size} ended ({how})"
+                self.failure = f"rank {self.rank} of {self._size} {_end(code)}"
                 _log.error("%s", self.failure)
             self.ended.set()
             if self.failure is not None:
@@ -162,6 +163,12 @@ class WorkerGroup:
             worker.end(farewell)
         for worker in self.workers:
             worker.wait(grace_s)
+
+
+def _end(code: object) -> str:
+    if code == EXIT_NO_MEMORY:
+        return NO_MEMORY
+    return f"ended (signal {-code})" if isinstance(code, int) and code < 0 else f"ended (exit code {code})"
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -21,13 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuili.backend import BackendOptions, WeightSource
+from tuili.backend import BackendOptions, Int32, WeightSource
 from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.cache import is_out_of_memory
 from tuili.backends.torch.parallel.batch_frames import batch_of
 from tuili.backends.torch.parallel.frames import Frame, read_frame
+from tuili.backends.torch.parallel.group import EXIT_NO_MEMORY
 from tuili.backends.torch.parallel.loading import Place, load_rank
 from tuili.config import EngineConfig
-from tuili.errors import TuiliError
+from tuili.errors import InsufficientMemoryError, TuiliError
 from tuili.models.spec import ModelSpec
 from tuili.parent_process import die_with
 from tuili.program_log import start_logging
@@ -101,6 +103,14 @@ class RankProcess:
         elif frame.word == "allocate":
             backend.allocate_cache(frame.values["num_blocks"])
             self._reply("done")
+        elif frame.word == "reserve":
+            backend.reserve(frame.values["num_bytes"])
+            self._reply("done")
+        elif frame.word == "copy_blocks":
+            _copy_blocks(backend, frame.arrays["copies"])
+            self._reply("done")
+        elif frame.word == "release":
+            backend.release()
         elif frame.word == "allocate_swap":
             self._reply("done", seconds=backend.allocate_swap(frame.values["num_blocks"]))
         else:
@@ -110,6 +120,16 @@ class RankProcess:
 
     def _reply(self, word: str, **values: object) -> None:
         self._connection.sendall(Frame(word, values).encoded())
+
+
+def _copy_blocks(backend: TorchBackend, copies: Int32) -> None:
+    """Raises InsufficientMemoryError, which is an answer."""
+    try:
+        backend.copy_blocks(copies)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InsufficientMemoryError("a block cannot be copied: no memory left") from error.with_traceback(None)
 
 
 def _opened(source: WeightSource) -> tuple[ModelSpec, Mapping[str, Tensor]]:
@@ -131,7 +151,7 @@ def main(arguments: list[str]) -> int:
         return RankProcess(socket.socket(fileno=descriptor)).run()
     except Exception as error:
         _log.critical("the rank failed", exc_info=error)
-        return EXIT_INTERNAL
+        return EXIT_NO_MEMORY if isinstance(error, RuntimeError) and is_out_of_memory(error) else EXIT_INTERNAL
 
 
 if __name__ == "__main__":
