@@ -82,13 +82,24 @@ TUILI_INLINE void with_count(int count, Body body) {
     body.template operator()<kMax>();
 }
 
-// Broadcasts are cheaper to load again for the next vector than to keep: registers belong to the sums.
+// Where lanes are not kept, broadcasts are cheaper to load again for the next vector than to keep: registers belong to
+// the sums.
 TUILI_INLINE void reload_factors() { asm volatile("" ::: "memory"); }
 
 // sums[r][v] += the pairs at lanes[v] times pair `pair` of row r's factors.
 template <class Cache, int kStep, int kRows, int kVectors>
 TUILI_INLINE void add_step(const uint8_t* const* lanes, const float* factors, size_t stride, int pair,
                            typename Cache::Sum (&sums)[kRows][kVectors]) {
+    if constexpr (Cache::kKeepsLanes) {
+        typename Cache::Lanes vectors[kVectors];
+        for (int v = 0; v < kVectors; v++) vectors[v] = Cache::template load_pairs<kStep>(lanes[v]);
+        for (int r = 0; r < kRows; r++) {
+            for (int v = 0; v < kVectors; v++) {
+                sums[r][v] = Cache::template add<kStep>(vectors[v], factors + r * stride, pair, sums[r][v]);
+            }
+        }
+        return;
+    }
     for (int v = 0; v < kVectors; v++) {
         if (v > 0) reload_factors();
         const auto vector = Cache::template load_pairs<kStep>(lanes[v]);
@@ -174,8 +185,9 @@ TUILI_INLINE F32x16 visible_scores(const AttentionUnit& unit, const DistanceBias
 }
 
 // Scores of one row -> exp(score - max), zero where the query must not look; returns max and sum.
-inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int row, float* scores, float* row_max,
-                        float* row_sum) {
+template <class Cache>
+void softmax_row(const AttentionUnit& unit, const ChunkView& view, int row, float* scores, float* row_max,
+                 float* row_sum) {
     const int position = unit.positions[row / unit.group_size];
     const DistanceBias bias = {unit.slopes == nullptr ? nullptr : unit.slopes + row % unit.group_size,
                                position - view.start};
@@ -192,7 +204,7 @@ inline void softmax_row(const AttentionUnit& unit, const ChunkView& view, int ro
     const F32x16 shift = broadcast(sees_nothing ? 0.0f : *row_max);
     F32x16 sum = broadcast(0.0f);
     for (int tile = view.first_tile(); tile < view.end_tile(); tile++) {
-        const F32x16 p = exp(load(scores + tile * kTileTokens) - shift);
+        const F32x16 p = Cache::as_weight(exp(load(scores + tile * kTileTokens) - shift));
         sum = sum + p;
         store(scores + tile * kTileTokens, p);
     }
@@ -283,7 +295,7 @@ void chunk_of_format(const AttentionUnit& unit, int chunk, const AttentionState&
         });
         for (int r = 0; r < count; r++) {
             float* weights = scores + r * kAttentionChunk;
-            softmax_row(unit, view, row + r, weights, state.max + row + r, state.sum + row + r);
+            softmax_row<Cache>(unit, view, row + r, weights, state.max + row + r, state.sum + row + r);
             factors[r] = Cache::pack_weights(weights, view.value_scales, view.first_tile(), view.end_tile());
         }
         float* weighted = state.weighted + static_cast<size_t>(row) * padded;

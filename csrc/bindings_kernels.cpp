@@ -97,7 +97,7 @@ class Matrix {
     Aligned<uint8_t> panels_;
 };
 
-// Rows of activations in both forms, quantized by one instruction set.
+// Rows of activations in every form, quantized by one instruction set.
 class Inputs {
   public:
     Inputs(const std::string& isa, Floats values) {
@@ -106,6 +106,7 @@ class Inputs {
         x_.cols = checked_size(values.shape(1));
         f32_ = allocate<float>(values.size());
         x_.f32 = f32_.get();
+        x_.bf16 = (bf16_ = allocate<uint16_t>((x_.cols + kGroup - 1) / kGroup * values.shape(0) * kGroup)).get();
         if (x_.cols % kGroup == 0) allocate_groups();
         const Kernels& kernels = kernels_of(isa);
         for (int r = 0; r < x_.num_rows; r++)
@@ -145,6 +146,7 @@ class Inputs {
 
     Activations x_;
     Aligned<float> f32_, scale_, scaled_sum_;
+    Aligned<uint16_t> bf16_;
     Aligned<int8_t> q_;
     Aligned<int32_t> sum_, half_sum_;
 };
@@ -178,7 +180,7 @@ size_t packed_bytes(const std::string& format, int rows, int cols) {
 
 nb::tuple available_isas() {
     nb::list names;
-    for (const char* isa : {"scalar", "avx2", "avx_vnni", "avx512"})
+    for (const char* isa : {"scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16"})
         if (kernels_for(isa)) names.append(isa);
     return nb::tuple(names);
 }

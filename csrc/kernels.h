@@ -26,7 +26,7 @@ inline constexpr const char* kFormatNames[] = {
 };
 // clang-format on
 
-// Float formats multiply float32 activations; the others multiply int8 groups.
+// Float formats multiply float32 activations (BF16: see Kernels::rounds_to_bf16); the others multiply int8 groups.
 inline bool is_float(Format f) { return f <= Format::kBF16; }
 
 // A weight matrix [rows, cols], repacked into ceil(rows / 32) panels, each contiguous over cols.
@@ -41,7 +41,7 @@ struct PackedMatrix {
     const uint8_t* panel(int index) const { return panels + index * panel_bytes; }
 };
 
-// A batch of input rows, in both forms; a form that no consumer needs is null.
+// A batch of input rows, in every form; a form that no consumer needs is null.
 // Group-major, so that two threads that produce different groups never share a cache line.
 struct Activations {
     int num_rows = 0;
@@ -53,6 +53,7 @@ struct Activations {
     int32_t* sum = nullptr;       // [cols / 32][row_stride] sum(q)
     int32_t* half_sum = nullptr;  // [cols / 32][row_stride] sum of the first 16 q; needed where scales are per 16
     float* f32 = nullptr;         // [num_rows][cols]
+    uint16_t* bf16 = nullptr;     // [ceil(cols / 32)][row_stride][32] rounded to bfloat16, zeros past cols
     // [ceil(cols / 32)][row_stride] sum of squares before the norm's gain, where products are still to be multiplied
     // by the row's RMS factor; null: the rows are what the matrix expects.
     float* square_sum = nullptr;
@@ -124,12 +125,18 @@ struct WeightBlock;
 struct Kernels {
     const char* isa;
 
+    // Whether bfloat16 is multiplied by bfloat16, in pairs: weights in BF16 by rounded activations (Activations::bf16),
+    // keys by rounded queries, values by rounded softmax weights, whose sum is theirs, too. Otherwise what multiplies
+    // bfloat16 is float32.
+    bool rounds_to_bf16 = false;
+
     // out[r - row_begin][0..31] = panel `panel` times rows [row_begin, row_end) of x. No bias, no residual.
     // `next` is where this thread's weight stream goes on (prefetch hint), or null.
     void (*matmul_panel)(const PackedMatrix& w, int panel, const Activations& x, int row_begin, int row_end, float* out,
                          const uint8_t* next);
 
-    // Quantizes one 32-group of one row: values [32] -> q, scale, scaled_sum, sum at (group, row) of x.
+    // One 32-group of one row: values [32] -> q, scale, scaled_sum, sum, and bf16, at (group, row) of x, where they are
+    // not null.
     void (*quantize_group)(const float* values, Activations& x, int group, int row);
 
     // values [cols] of one row, times gain [cols] unless null -> all forms of x that are not null.
@@ -203,8 +210,8 @@ struct Kernels {
     double (*fma_operations)(int rounds);
 };
 
-// The table of an instruction set by name ("avx512", "avx_vnni", "avx2", "scalar"), or null when this build or CPU
-// lacks it.
+// The table of an instruction set by name ("avx512_bf16", "avx512", "avx_vnni", "avx2", "scalar", "scalar_bf16"), or
+// null when this build or CPU lacks it.
 const Kernels* kernels_for(const char* isa);
 
 // The best that this CPU runs.

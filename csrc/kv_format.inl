@@ -19,12 +19,13 @@ struct Bf16Cache {
     static constexpr int kElementBytes = 2;
     static constexpr int kSteps = 2;
     static constexpr bool kCanHoldNan = true;  // where nothing was written
+    static constexpr bool kKeepsLanes = false;
 
     static TUILI_INLINE Sum zero() { return broadcast(0.0f); }
     template <int kStep>
     static TUILI_INLINE Lanes load_pairs(const uint8_t* p) {
-        const I32x16 pairs = load_int(reinterpret_cast<const int32_t*>(p));
-        return as_float(kStep == 0 ? shift_left<16>(pairs) : pairs & broadcast_int(static_cast<int32_t>(0xFFFF0000)));
+        const I32x16 pairs = TUILI_ISA_NAMESPACE::load_pairs(p);
+        return kStep == 0 ? even_of_pairs(pairs) : odd_of_pairs(pairs);
     }
     static TUILI_INLINE Lanes load_even(const uint8_t* p) { return load_pairs<0>(p); }
     template <int kStep>
@@ -40,9 +41,50 @@ struct Bf16Cache {
             store(packed + d, load_partial(query + d, count) * broadcast(scale));
         }
     }
+    // What is added up for softmax.
+    static TUILI_INLINE F32x16 as_weight(F32x16 p) { return p; }
     // Brings weights [begin, end) of a row, zero where nothing is to be seen, to the form of factors.
     static TUILI_INLINE float pack_weights(float*, const float* const*, int, int) { return 1.0f; }
 };
+
+#if defined(TUILI_ISA_BF16)
+// Keys and values as bfloat16, multiplied by queries and weights rounded to it, both elements of a pair at once.
+struct Bf16PairCache {
+    using Sum = F32x16;
+    using Lanes = I32x16;
+    static constexpr int kElementBytes = 2;
+    static constexpr int kSteps = 1;
+    static constexpr bool kCanHoldNan = true;
+    static constexpr bool kKeepsLanes = true;
+
+    static TUILI_INLINE Sum zero() { return broadcast(0.0f); }
+    template <int kStep>
+    static TUILI_INLINE Lanes load_pairs(const uint8_t* p) {
+        return TUILI_ISA_NAMESPACE::load_pairs(p);
+    }
+    static TUILI_INLINE Lanes load_even(const uint8_t* p) { return load_pairs<0>(p) & broadcast_int(0xFFFF); }
+    template <int kStep>
+    static TUILI_INLINE Sum add(Lanes lanes, const float* factors, int pair, Sum sum) {
+        return add_bf16_products(sum, lanes, broadcast_pair(factors + pair));
+    }
+    static TUILI_INLINE F32x16 score(Sum sum, float, const float*) { return sum; }
+    static TUILI_INLINE F32x16 weighted(Sum sum, float) { return sum; }
+
+    static void pack_query(const float* query, float scale, int head_dim, float* packed) {
+        for (int d = 0; d < padded_head_dim(head_dim); d += 16) {
+            const int count = head_dim - d < 16 ? head_dim - d : 16;
+            store_bf16(reinterpret_cast<uint16_t*>(packed) + d, load_partial(query + d, count) * broadcast(scale));
+        }
+    }
+    static TUILI_INLINE F32x16 as_weight(F32x16 p) { return as_float(shift_left<16>(to_bf16(p))); }
+    static TUILI_INLINE float pack_weights(float* weights, const float* const*, int begin, int end) {
+        for (int i = begin * kTileTokens; i < end * kTileTokens; i += 16) {  // in place, as below
+            store_low16(reinterpret_cast<uint16_t*>(weights) + i, shift_right<16>(as_int(load(weights + i))));
+        }
+        return 1.0f;
+    }
+};
+#endif
 
 // Keys and values as int8 with one scale per token, queries and weights as int16: sums are exact.
 struct Int8Cache {
@@ -51,6 +93,7 @@ struct Int8Cache {
     static constexpr int kElementBytes = 1;
     static constexpr int kSteps = 1;
     static constexpr bool kCanHoldNan = false;
+    static constexpr bool kKeepsLanes = false;
     static constexpr float kMaxFactor = 32767.0f;  // times 127 times 512 dimensions or 256 tokens stays below 2^31
 
     static TUILI_INLINE Sum zero() { return broadcast_int(0); }
@@ -87,6 +130,7 @@ struct Int8Cache {
         }
         packed[padded_head_dim(head_dim)] = limit / kMaxFactor * scale;
     }
+    static TUILI_INLINE F32x16 as_weight(F32x16 p) { return p; }
     // Returns what a sum over the packed weights is to be multiplied by.
     static TUILI_INLINE float pack_weights(float* weights, const float* const* value_scales, int begin, int end) {
         F32x16 largest = broadcast(0.0f);

@@ -202,32 +202,48 @@ void multiply_tile(const uint8_t* panel, int column, const Activations& x, int r
 }
 
 // --- float formats: one fma per weight, k ascending ---------------------------------------------------------------
-template <Format kFormat>
+constexpr int float_step(Format format) { return format == Format::kBF16 ? 2 : 1; }  // k that lie beside each other
+constexpr int step_bytes(Format format) { return format == Format::kF16 ? 2 : 4; }   // of a column
+
+// Of those k the one at kPart.
+template <Format kFormat, int kPart>
 TUILI_INLINE F32xN load_weights(const uint8_t* p) {
     if constexpr (kFormat == Format::kF32) return load_n(reinterpret_cast<const float*>(p));
     if constexpr (kFormat == Format::kF16) return load_f16_n(reinterpret_cast<const uint16_t*>(p));
-    if constexpr (kFormat == Format::kBF16) return load_bf16_n(reinterpret_cast<const uint16_t*>(p));
+    if constexpr (kFormat == Format::kBF16 && kPart == 0) return load_even_bf16_n(reinterpret_cast<const uint16_t*>(p));
+    if constexpr (kFormat == Format::kBF16 && kPart == 1) return load_odd_bf16_n(reinterpret_cast<const uint16_t*>(p));
+}
+
+// Adds the products of one k; values: the first row's activations from the step on.
+template <Format kFormat, int kPart, int kRows, int kVectors>
+TUILI_INLINE void add_weights(F32xN (&acc)[kRows][kVectors], const uint8_t* weights, const float* values,
+                              size_t stride) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+        const F32xN columns = load_weights<kFormat, kPart>(weights + v * kLanes * step_bytes(kFormat));
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; r++) acc[r][v] = fma(columns, broadcast_n(values[r * stride + kPart]), acc[r][v]);
+    }
 }
 
 template <Format kFormat, int kRows>
 void multiply_float_tile(const uint8_t* panel, int column, const Activations& x, int row, float* out, Stream stream) {
     constexpr int kVectors = tile_vectors(kFormat, kRows);
-    constexpr int kWidth = kFormat == Format::kF32 ? 4 : 2;
+    constexpr int kStep = float_step(kFormat), kStepBytes = kPanelCols * step_bytes(kFormat);
     const int first_column = kVectors == kPanelVectors ? 0 : column;
-    const float* values = x.f32 + static_cast<size_t>(row) * x.cols;
+    const auto stride = static_cast<size_t>(x.cols);
+    const float* values = x.f32 + row * stride;
     F32xN acc[kRows][kVectors];
     clear_tile(acc);
-    for (int k = 0; k < x.cols; k++) {
-        stream.prefetch_ahead(panel, kPanelCols * kWidth);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) {
-            const F32xN weights = load_weights<kFormat>(panel + (first_column + v * kLanes) * kWidth);
-#pragma GCC unroll 8
-            for (int r = 0; r < kRows; r++)
-                acc[r][v] = fma(weights, broadcast_n(values[static_cast<size_t>(r) * x.cols + k]), acc[r][v]);
-        }
-        panel += kPanelCols * kWidth;
+    int k = 0;
+    for (; k + kStep <= x.cols; k += kStep) {
+        stream.prefetch_ahead(panel, kStepBytes);
+        const uint8_t* weights = panel + first_column * step_bytes(kFormat);
+        add_weights<kFormat, 0>(acc, weights, values + k, stride);
+        if constexpr (kStep == 2) add_weights<kFormat, 1>(acc, weights, values + k, stride);
+        panel += kStepBytes;
     }
+    if (k < x.cols) add_weights<kFormat, 0>(acc, panel + first_column * step_bytes(kFormat), values + k, stride);
     store_tile(acc, out + first_column);
 }
 

@@ -14,7 +14,7 @@ Model::Model(const ModelSpec& spec, const TensorReader& read_tensors, const std:
       kernels_(kernels),
       pool_(num_threads),
       weights_(spec_, read_tensors, ropes, pool_),
-      workspace_(spec_, weights_, num_threads) {}
+      workspace_(spec_, weights_, kernels_, num_threads) {}
 
 void Model::allocate_cache(CacheFormat format, int block_size, const std::vector<int>& num_blocks) {
     const std::lock_guard lock(mutex_);

@@ -11,6 +11,9 @@ namespace {
 
 int float_width(Format format) { return format == Format::kF32 ? 4 : 2; }
 
+// BF16 has k and k + 1 of a column beside each other, the others [k][32 columns].
+constexpr int float_step(Format format) { return format == Format::kBF16 ? 2 : 1; }
+
 uint16_t read_u16(const uint8_t* p) {
     uint16_t value;
     memcpy(&value, p, 2);
@@ -307,7 +310,11 @@ void unpack_group(const Place& at, const uint8_t* panel, float* out) {
     }
 }
 
-template <class T>
+size_t float_place(int step, int k, int column) {
+    return (static_cast<size_t>(k / step) * kPanelCols + column) * step + k % step;
+}
+
+template <class T, int kStep>
 void pack_float_rows(const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
     constexpr int kRun = 64;  // elements of a row at a time: what they fill of the panel stays in the nearest cache
     for (int first = 0; first < cols; first += kRun) {
@@ -315,7 +322,7 @@ void pack_float_rows(const uint8_t* source, size_t source_row_bytes, int num_row
         for (int c = 0; c < num_rows; c++) {
             const uint8_t* row = source + c * source_row_bytes;
             for (int k = first; k < last; k++) {
-                memcpy(panel + (static_cast<size_t>(k) * kPanelCols + c) * sizeof(T), row + k * sizeof(T), sizeof(T));
+                memcpy(panel + float_place(kStep, k, c) * sizeof(T), row + k * sizeof(T), sizeof(T));
             }
         }
     }
@@ -324,7 +331,7 @@ void pack_float_rows(const uint8_t* source, size_t source_row_bytes, int num_row
 void unpack_float_row(Format format, const uint8_t* panel, int column, int cols, float* out) {
     const int width = float_width(format);
     for (int k = 0; k < cols; k++) {
-        const uint8_t* p = panel + (static_cast<size_t>(k) * kPanelCols + column) * width;
+        const uint8_t* p = panel + float_place(float_step(format), k, column) * width;
         if (format == Format::kF32)
             memcpy(out + k, p, 4);
         else if (format == Format::kF16)
@@ -337,7 +344,9 @@ void unpack_float_row(Format format, const uint8_t* panel, int column, int cols,
 }  // namespace
 
 size_t packed_panel_bytes(Format format, int cols) {
-    if (is_float(format)) return static_cast<size_t>(cols) * kPanelCols * float_width(format);
+    const int step = float_step(format);
+    if (is_float(format))
+        return static_cast<size_t>((cols + step - 1) / step * step) * kPanelCols * float_width(format);
     const PackedLayout layout = packed_layout(format);
     return static_cast<size_t>(cols / (kGroup * layout.blocks_per_run())) * layout.run_bytes();
 }
@@ -350,12 +359,13 @@ size_t source_row_bytes(Format format, int cols) {
 }
 
 void pack_panel(Format format, const uint8_t* source, size_t source_row_bytes, int num_rows, int cols, uint8_t* panel) {
-    if (num_rows < kPanelCols) memset(panel, 0, packed_panel_bytes(format, cols));
+    if (num_rows < kPanelCols || cols % float_step(format) != 0) memset(panel, 0, packed_panel_bytes(format, cols));
     constexpr decltype(&pack_rows<Format::kQ4_0>) kPackers[] = {
-        pack_float_rows<uint32_t>, pack_float_rows<uint16_t>,  pack_float_rows<uint16_t>,  pack_rows<Format::kQ4_0>,
-        pack_rows<Format::kQ4_1>,  pack_rows<Format::kQ5_0>,   pack_rows<Format::kQ5_1>,   pack_rows<Format::kQ8_0>,
-        pack_rows<Format::kQ2_K>,  pack_rows<Format::kQ3_K>,   pack_rows<Format::kQ4_K>,   pack_rows<Format::kQ5_K>,
-        pack_rows<Format::kQ6_K>,  pack_rows<Format::kIQ4_NL>, pack_rows<Format::kIQ4_XS>,
+        pack_float_rows<uint32_t, 1>, pack_float_rows<uint16_t, 1>, pack_float_rows<uint16_t, 2>,
+        pack_rows<Format::kQ4_0>,     pack_rows<Format::kQ4_1>,     pack_rows<Format::kQ5_0>,
+        pack_rows<Format::kQ5_1>,     pack_rows<Format::kQ8_0>,     pack_rows<Format::kQ2_K>,
+        pack_rows<Format::kQ3_K>,     pack_rows<Format::kQ4_K>,     pack_rows<Format::kQ5_K>,
+        pack_rows<Format::kQ6_K>,     pack_rows<Format::kIQ4_NL>,   pack_rows<Format::kIQ4_XS>,
     };
     kPackers[static_cast<int>(format)](source, source_row_bytes, num_rows, cols, panel);
 }

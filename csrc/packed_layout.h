@@ -62,7 +62,8 @@ struct PackedLayout {
     constexpr int run_bytes() const { return header_bytes() + blocks_per_run() * block_bytes(); }
 };
 
-// For the quantized formats; the float formats are [k][32 columns] at their own width.
+// For the quantized formats; the float formats are [k][32 columns] at their own width, BF16 [k / 2][32 columns][2] with
+// zeros past the last k.
 constexpr PackedLayout packed_layout(Format format) {
     switch (format) {
         case Format::kQ4_0:

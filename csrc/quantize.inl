@@ -1,4 +1,5 @@
-// Activations to int8, one scale per 32 values. Knows rows and groups; not weights.
+// Activations to the forms that matrices multiply: int8 with a scale per 32 values, bfloat16. Knows rows and groups;
+// not weights.
 //
 // m = max|x|; scale = m / 127; q = x * (127 / m) rounded to nearest even, so |q| <= 127.
 // A group with m < 1e-30 counts as zero: 127 / m must not overflow, nor results depend on the denormal mode.
@@ -32,11 +33,19 @@ TUILI_INLINE void quantize(F32x16 v0, F32x16 v1, Activations& x, size_t at) {
     store_group(x, at, to_int(v0 * inverse), to_int(v1 * inverse), m / 127.0f);
 }
 
-inline void quantize_group(const float* values, Activations& x, int group, int row) {
-    quantize(load(values), load(values + 16), x, static_cast<size_t>(group) * x.row_stride + row);
+TUILI_INLINE void round_group(F32x16 v0, F32x16 v1, Activations& x, size_t at) {
+    store_bf16(x.bf16 + at * kGroup, v0);
+    store_bf16(x.bf16 + at * kGroup + 16, v1);
 }
 
-// One group of one row into all forms of x; values past `width` are zero. gain [cols] may be null.
+inline void quantize_group(const float* values, Activations& x, int group, int row) {
+    const size_t at = static_cast<size_t>(group) * x.row_stride + row;
+    const F32x16 v0 = load(values), v1 = load(values + 16);
+    if (x.bf16) round_group(v0, v1, x, at);
+    if (x.q) quantize(v0, v1, x, at);
+}
+
+// One group of one row into all forms of x; values past `width` do not count. gain [cols] may be null.
 TUILI_INLINE void put_group(F32x16 v0, F32x16 v1, const float* gain, Activations& x, int group, int row, int width) {
     const size_t at = static_cast<size_t>(group) * x.row_stride + row;
     if (x.square_sum) x.square_sum[at] = reduce_add(fma(v1, v1, v0 * v0));
@@ -46,6 +55,13 @@ TUILI_INLINE void put_group(F32x16 v0, F32x16 v1, const float* gain, Activations
     }
     if (x.f32) store_pair(x.f32 + static_cast<size_t>(row) * x.cols + group * kGroup, v0, v1, width);
     if (x.q && width == kGroup) quantize(v0, v1, x, at);
+    if (!x.bf16) return;
+    if (width < kGroup) {
+        const F32x16 zero = broadcast(0.0f);
+        v0 = select(first_lanes(width < 16 ? width : 16), v0, zero);
+        v1 = select(first_lanes(width < 16 ? 0 : width - 16), v1, zero);
+    }
+    round_group(v0, v1, x, at);
 }
 
 inline void quantize_row(const float* values, const float* gain, Activations& x, int row) {

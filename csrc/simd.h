@@ -1,6 +1,6 @@
 // Sixteen-lane vectors for one instruction set, chosen by the including translation unit, which defines
-// TUILI_ISA_NAMESPACE and one of TUILI_ISA_AVX512, TUILI_ISA_AVX2, TUILI_ISA_SCALAR. Knows lanes; not formats or
-// models.
+// TUILI_ISA_NAMESPACE and one of TUILI_ISA_AVX512, TUILI_ISA_AVX2, TUILI_ISA_SCALAR; TUILI_ISA_BF16 where products of
+// bfloat16 pairs are wanted. Knows lanes; not formats or models.
 //
 // Every function gives the same bits on every instruction set: lanes never mix, reductions follow one tree
 // (16 -> 8 -> 4 -> 2 -> 1, lane i with lane i + half), fma is fused everywhere, and max, min, comparisons and
@@ -40,6 +40,25 @@ TUILI_INLINE I32x16 to_bf16(F32x16 a) {
     return select(equal(a, a), rounded, shift_right<16>(u) | broadcast_int(0x40));
 }
 TUILI_INLINE void store_bf16(uint16_t* p, F32x16 a) { store_low16(p, to_bf16(a)); }
+
+// Two bfloat16 values in each lane, and such a pair in every lane.
+TUILI_INLINE I32x16 load_pairs(const void* p) { return load_int(static_cast<const int32_t*>(p)); }
+TUILI_INLINE I32x16 broadcast_pair(const void* p) {
+    int32_t two;
+    memcpy(&two, p, sizeof two);
+    return broadcast_int(two);
+}
+TUILI_INLINE F32x16 even_of_pairs(I32x16 pairs) { return as_float(shift_left<16>(pairs)); }
+TUILI_INLINE F32x16 odd_of_pairs(I32x16 pairs) {
+    return as_float(pairs & broadcast_int(static_cast<int32_t>(0xFFFF0000)));
+}
+
+#if defined(TUILI_ISA_BF16) && !defined(TUILI_ISA_AVX512)
+// sum + a.odd * b.odd, rounded, + a.even * b.even: what AVX-512 BF16 computes, where no denormals come up.
+TUILI_INLINE F32x16 add_bf16_products(F32x16 sum, I32x16 a, I32x16 b) {
+    return fma(even_of_pairs(a), even_of_pairs(b), fma(odd_of_pairs(a), odd_of_pairs(b), sum));
+}
+#endif
 
 // e^x within 1 ulp; exactly 0 below -87.33 (no denormal results), inf above 88.72, NaN for NaN.
 // x = n ln 2 + r; e^r = 1 + r + r^2 P(r) with P a near-minimax fit of degree 4 on |r| <= ln(2) / 2.

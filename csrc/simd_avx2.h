@@ -196,8 +196,12 @@ TUILI_INLINE F32xN broadcast_n(float x) { return {_mm256_set1_ps(x)}; }
 TUILI_INLINE F32xN load_n(const float* p) { return {_mm256_loadu_ps(p)}; }
 TUILI_INLINE void store(float* p, F32xN a) { _mm256_storeu_ps(p, a.v); }
 TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return {_mm256_cvtph_ps(load_128(p))}; }
-TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16))};
+TUILI_INLINE F32xN load_even_bf16_n(const uint16_t* p) {  // of pairs
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(load_256(p), 16))};
+}
+TUILI_INLINE F32xN load_odd_bf16_n(const uint16_t* p) {
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+    return {_mm256_castsi256_ps(_mm256_and_si256(load_256(p), upper))};
 }
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return {_mm256_cvtepu8_epi32(load_64(p))}; }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return {_mm256_cvtepi8_epi32(load_64(p))}; }

@@ -1,4 +1,4 @@
-// simd.h for AVX-512 (F, BW, VL, DQ, VNNI): one 512-bit register per vector.
+// simd.h for AVX-512 (F, BW, VL, DQ, VNNI, and BF16 where it is asked for): one 512-bit register per vector.
 #pragma once
 #include <immintrin.h>
 
@@ -124,7 +124,13 @@ using I32xN = I32x16;
 TUILI_INLINE F32xN broadcast_n(float x) { return broadcast(x); }
 TUILI_INLINE F32xN load_n(const float* p) { return load(p); }
 TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
-TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
+TUILI_INLINE F32xN load_even_bf16_n(const uint16_t* p) {  // of pairs
+    return as_float(shift_left<16>(load_int(reinterpret_cast<const int32_t*>(p))));
+}
+TUILI_INLINE F32xN load_odd_bf16_n(const uint16_t* p) {
+    const I32x16 upper = broadcast_int(static_cast<int32_t>(0xFFFF0000));
+    return as_float(load_int(reinterpret_cast<const int32_t*>(p)) & upper);
+}
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
 TUILI_INLINE I32xN load_low_nibbles_n(const uint8_t* p) { return load_u8(p) & broadcast_int(15); }
@@ -137,6 +143,13 @@ TUILI_INLINE I32x16 widen_i8_pairs(const uint8_t* p) {
 }
 // sum + a.low * b.low + a.high * b.high per lane.
 TUILI_INLINE I32x16 add_pair_products(I32x16 sum, I32x16 a, I32x16 b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+
+#if defined(TUILI_ISA_BF16)
+// sum + a.odd * b.odd, rounded, + a.even * b.even, of bfloat16 values; denormals count as zeros.
+TUILI_INLINE F32x16 add_bf16_products(F32x16 sum, I32x16 a, I32x16 b) {
+    return {_mm512_dpbf16_ps(sum.v, __builtin_bit_cast(__m512bh, a.v), __builtin_bit_cast(__m512bh, b.v))};
+}
+#endif
 
 // --- u8 codes x s8 activations ------------------------------------------------------------------------------------
 struct Codes {

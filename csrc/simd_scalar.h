@@ -206,7 +206,12 @@ using I32xN = I32x16;
 TUILI_INLINE F32xN broadcast_n(float x) { return broadcast(x); }
 TUILI_INLINE F32xN load_n(const float* p) { return load(p); }
 TUILI_INLINE F32xN load_f16_n(const uint16_t* p) { return load_f16(p); }
-TUILI_INLINE F32xN load_bf16_n(const uint16_t* p) { return as_float(shift_left<16>(load_u16(p))); }
+TUILI_INLINE F32xN load_even_bf16_n(const uint16_t* p) {  // of pairs
+    return make_lanes<F32xN>([&](int i) { return bits_float(static_cast<uint32_t>(p[2 * i]) << 16); });
+}
+TUILI_INLINE F32xN load_odd_bf16_n(const uint16_t* p) {
+    return make_lanes<F32xN>([&](int i) { return bits_float(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
+}
 TUILI_INLINE I32xN load_u8_n(const uint8_t* p) { return load_u8(p); }
 TUILI_INLINE I32xN load_i8_n(const int8_t* p) { return load_i8(p); }
 TUILI_INLINE I32xN load_low_nibbles_n(const uint8_t* p) { return load_u8(p) & broadcast_int(15); }

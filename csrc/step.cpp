@@ -18,6 +18,7 @@ void fetch(const void* data, size_t num_bytes) {
 // Few rows: they come from other cores' caches at once, rather than one by one as the product gets there.
 void fetch_rows(const Activations& x) {
     const size_t count = static_cast<size_t>(x.cols / kGroup) * x.row_stride;
+    if (x.bf16 != nullptr) fetch(x.bf16, count * kGroup * sizeof(uint16_t));
     if (x.q == nullptr) return;
     fetch(x.q, count * kGroup);
     fetch(x.scale, count * sizeof(float));

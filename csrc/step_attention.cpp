@@ -12,6 +12,8 @@ AttentionState rows_from(const AttentionState& state, int row, int head_dim) {
     return {state.weighted + static_cast<size_t>(row) * padded_head_dim(head_dim), state.max + row, state.sum + row};
 }
 
+bool has_floats_only(const Activations& x) { return x.q == nullptr && x.bf16 == nullptr; }
+
 }  // namespace
 
 // Where attention puts its output: straight into the next matrix's input where that is float32.
@@ -31,7 +33,7 @@ void Step::attend(Worker& worker, int layer) {
     worker.stage(num_parts * a.num_kv_heads,
                  [&](int item) { run_part(scratch(worker), layer, item / num_parts, item % num_parts); });
     Activations output = work_.attention.view(a.q_size());
-    if (output.q == nullptr || a.group_size() * a.head_dim % kGroup == 0) return;
+    if (has_floats_only(output) || a.group_size() * a.head_dim % kGroup == 0) return;
     output.f32 = nullptr;  // written already
     worker.stage(batch_.num_tokens,
                  [&](int token) { kernels_.quantize_row(attention_row(layer, token), nullptr, output, token); });
@@ -231,7 +233,7 @@ void Step::finish_task(const AttentionState& state, int layer, int kv_head, cons
     if (sinks != nullptr) sinks += kv_head * a.group_size();
     const int num_rows = task.num_queries * a.group_size();
     kernels_.attention_finish(state, num_rows, a.group_size(), a.head_dim, sinks, out, output.cols);
-    if (output.q == nullptr || cols % kGroup != 0) return;
+    if (has_floats_only(output) || cols % kGroup != 0) return;
     for (int i = 0; i < task.num_queries; i++) {
         const float* row = out + static_cast<size_t>(i) * output.cols;
         for (int group = 0; group < cols / kGroup; group++) {

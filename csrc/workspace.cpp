@@ -20,10 +20,12 @@ int row_stride(int num_values) { return ((num_values + 15) / 16 | 1) * 16; }
 
 }  // namespace
 
-void ActivationForms::add(const Linear& consumer) {
+void ActivationForms::add(const Linear& consumer, const Kernels& kernels) {
     if (consumer.weight.panels == nullptr) return;
     const Format format = consumer.weight.format;
-    has_floats |= is_float(format);
+    const bool is_rounded = format == Format::kBF16 && kernels.rounds_to_bf16;
+    has_bf16 |= is_rounded;
+    has_floats |= is_float(format) && !is_rounded;
     has_groups |= !is_float(format);
     has_half_sums |= packed_layout(format).has_half_scales();
 }
@@ -46,8 +48,13 @@ void ActivationBuffer::reserve(int num_rows) {
         floats_.reserve(static_cast<size_t>(num_rows) * view_.cols);
         view_.f32 = floats_.data();
     }
+    const size_t num_groups = static_cast<size_t>((view_.cols + kGroup - 1) / kGroup) * view_.row_stride;
+    if (forms_.has_bf16) {
+        bf16_.reserve(num_groups * kGroup);
+        view_.bf16 = bf16_.data();
+    }
     if (forms_.has_square_sums) {
-        square_sums_.reserve(static_cast<size_t>((view_.cols + kGroup - 1) / kGroup) * view_.row_stride);
+        square_sums_.reserve(num_groups);
         view_.square_sum = square_sums_.data();
     }
     if (!forms_.has_groups) return;
@@ -74,13 +81,13 @@ AttentionState attention_state(float* memory, int num_rows, int head_dim) {
     return {memory, max, max + num_rows};
 }
 
-Workspace::Workspace(const ModelSpec& spec, const Weights& weights, int num_threads)
+Workspace::Workspace(const ModelSpec& spec, const Weights& weights, const Kernels& kernels, int num_threads)
     : workers(num_threads),
       hidden_size_(spec.hidden_size),
       embedding_size_(spec.embedding_size),
       vocab_size_(spec.vocab_size) {
     measure(spec);
-    configure_activations(spec, weights);
+    configure_activations(spec, weights, kernels);
     for (auto& worker : workers) {
         worker.panels.reserve(2 * kRowTile * kPanelCols);
         worker.logits.reserve(kRowTile * kPanelCols);
@@ -112,16 +119,17 @@ void Workspace::measure(const ModelSpec& spec) {
     plans.resize(spec.num_cache_groups);
 }
 
-void Workspace::configure_activations(const ModelSpec& spec, const Weights& weights) {
+void Workspace::configure_activations(const ModelSpec& spec, const Weights& weights, const Kernels& kernels) {
     ActivationForms hidden_forms, attention_forms, mlp_forms, head_forms, embedded_forms, unprojected_forms;
     for (const auto& layer : weights.layers()) {
-        for (const auto* consumer : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up}) hidden_forms.add(*consumer);
-        attention_forms.add(layer.o);
-        mlp_forms.add(layer.down);
+        for (const auto* consumer : {&layer.q, &layer.k, &layer.v, &layer.gate, &layer.up})
+            hidden_forms.add(*consumer, kernels);
+        attention_forms.add(layer.o, kernels);
+        mlp_forms.add(layer.down, kernels);
     }
-    head_forms.add(weights.head());
-    embedded_forms.add(weights.project_in());
-    unprojected_forms.add(weights.project_out());
+    head_forms.add(weights.head(), kernels);
+    embedded_forms.add(weights.project_in(), kernels);
+    unprojected_forms.add(weights.project_out(), kernels);
     hidden_forms.has_square_sums = spec.norm == NormKind::kRms;
     hidden.configure(spec.hidden_size, hidden_forms);
     attention.configure(max_q_size_, attention_forms);

@@ -40,9 +40,10 @@ struct ActivationForms {
     bool has_groups = false;     // int8
     bool has_half_sums = false;  // int8, for scales per 16
     bool has_floats = false;
+    bool has_bf16 = false;
     bool has_square_sums = false;  // RMS factors are applied after the product
 
-    void add(const Linear& consumer);
+    void add(const Linear& consumer, const Kernels& kernels);
 };
 
 class ActivationBuffer {
@@ -57,6 +58,7 @@ class ActivationBuffer {
     ActivationForms forms_;
     Activations view_;
     Buffer<int8_t> groups_;
+    Buffer<uint16_t> bf16_;
     Buffer<float> scales_, scaled_sums_, floats_, square_sums_;
     Buffer<int32_t> sums_, half_sums_;
 };
@@ -75,7 +77,7 @@ struct WorkerScratch {
     Sampler sampler;
 };
 
-constexpr int kRowTile = 60;        // rows that share a panel's time in cache; whole tiles of 4, 5 and 6
+constexpr int kRowTile = 60;        // rows that share a panel's time in cache; whole tiles of 4, 5, 6 and 12
 constexpr int kAttentionRows = 24;  // rows of an attention task, unless one query has more heads than that
 constexpr int kSharedRows = 96;     // rows of several tasks that read the same keys
 
@@ -85,7 +87,7 @@ AttentionState attention_state(float* memory, int num_rows, int head_dim);
 
 class Workspace {
   public:
-    Workspace(const ModelSpec& spec, const Weights& weights, int num_threads);
+    Workspace(const ModelSpec& spec, const Weights& weights, const Kernels& kernels, int num_threads);
 
     void reserve_tokens(int num_tokens);
     // At most this many of the sampled rows go through the head together.
@@ -124,7 +126,7 @@ class Workspace {
 
   private:
     void measure(const ModelSpec& spec);
-    void configure_activations(const ModelSpec& spec, const Weights& weights);
+    void configure_activations(const ModelSpec& spec, const Weights& weights, const Kernels& kernels);
 
     int hidden_size_;
     int embedding_size_;

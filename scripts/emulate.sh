@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the native tests with the avx512 and avx_vnni kernels emulated on a processor that has only AVX2:
+# Runs the native tests with the avx512, avx512_bf16 and avx_vnni kernels emulated on a processor that has only AVX2:
 # scripts/emulate.sh [pytest arguments]. Needs what scripts/sanitize.sh needs, and SIMDe (Debian: libsimde-dev).
 set -euo pipefail
 cd "$(dirname "$0")/.."

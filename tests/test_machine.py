@@ -147,7 +147,7 @@ def test_process_memory_tells_own_pages_from_mapped_ones(tmp_path: Path) -> None
 
 def test_report_is_plain_data() -> None:
     report = platform.report()
-    assert report["isa"] in ("avx512", "avx_vnni", "avx2", "scalar")
+    assert report["isa"] in ("avx512_bf16", "avx512", "avx_vnni", "avx2", "scalar")
     assert report["threads"]["num_threads"] >= 1
     assert report["cpu"]
     assert set(report["features"]) <= {"avx2", "fma", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx_vnni"}

@@ -89,6 +89,30 @@ inline __m256i dot_bytes(__m256i sum, __m256i a, __m256i b) {
     return sum;
 }
 
+inline float flush_denormal(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+inline float bf16_value(unsigned short x) {
+    const unsigned bits = static_cast<unsigned>(x) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return flush_denormal(value);
+}
+
+// Intel's operation of VDPBF16PS: the odd elements' product first, two fused multiply-adds, denormals flushed.
+inline simde__m512 dot_bf16(simde__m512 sum, __m512bh a, __m512bh b) {
+    float lanes[16];
+    unsigned short x[32], y[32];
+    memcpy(lanes, &sum, sizeof lanes);
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 16; i++) {
+        const float odd = __builtin_fmaf(bf16_value(x[2 * i + 1]), bf16_value(y[2 * i + 1]), flush_denormal(lanes[i]));
+        lanes[i] = __builtin_fmaf(bf16_value(x[2 * i]), bf16_value(y[2 * i]), flush_denormal(odd));
+        lanes[i] = flush_denormal(lanes[i]);
+    }
+    memcpy(&sum, lanes, sizeof lanes);
+    return sum;
+}
+
 }  // namespace tuili_emulation
 
 #define _mm512_cvtepi32_ps(a)                                                             \
@@ -116,5 +140,7 @@ inline __m256i dot_bytes(__m256i sum, __m256i a, __m256i b) {
 #define _mm512_maskz_loadu_ps(mask, p) tuili_emulation::load_masked(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, a) tuili_emulation::store_masked(p, mask, a)
 #define _mm256_dpbusd_avx_epi32(sum, a, b) tuili_emulation::dot_bytes(sum, a, b)
+#undef _mm512_dpbf16_ps
+#define _mm512_dpbf16_ps(sum, a, b) tuili_emulation::dot_bf16(sum, a, b)
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(a, half) ((half) ? tuili_emulation::Floats(a).high : tuili_emulation::Floats(a).low)

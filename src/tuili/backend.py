@@ -60,7 +60,7 @@ class BackendOptions:
     max_model_len: int
     num_threads: int = 0
     kv_cache_dtype: KvCacheDtype = "auto"
-    isa: str | None = None  # cpu backend: "avx512", "avx_vnni", "avx2", "scalar"; None is the best at hand
+    isa: str | None = None  # cpu backend: "avx512_bf16", "avx512", "avx_vnni", "avx2", "scalar"; None is the best
     device: str | None = None  # torch backend: "cuda", "cuda:1", "xpu", "mps", "cpu"; None is the best at hand
     dtype: str = "auto"  # torch backend: of weights and activations
     deterministic: bool = False

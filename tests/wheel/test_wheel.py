@@ -22,7 +22,9 @@ def test_the_command_line_works() -> None:
     assert json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("isa", [name for name in ("avx512", "avx_vnni", "avx2", "scalar") if _native.has_isa(name)])
+@pytest.mark.parametrize(
+    "isa", [name for name in ("avx512_bf16", "avx512", "avx_vnni", "avx2", "scalar") if _native.has_isa(name)]
+)
 def test_every_instruction_set_this_processor_has_computes_the_same_tokens(isa: str) -> None:
     spec = decoder()
     weights = random_weights(spec, "Q8_0")

@@ -267,7 +267,10 @@ def test_weights_must_be_the_specs() -> None:
 
 
 def test_options_out_of_range() -> None:
-    with pytest.raises(InvalidRequestError, match="isa must be one of avx512, avx_vnni, avx2, scalar, got 'sse'"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"isa must be one of avx512_bf16, avx512, .*, scalar_bf16, got 'sse'",
+    ):
         loaded(isa="sse")
     with pytest.raises(InvalidRequestError, match=r"num_threads must be .*, got -1"):
         loaded(num_threads=-1)

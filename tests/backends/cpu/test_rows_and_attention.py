@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from support.bfloat16 import rounded_to_bf16
 from tuili.backends.cpu import _native
 
 K = _native.kernels  # type: ignore[attr-defined]
@@ -123,19 +124,13 @@ def test_reductions_of_rows_without_a_number(isa: str) -> None:
     assert 0 <= K.reductions(isa, x, 0.0)[1] < 50
 
 
-def bf16(x: np.ndarray) -> np.ndarray:
-    """Rounded to nearest even."""
-    u = x.view(np.uint32)
-    return ((u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-
-
 def int8(x: np.ndarray) -> np.ndarray:
     """Rounded per head to int8 with a float32 scale, and back."""
     scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
     return np.rint(x * (1 / scale)) * scale
 
 
-ROUNDING = {"bfloat16": bf16, "int8": int8}
+ROUNDING = {"bfloat16": rounded_to_bf16, "int8": int8}
 TOLERANCE = {"bfloat16": 3e-6, "int8": 5e-4}  # int8 has queries and weights in 16 bits
 
 
@@ -189,8 +184,13 @@ def test_attention(
     scale, rounded = head_dim**-0.5, ROUNDING[dtype]
     out = np.full_like(queries, np.nan)
     K.attention(isa, dtype, queries, keys, values, block_size, window, scale, cap, out)
-    expected = attend(queries, rounded(keys), rounded(values), window, scale, cap)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[dtype])
+    tolerance = TOLERANCE[dtype]
+    factors, factor_scale = queries, scale
+    if dtype == "bfloat16" and isa.endswith("_bf16"):  # queries and softmax weights are rounded, too
+        factors, factor_scale = rounded(queries * np.float32(scale)), 1.0
+        tolerance = float(2.0**-8 * np.abs(values).max())
+    expected = attend(factors, rounded(keys), rounded(values), window, factor_scale, cap)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance)
     alone = np.full((1, num_heads, head_dim), np.nan, np.float32)
     for q in (0, num_queries // 2, num_queries - 1):
         end = num_tokens - num_queries + q + 1

@@ -26,7 +26,7 @@ from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec, RopeSpec
 from tuili.quant.format import Tensor
 
-ISAS = ("avx512", "avx_vnni", "avx2", "scalar")
+ISAS = ("avx512_bf16", "avx512", "avx_vnni", "avx2", "scalar", "scalar_bf16")
 
 SUPPORTED = frozenset(
     (
