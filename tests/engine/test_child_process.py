@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
+import uvloop
 
 from support import fake_engine
 from support.answers import Answers, ask, assert_solo
@@ -220,6 +221,32 @@ async def test_a_start_that_is_cancelled_again_and_again_waits_for_the_process(
         starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    assert [process.returncode for process in spawned] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("num_turns", [0, 1])
+async def test_a_start_that_is_cancelled_as_it_connects_ends_in_the_server_s_loop(
+    spawned: list[subprocess.Popen[bytes]], num_turns: int
+) -> None:
+    async def cancelled() -> bool:
+        load = Load("model", msgspec.Raw(msgspec.msgpack.encode({})))
+        starting = asyncio.create_task(ChildProcess.start([sys.executable, "-c", "import time; time.sleep(60)"], load))
+        while not spawned:
+            await asyncio.sleep(0)
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=60)
+        return starting.cancelled()
+
+    def run() -> bool:
+        loop = uvloop.new_event_loop()
+        try:
+            return loop.run_until_complete(cancelled())
+        finally:
+            loop.close()
+
+    assert await asyncio.to_thread(run)
     assert [process.returncode for process in spawned] == [-signal.SIGKILL]
 
 

@@ -195,6 +195,13 @@ def test_the_same_sampling_is_checked_once() -> None:
     assert (one.seed, other.seed) == (0, 1)
 
 
+def test_large_sampling_is_not_kept() -> None:
+    message = generate_message(0, ask("r", [1], logit_bias=dict.fromkeys(range(5000), 1.0)))
+    one, other = token_request(message), token_request(message)
+    assert one.sampling == other.sampling
+    assert one.sampling is not other.sampling
+
+
 def test_a_length_beyond_the_cap_is_refused_before_anything_is_kept() -> None:
     for size in (2**32 - 1, MAX_FRAME_BYTES + 1):
         with pytest.raises(WireError, match=f"{size} bytes"):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -97,11 +97,14 @@ class ChildProcess(asyncio.Protocol):
         except BaseException:
             ours.close()
             raise
+        connecting = asyncio.ensure_future(asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours))
+        connecting.add_done_callback(child._connected)
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+            await asyncio.shield(connecting)  # cancelled meanwhile, uvloop would never tell that it is lost
             child._send(load)
             child.facts = await child._loaded
         except BaseException:
+            child._loaded.cancel()  # nobody will ask why it failed
             await child._end_at_once()
             raise
         return child
@@ -232,6 +235,10 @@ class ChildProcess(asyncio.Protocol):
                 cancelled = error
         if cancelled is not None:
             raise cancelled
+
+    def _connected(self, connecting: asyncio.Future[Any]) -> None:
+        if connecting.cancelled() or connecting.exception() is not None:
+            self.connection_lost(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

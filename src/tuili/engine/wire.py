@@ -35,6 +35,7 @@ LENGTH_BYTES = 4
 # Beside all messages: to write to standard error what every thread is at. Windows has no such signal, and it ends.
 TELL_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGTERM)
 MAX_FRAME_BYTES = 256 << 20  # logprobs over a whole vocabulary are the largest of messages
+_MAX_KNOWN_BYTES = 4096  # of sampling: lists of token ids may take 10 MB, and no more than a few come again
 EXIT_INTERNAL, EXIT_DEVICE = 70, 71  # of a process whose engine, or device, can do no more (EX_SOFTWARE, EX_OSERR)
 
 Entry = tuple[int, float, int | None]  # token id, logprob, rank
@@ -263,7 +264,8 @@ def generate_message(stream: int, request: TokenRequest) -> Generate:
 
 def token_request(message: Generate) -> TokenRequest:
     """Raises InvalidRequestError for sampling parameters that are none, WireError for what is none at all."""
-    sampling = _sampling(bytes(message.sampling))
+    packed = bytes(message.sampling)
+    sampling = _known_sampling(packed) if len(packed) <= _MAX_KNOWN_BYTES else _sampling(packed)
     return TokenRequest(
         request_id=message.request_id,
         prompt_token_ids=message.prompt_token_ids,
@@ -280,8 +282,12 @@ def token_request(message: Generate) -> TokenRequest:
 
 
 @lru_cache(maxsize=64)
-def _sampling(packed: bytes) -> SamplingParams:
+def _known_sampling(packed: bytes) -> SamplingParams:
     """What clients ask for again and again is checked once."""
+    return _sampling(packed)
+
+
+def _sampling(packed: bytes) -> SamplingParams:
     fields = decoded(msgspec.msgpack.Decoder(dict[str, Any]), packed)
     try:
         return SamplingParams(**fields)
