@@ -79,6 +79,17 @@ def test_a_cache_gets_what_weights_steps_and_others_leave(caplog: pytest.LogCapt
     Driver(backend).logits([1, 2, 3])  # it goes on with a cache of its own
 
 
+def test_what_is_reserved_takes_the_place_of_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else ever larger steps would leave the smaller blocks to torch, which keeps them."""
+    backend = loaded()
+    backend.memory = Card()
+    told: list[str] = []
+    monkeypatch.setattr(TorchBackend, "release", lambda _: told.append("released"))
+    monkeypatch.setattr(torch, "empty", lambda size, **_: told.append(f"took {size}"))
+    backend.reserve(7)
+    assert told == ["released", "took 7"]
+
+
 def test_a_device_that_shares_the_hosts_memory_is_not_measured() -> None:
     assert loaded().measure_room(config(), 0.9) is None
 

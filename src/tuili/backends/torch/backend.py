@@ -232,16 +232,16 @@ class TorchBackend:
             self.allocate_cache([count] * len(groups))
             self._run(largest).result()
             self._cache.layers = []
-            return count * sum(group.block_bytes for group in groups) - self._graph_bytes
+            return count * sum(group.block_bytes for group in groups) - self.graph_bytes
 
         with current(self.device):
             room = measure_room(self.memory, run_largest, str(self.device), config, utilization)
-        self._step_scale = max(0, room.step_bytes - self._graph_bytes) / self._reckoned_bytes(largest)
+        self._step_scale = max(0, room.step_bytes - self.graph_bytes) / self._reckoned_bytes(largest)
         return room
 
     def step_bytes(self, batch: Batch) -> int:
-        """Memory that a step, and the graphs beside it, are reckoned to take besides weights and cache."""
-        return int(self._step_scale * self._reckoned_bytes(batch)) + self._graph_bytes
+        """Memory that a step is reckoned to take besides weights, cache and graphs."""
+        return int(self._step_scale * self._reckoned_bytes(batch))
 
     def _reckoned_bytes(self, batch: Batch) -> int:
         kept = 0 if batch.want_logits is None else int(batch.want_logits.sum())
@@ -255,8 +255,8 @@ class TorchBackend:
         return self._footprint.step_bytes(size)
 
     @property
-    def _graph_bytes(self) -> int:
-        """That graphs come to take."""
+    def graph_bytes(self) -> int:
+        """Memory that graphs are reckoned to come to take."""
         if self.graphs is None:
             return 0
         return self._footprint.graph_bytes(self.graphs.max_rows, self._max_model_len, has_head=not self._goes_on)
@@ -265,6 +265,7 @@ class TorchBackend:
         """Sees to it that steps find so much memory: torch takes it and keeps it. Raises InsufficientMemoryError."""
         try:
             if self.memory is not None:
+                self.release()  # or what was reserved before, which is less, would stay beside it
                 torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
             elif num_bytes > available_memory():  # which the system would promise
                 raise torch.OutOfMemoryError
@@ -332,7 +333,7 @@ class TorchBackend:
     def captured_by(self, capture: Capture) -> DecodeGraphs:
         """Graphs of this model's decode steps, none of them captured yet."""
         model = self._open_model
-        limits = GraphLimits(self.vocab_size, self._max_model_len)
+        limits = GraphLimits(self.vocab_size, self._max_model_len, is_shared=model.shard is not None)
         if isinstance(model, StagedModel):
             return StageGraphs(model, self._cache, self._input_ids, self._last_tokens, limits, capture)
         return DecodeGraphs(self._decode, self._last_tokens, limits, capture)

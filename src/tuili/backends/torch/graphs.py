@@ -72,6 +72,7 @@ def repeat(work: Work) -> Work:
 class GraphLimits(NamedTuple):
     vocab_size: int
     max_model_len: int
+    is_shared: bool = False  # by ranks that capture at the same time, and within it wait for each other
 
 
 class Decoded(NamedTuple):
@@ -114,7 +115,7 @@ class DecodeGraphs:
         self._decode = decode
         self._capture: Capture | None = capture  # None: one has failed
         self._last_tokens = last_tokens
-        vocab_size, max_model_len = limits
+        vocab_size, max_model_len, self._is_shared = limits
         most_rows = max(1, MAX_GRAPH_LOGIT_BYTES // (4 * vocab_size))
         self._num_rows = [n for n in NUM_ROWS if n <= most_rows]
         self._context_lens = [n for n in CONTEXT_LENS if n < max_model_len] + [max_model_len]
@@ -164,13 +165,18 @@ class DecodeGraphs:
         return self._num_rows[-1]
 
     def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph | None:
-        """A new graph; None where there is no memory for one of this size, and once one could not be captured."""
+        """A new graph; None where there is no memory for one of this size, and once one could not be captured.
+
+        Raises what is_out_of_memory knows where graphs are shared: the ranks would not be at the same place.
+        """
         if self._capture is None or any(rows >= n and context >= length for n, length in self._too_large):
             return None
         try:
             self._graphs[rows, context] = graph = self._new_graph(self._capture, batch, rows, context, num_blocks)
         except Exception as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                if self._is_shared:  # others have it, or wait in the middle of it
+                    raise
                 self._too_large.append((rows, context))
                 message = "no memory left for a CUDA graph of %d sequences in up to %d tokens: such steps are slower"
                 _log.warning(message, rows, context)

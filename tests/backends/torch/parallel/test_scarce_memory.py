@@ -15,9 +15,11 @@ import pytest
 import support.scarce_rank
 from support.batches import Driver, Work, sampling_arrays
 from support.gguf_models import seeds
+from support.random_models import decoder, random_weights
 from tuili.backend import Backend, BackendOptions, StepResult, WeightSource
 from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
+from tuili.backends.torch.graphs import repeat
 from tuili.backends.torch.parallel import ParallelBackend, group
 from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.weights.checkpoint import open_checkpoint
@@ -99,7 +101,7 @@ def test_what_one_rank_has_no_memory_for_all_compute_in_parts(scarce: Scarce, ti
     for rank in (1, 0):
         driver = Driver(backend)
         batch = driver.batch([Work(driver.text(), TEXT[:10], 5)])
-        scarce.limit(rank, backend._first.step_bytes(batch))
+        scarce.limit(rank, backend._first.step_bytes(batch) + backend._first.graph_bytes)
         found = texts_of(Driver(backend))
         assert [step.token_ids.tolist() for step in found] == [step.token_ids.tolist() for step in expected]
         assert found[0].max_tokens is not None
@@ -116,6 +118,41 @@ def test_what_one_rank_has_no_memory_for_all_compute_in_parts(scarce: Scarce, ti
     again = texts_of(Driver(backend))
     assert [step.token_ids.tolist() for step in again] == [step.token_ids.tolist() for step in expected]
     assert len(scarce.asked) == 1  # steps no larger than one before are not asked about
+    backend.allocate_cache([64])
+    texts_of(Driver(backend))
+    assert len(scarce.asked) == 2  # another cache may have taken what there was
     scarce.tell(**PLENTY | {"tokens": 3})
     with pytest.raises(DeviceFailureError, match="rank 1 of 2 found no memory in the middle of a step"):
         texts_of(Driver(backend))
+
+
+def test_graphs_that_have_their_memory_need_no_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of one process: all that could be left of its memory is in the graphs."""
+    spec = decoder()
+    alone = load_backend("torch", spec, random_weights(spec), OPTIONS)
+    assert isinstance(alone, TorchBackend)
+    alone.graphs = alone.captured_by(repeat)
+    free, asked = [1 << 60], []
+
+    def reserve(_: TorchBackend, num_bytes: int) -> None:
+        asked.append(num_bytes)
+        if num_bytes > free[0]:
+            raise InsufficientMemoryError("nothing left")
+
+    monkeypatch.setattr(TorchBackend, "reserve", reserve)
+    driver = Driver(ParallelBackend(alone, group.WorkerGroup(1), []))
+    text = driver.text()
+    driver.step([Work(text, TEXT[:6])], want_logits=None)
+    for _ in range(2):
+        batch = driver.batch([Work(text, [0], carry=True)], want_logits=None)
+        assert alone.graph_bytes > 0
+        found = driver.backend.execute(batch).result()
+        assert not found.failures
+        assert found.max_tokens is None
+        assert len(alone.graphs) == 1
+        free[0] = alone.step_bytes(batch)
+    del asked[:]
+    driver.step([Work(text, [0], carry=True)], want_logits=None)
+    assert asked == []
+    alone.graphs.forget()
+    assert list(driver.step([Work(text, [0], carry=True)], want_logits=None).failures) == [0]  # they are made anew

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from support import family_models, tiny_models
 from support.batches import Driver, Work, sampling_arrays
@@ -115,6 +117,26 @@ def test_all_ranks_go_on_from_what_the_first_one_chose(has_graphs: bool, is_draw
     assert len({tuple(tokens) for tokens in found[0]}) > (3 if is_drawn else 1)
     if has_graphs:
         assert [len(part.graphs or ()) for part in parts.parts] == [1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_graph_that_one_rank_has_no_memory_for_is_no_step_of_its_own(rank: int) -> None:
+    """The other one has captured it: sums with a step without a graph would be of other rows."""
+    spec = decoder()
+    parts = InThreads(spec, random_weights(spec), OPTIONS, 2)
+
+    def lacking(work: Any) -> Any:
+        work()
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for i, part in enumerate(parts.parts):
+        part.graphs = part.captured_by(lacking if i == rank else repeat)
+    driver = Driver(parts)
+    texts = [driver.text() for _ in range(3)]
+    driver.step([Work(text, TEXT[:6]) for text in texts], want_logits=None)
+    with pytest.raises(BrokenBarrierError if rank else torch.OutOfMemoryError):  # of the first one
+        driver.step([Work(text, [0], carry=True) for text in texts], want_logits=None)
+    parts.close()
 
 
 def test_a_part_caches_its_own_heads_only() -> None:

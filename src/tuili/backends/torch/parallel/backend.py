@@ -96,6 +96,7 @@ class ParallelBackend:
         self._failure: str | None = None
         group.on_lost = first.abort
         self._reserved = 0  # bytes that every rank has for a step
+        self._has_graph_room = True  # or there is none but what graphs have taken
         self._steps = StepDivider(self._run, self._copy_blocks, self._release, "one of the ranks' devices")
 
     @property
@@ -138,6 +139,7 @@ class ParallelBackend:
 
     def allocate_cache(self, num_blocks: ListLike[int]) -> None:
         """As many on every rank."""
+        self._reserved = 0  # it may take what was free
         self._tell(Frame("allocate", {"num_blocks": list(num_blocks)}))
         self._on_all(lambda: self._first.allocate_cache(num_blocks))
 
@@ -184,29 +186,38 @@ class ParallelBackend:
     def _run(self, batch: Batch) -> StepHandle:
         self._reserve(self._first.step_bytes(batch))
         self._tell(frame_of(batch))
-        graphs = self._first.graphs
-        num_graphs = 0 if graphs is None else len(graphs)
+        num_graphs = self._num_graphs
         try:
             step = RunningGroupStep(self, self._first.execute(batch))
         except Exception as error:
             raise self.broken(error) from error.with_traceback(None)
-        if graphs is not None and len(graphs) != num_graphs:
+        if self._num_graphs != num_graphs:
             self._reserved = 0  # a capture gives back what torch keeps, and takes some for good
         return step
 
-    def _reserve(self, num_bytes: int) -> None:
+    @property
+    def _num_graphs(self) -> int:
+        return 0 if self._first.graphs is None else len(self._first.graphs)
+
+    def _reserve(self, step_bytes: int) -> None:
         """On every rank, or on none to count on: what one of them lacks within a step would leave the others waiting.
 
-        Only a step larger than all before it is asked about. Raises torch.OutOfMemoryError.
+        Room for graphs comes along, unless there are some and they may have taken it. Only a step larger than all
+        before it is asked about. Raises torch.OutOfMemoryError.
         """
+        with_graphs = self._has_graph_room or not self._num_graphs
+        num_bytes = step_bytes + (self._first.graph_bytes if with_graphs else 0)
         if num_bytes <= self._reserved:
             return
         self._tell(Frame("reserve", {"num_bytes": num_bytes}))
         try:
             self._on_all(lambda: self._first.reserve(num_bytes))
+            self._reserved = num_bytes
         except InsufficientMemoryError as error:
-            raise torch.OutOfMemoryError(str(error)) from None
-        self._reserved = num_bytes
+            if not (with_graphs and self._num_graphs):
+                raise torch.OutOfMemoryError(str(error)) from None
+            self._has_graph_room = False
+            self._reserve(step_bytes)
 
     def _copy_blocks(self, copies: Int32) -> None:
         self._tell(Frame("copy_blocks", {}, {"copies": copies}))
