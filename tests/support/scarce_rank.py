@@ -3,6 +3,7 @@
     python scarce_rank.py FILE DESCRIPTOR PARENT
 
 FILE holds JSON, read each time: "reserve", the bytes that it has for a step, and "tokens", how many it can compute.
+It has no memory to measure its device.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def limit(file: Path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return hidden(self, input_ids, *others)
 
+    def no_room(self: TorchBackend, *_: Any) -> None:
+        raise InsufficientMemoryError("a step finds no memory")
+
+    TorchBackend.measure_room = no_room  # type: ignore[method-assign, assignment]
     TorchBackend.reserve = limited_reserve  # type: ignore[method-assign]
     Model.hidden = limited_hidden  # type: ignore[method-assign]
 

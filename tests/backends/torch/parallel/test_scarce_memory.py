@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import support.scarce_rank
 from support.batches import Driver, Work, sampling_arrays
@@ -21,6 +22,7 @@ from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.graphs import repeat
 from tuili.backends.torch.parallel import ParallelBackend, group
+from tuili.config import EngineConfig
 from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.weights.checkpoint import open_checkpoint
 
@@ -156,3 +158,10 @@ def test_graphs_that_have_their_memory_need_no_room_for_it(monkeypatch: pytest.M
     assert asked == []
     alone.graphs.forget()
     assert list(driver.step([Work(text, [0], carry=True)], want_logits=None).failures) == [0]  # they are made anew
+
+
+def test_a_rank_that_finds_no_memory_when_it_measures_says_so(scarce: Scarce, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits for it within the step and hears only that it is gone."""
+    monkeypatch.setattr(TorchBackend, "measure_room", lambda first, *_: first.ranks[0].sum(torch.ones(3)))
+    with pytest.raises(InsufficientMemoryError, match=r"^rank 1: a step finds no memory$"):
+        scarce.backend.measure_room(EngineConfig(max_model_len=64), 0.9)

@@ -150,8 +150,11 @@ class ParallelBackend:
         try:
             own = self._first.measure_room(config, utilization)
             others = [reply["room"] for reply in self._group.replies()]
-        except BaseException:
+        except BaseException as error:
+            told = self._group.last_words() if isinstance(error, RuntimeError) else None
             self._group.close(0)  # where one finds no memory, the others wait for it
+            if told is not None:
+                raise told from None
             raise
         rooms = [own, *(None if room is None else DeviceRoom(**room) for room in others)]
         return min((room for room in rooms if room is not None), key=lambda room: room.cache_bytes, default=None)

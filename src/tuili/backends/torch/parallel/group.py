@@ -155,6 +155,18 @@ class WorkerGroup:
                 break
         return self.failure
 
+    def last_words(self) -> TuiliError | None:
+        """What one told that ended without having been asked to, or how one ended; None where none did."""
+        self.wait_for_failure()
+        told: list[TuiliError] = []
+        for worker in self.workers:
+            if worker.failure is not None:
+                try:
+                    worker.reply()
+                except TuiliError as error:
+                    told.append(error)
+        return min(told, key=lambda error: isinstance(error, DeviceFailureError), default=None)
+
     def close(self, grace_s: float = GRACE_S) -> None:
         """Ends all of them and waits for that."""
         self._is_open = False

@@ -59,9 +59,10 @@ class RankProcess:
             try:
                 self._take(frame)
             except TuiliError as error:
+                if frame.word != "step":
+                    self._reply("error", kind=type(error).__name__, message=str(error))
                 if frame.word in ("step", "measure"):  # within which others wait for this one
                     raise
-                self._reply("error", kind=type(error).__name__, message=str(error))
         return 0
 
     def _read(self) -> None:
