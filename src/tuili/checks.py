@@ -5,7 +5,7 @@ Knows types and ranges; not what the fields mean.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -86,7 +86,7 @@ def check_optional_mapping(name: str, value: object) -> None:
 def check_amount(name: str, value: object) -> None:
     """A number in [0, 2**32]."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
+    if not (is_number and 0 <= value <= sys.float_info.max):  # type: ignore[operator]
         raise refusal(name, value, "a number >= 0")
     if value > _MAX_AMOUNT:  # type: ignore[operator]
         raise refusal(name, value, f"at most {_MAX_AMOUNT}")
@@ -102,5 +102,5 @@ def check_optional_share(name: str, value: object) -> None:
 def check_optional_factor(name: str, value: object) -> None:
     """A finite number > 1, or None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 1 < value < math.inf):  # type: ignore[operator]
+    if value is not None and not (is_number and 1 < value <= sys.float_info.max):  # type: ignore[operator]
         raise refusal(name, value, "a finite number > 1")
