@@ -252,6 +252,21 @@ def test_leaving_is_noticed_at_once(server: Listening, backend: GatedBackend) ->
     assert statistics.median(noticed_s) < max(MAX_NOTICE_S, 5 * statistics.median(answered_s))
 
 
+@pytest.mark.parametrize("leave", [fin, rst, half_close])
+def test_who_has_asked_for_more_behind_it_may_leave_too(
+    server: Listening, backend: GatedBackend, leave: Callable[[socket.socket], None]
+) -> None:
+    """Whose first request runs; the others are never begun."""
+    body = json.dumps({"prompts": [PROMPT], "max_tokens": 8}).encode()
+    head = f"POST /plain/generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    connection = server.connect()
+    connection.sendall((f"{head}content-type: application/json\r\n\r\n".encode() + body) * 3)
+    until(lambda: victim_phase(server) == "prefill", "it should be taken")
+    leave(connection)
+    until(lambda: len(server.app.state.serving.running()) == 0, "it should be noticed", 60)
+    connection.close()
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "blocking"])
 def test_who_waits_for_a_model_may_leave_too(server: Listening, backend: GatedBackend, stream: bool) -> None:
     loop = server.app.state.serving.starting.get_loop()

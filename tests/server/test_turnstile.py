@@ -120,6 +120,27 @@ async def test_a_server_ends_while_it_turns(tmp_path: object) -> None:
             await asyncio.open_connection(*address)
 
 
+async def test_a_server_that_cannot_listen_again_tries_until_it_can(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(120), served(tmp_path) as (server, listener):
+        turnstile, failures = turnstile_of(server), [OSError("no descriptor"), RuntimeError("no handle")]
+        listen = asyncio.get_running_loop().create_server
+
+        async def fail_at_first(*given: object, **named: object) -> object:
+            if failures:
+                raise failures.pop()
+            return await listen(*given, **named)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(turnstile._loop, "create_server", fail_at_first)
+        with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+            assert (await answer(listener, WHOLE))[0] == 429
+        monkeypatch.setattr(module, "LINGER_S", 0.0)
+        await turnstile.listens.wait()
+        assert not failures
+        assert (await answer(listener, WHOLE))[0] == 200
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -145,3 +166,10 @@ def test_a_whole_request_is_read() -> None:
     assert request is not None
     assert (request.method, request.url) == ("POST", b"/v1/completions")
     assert dict(request.headers)[b"x-api-key"] == b"K"
+
+
+def test_what_is_behind_a_body_is_no_header() -> None:
+    chunked = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer k\r\n\r\n"
+    request = read_request(chunked)
+    assert request is not None
+    assert [name for name, _ in request.headers] == [b"host", b"transfer-encoding"]

@@ -91,13 +91,20 @@ class Turnstile:
         """The server listens again."""
         try:
             for listener in self._sockets[len(self._server.servers) :]:
-                backlog = self._server.config.backlog
-                listening = await self._loop.create_server(self._protocol, sock=listener.dup(), backlog=backlog)
-                self._server.servers.append(listening)
+                await self._listen(listener.dup())
             self.listens.set()
-        except OSError as error:
+        except Exception as error:  # whatever it is: who comes is taken in as now, and this is tried again
             _log.warning("the server cannot listen as usual: %s", error)
             self._timer = self._loop.call_later(LINGER_S, self._turn)
+
+    async def _listen(self, duplicate: socket.socket) -> None:
+        try:
+            backlog = self._server.config.backlog
+            listening = await self._loop.create_server(self._protocol, sock=duplicate, backlog=backlog)
+        except BaseException:
+            duplicate.close()
+            raise
+        self._server.servers.append(listening)
 
     def _take_in(self, listener: socket.socket) -> int:
         """Whoever has come; how many."""
@@ -205,6 +212,7 @@ class _Collected:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.num_begun = self.num_complete = 0
+        self._has_headers = False
 
     def on_message_begin(self) -> None:
         self.num_begun += 1
@@ -213,7 +221,11 @@ class _Collected:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if not self._has_headers:  # else it is behind the body, where no key and no host is looked for
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._has_headers = True
 
     def on_message_complete(self) -> None:
         self.num_complete += 1

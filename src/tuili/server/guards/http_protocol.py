@@ -58,6 +58,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._refusal: TuiliError | None = None
         self._is_deaf = False  # what came is no HTTP, which is told behind the answers that are due
         self._is_lingering = False
+        self._answered: RequestResponseCycle | None = None  # or about to be; others may wait behind it
         self._timer: asyncio.TimerHandle | None = None  # of headers, of a body nobody wants, of lingering
         self._unread_timer: asyncio.TimerHandle | None = None  # of complete answers
 
@@ -68,6 +69,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_watching()
+        if self._answered is not None and not self._answered.response_complete:  # uvicorn tells the last to come alone
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -155,6 +159,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         is_read = not self.flow.write_paused  # else the application waits, and what comes behind with it
         answer = self._door(cycle.scope) if self._door is not None and is_read else None  # type: ignore[arg-type]
         if answer is None:
