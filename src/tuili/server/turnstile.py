@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
@@ -80,12 +81,13 @@ class Turnstile:
         self._timer = self._loop.call_later(PERIOD_S, self._turn)
 
     def _turn(self) -> None:
+        began_s = time.monotonic()
         num_taken = sum(map(self._take_in, self._sockets))
         if self._loop.time() - self._refused_s > LINGER_S:
             self._start(self._end())
         else:
-            delay_s = 0.0 if num_taken >= _MAX_AT_ONCE else PERIOD_S
-            self._timer = self._loop.call_later(delay_s, self._turn)
+            took_s = time.monotonic() - began_s  # so long again is for everybody else, however many ask at once
+            self._timer = self._loop.call_later(took_s if num_taken >= _MAX_AT_ONCE else PERIOD_S, self._turn)
 
     async def _end(self) -> None:
         """The server listens again."""
