@@ -17,7 +17,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ from benchmarks.serve.prompts import asks
 
 CONTEXT_LEN = 512
 OURS = "tuili"
+_AT_REST_S = 0.02  # of processor time in half a second
 Opener: TypeAlias = Callable[[int], AbstractContextManager[Server]]
 
 
@@ -71,6 +72,20 @@ def opened_peer(arguments: argparse.Namespace) -> Iterator[tuple[str, Opener]]:
         yield "vllm", lambda num: nullcontext(server)
 
 
+def wait_for_rest(servers: Collection[Server]) -> None:
+    """Until none of them works any more: some spin for a while after their last answer, on the cores of who is next.
+
+    Raises TimeoutError after a minute.
+    """
+    for _ in range(120):
+        before = [server.cpu_s() for server in servers]
+        time.sleep(0.5)
+        used = [spent(first, server.cpu_s()) for first, server in zip(before, servers, strict=True)]
+        if sum(sum(one.values()) for one in used) < _AT_REST_S:
+            return
+    raise TimeoutError("a server works with nothing to do")
+
+
 def level(arguments: argparse.Namespace, num_clients: int, peer: str, open_peer: Opener) -> dict[str, Any]:
     """All rounds with so many clients; servers have answered once."""
     rounds: list[dict[str, dict[str, float]]] = []
@@ -84,8 +99,11 @@ def level(arguments: argparse.Namespace, num_clients: int, peer: str, open_peer:
         for server in servers.values():
             run(turn(server, 1, 1, 0))
         for index in range(arguments.rounds):
-            order = list(servers.items())[:: 1 if index % 2 == 0 else -1]
-            rounds.append({n: run(turn(server, num_clients, arguments.asks, index + 1)) for n, server in order})
+            found = {}
+            for name, server in list(servers.items())[:: 1 if index % 2 == 0 else -1]:
+                wait_for_rest(servers.values())
+                found[name] = run(turn(server, num_clients, arguments.asks, index + 1))
+            rounds.append(found)
     return {"clients": num_clients, **_summary(rounds, peer), "rounds": rounds}
 
 
