@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from support.answers import ask
+from support.faults import FACTS
 from tuili.beam_search_params import BeamSearchParams
 from tuili.engine.client import Stream
 from tuili.engine.stats import EngineStats
@@ -32,22 +33,6 @@ IDLE = EngineStats(
     num_output_tokens=10,
     num_draft_tokens=0,
     num_accepted_tokens=0,
-)
-FACTS = EngineFacts(
-    process_id=0,
-    vocab_size=61,
-    max_model_len=128,
-    max_num_seqs=4,
-    capacity=None,
-    block_size=16,
-    num_blocks=(8,),
-    cache_bytes=8,
-    weight_bytes=0,
-    kv_cache_dtype="bfloat16",
-    num_threads=1,
-    isa=None,
-    load_s=0.0,
-    stamps=(),
 )
 
 

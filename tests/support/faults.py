@@ -18,6 +18,23 @@ from tuili.runtime.loading import LoadOptions
 from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import TokenDelta, TokenRequest
 
+FACTS = EngineFacts(  # of an engine that there is none of
+    process_id=0,
+    vocab_size=61,
+    max_model_len=128,
+    max_num_seqs=4,
+    capacity=None,
+    block_size=16,
+    num_blocks=(8,),
+    cache_bytes=8,
+    weight_bytes=0,
+    kv_cache_dtype="bfloat16",
+    num_threads=1,
+    isa=None,
+    load_s=0.0,
+    stamps=(),
+)
+
 
 async def start_fake(folder: Path, policy: RestartPolicy | None = None, **faults: object) -> SupervisedEngine:
     """Over support.fake_engine; the folder is where it finds a file to call its model."""

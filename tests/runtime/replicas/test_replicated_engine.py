@@ -14,9 +14,8 @@ import pytest_asyncio
 from support import fake_engine
 from support.answers import Answers, ask
 from support.fake_backend import solo
-from support.faults import collect, start_fake
+from support.faults import FACTS, collect, start_fake
 from tuili.engine.stats import EngineHealth
-from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError
 from tuili.runtime.flight import Flight
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
@@ -25,22 +24,6 @@ from tuili.types import TokenDelta, TokenRequest
 
 PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)
 CONTEXT = fake_engine.CONFIG.max_model_len
-FACTS = EngineFacts(
-    process_id=0,
-    vocab_size=61,
-    max_model_len=128,
-    max_num_seqs=4,
-    capacity=None,
-    block_size=16,
-    num_blocks=(8,),
-    cache_bytes=8,
-    weight_bytes=0,
-    kv_cache_dtype="bfloat16",
-    num_threads=1,
-    isa=None,
-    load_s=0.0,
-    stamps=(),
-)
 
 
 @pytest_asyncio.fixture
