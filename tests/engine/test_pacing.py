@@ -11,9 +11,11 @@ import pytest
 
 from support.answers import Answers, ask, assert_solo, make_engine, run
 from support.fake_backend import VOCAB, FakeBackend, Handle
+from support.oracle_drafter import OracleDrafter
 from tuili.backend import Batch
 from tuili.config import EngineConfig
 from tuili.engine.pacing import MAX_UNSEEN_STEPS, ROW_TILE, Pace
+from tuili.engine.step_model import StepModel
 from tuili.errors import InvalidRequestError
 from tuili.types import TokenDelta
 
@@ -125,6 +127,35 @@ def test_nobody_running_means_no_limit() -> None:
     assert machine.num_prompt_tokens == [256, 256, 256, 132]
 
 
+def test_neither_prompts_nor_drafts_of_a_crowd_exceed_the_limit_in_an_engine_that_has_answered_one() -> None:
+    """Steps of one answer tell little of what those of many take."""
+    machine = Machine(per_token_s=1.0)
+    engine = make_engine(
+        machine,
+        clock=lambda: machine.now,
+        max_model_len=CONTEXT,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        max_slowdown=2.0,
+        drafter=OracleDrafter(max_draft=15, wrong_every=3, max_model_len=CONTEXT),
+    )
+    run(engine, [ask("first", LONG[:40], max_tokens=30)])
+    last: dict[str, float] = {}
+    gaps: list[float] = []
+
+    def stream(delta: TokenDelta) -> None:
+        if delta.request_id in last:
+            gaps.append(machine.now - last[delta.request_id])
+        last[delta.request_id] = machine.now
+
+    for i in range(16):
+        engine.add(ask(f"r{i}", LONG[i : 50 + 4 * i], max_tokens=30), stream)
+    while engine.step():
+        pass
+    assert max(gaps) <= 2.4 * (machine.base_s + 16 * machine.per_token_s)
+    assert engine.stats().num_accepted_tokens > 16  # drafts there were
+
+
 @pytest.mark.parametrize("max_slowdown", [None, 1.1, 4.0])
 def test_the_share_of_prompts_changes_no_token(max_slowdown: float | None) -> None:
     machine = Machine(windows=(None, 20), noise=random.Random(2))
@@ -142,21 +173,21 @@ def test_the_share_of_prompts_changes_no_token(max_slowdown: float | None) -> No
 
 
 def test_decodes_alone_are_measured_now_and_then() -> None:
-    pace = Pace(2.0)
-    pace.begin(4)
+    pace = Pace(2.0, StepModel())
+    pace.begin(4, 1)
     assert pace.take(0, 100) == 0  # nothing is known yet
     pace.observe(4, [], 1.0)
     for _ in range(MAX_UNSEEN_STEPS):
-        pace.begin(4)
+        pace.begin(4, 1)
         size = pace.take(0, 100)
         assert size > 0
         pace.observe(4, [(0, size)], 1.0 + 0.01 * size)
-    pace.begin(4)
+    pace.begin(4, 1)
     assert pace.take(0, 100) == 0
 
 
 def test_a_crowd_is_let_in_at_the_pace_of_the_batch_that_it_will_be() -> None:
-    pace = Pace(2.0)
+    pace = Pace(2.0, StepModel())
     for _ in range(20):
         for num_rows in (1, 32):
             pace.observe(num_rows, [], 1.0 + num_rows)

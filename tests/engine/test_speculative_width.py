@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuili.engine.speculative_width import FIRST_PROBE, WidthChooser
-from tuili.engine.step_costs import StepCosts
+from tuili.engine.step_costs import Foreseen, StepCosts
 
 CHANCES = st.lists(st.lists(st.floats(0.0, 1.0), max_size=5), min_size=1, max_size=3)
 
 
-def costs(seconds: dict[int, float]) -> StepCosts:
-    table = StepCosts()
+def by_tenths(num_rows: int) -> float:
+    return 9.0 + num_rows
+
+
+def costs(seconds: dict[int, float], foreseen: Foreseen = by_tenths) -> StepCosts:
+    table = StepCosts(foreseen)
     for num_rows, value in seconds.items():
         table.observe(num_rows, value)
     return table
@@ -31,8 +35,8 @@ def test_costs_are_interpolated_and_continued() -> None:
     assert [table.seconds(n) for n in (1, 3, 5, 7, 9)] == pytest.approx([1.0, 1.5, 2.0, 4.0, 6.0])
     assert table.seconds(11) == pytest.approx(8.0)
     assert costs({4: 2.0}).seconds(2) == pytest.approx(2.0)
-    assert costs({4: 2.0}).seconds(8) == pytest.approx(2.0 * 1.1)
-    assert StepCosts().seconds(3) == 1.0
+    assert costs({1: 2.0}).seconds(6) == pytest.approx(2.0 * 1.5)
+    assert StepCosts(by_tenths).seconds(3) == 1.0
 
 
 def test_a_disturbance_passes_and_a_lasting_change_is_learned() -> None:
@@ -56,7 +60,7 @@ def test_cold_first_steps_are_not_believed() -> None:
 
 @pytest.mark.parametrize(("row_cost", "least", "most"), [(1.0, 0, 20), (0.02, 180 * 8, 200 * 8)])
 def test_nothing_has_to_be_measured_beforehand(row_cost: float, least: int, most: int) -> None:
-    table = StepCosts()
+    table = StepCosts(by_tenths)
     subject, drafted = chooser(table), 0
     for _ in range(200):
         (width,) = subject.choose([(0.9,) * 8], 99)
@@ -121,6 +125,13 @@ def test_a_step_takes_no_longer_than_readers_are_to_wait() -> None:
     steady = WidthChooser(table, lambda _: 0.0, probe_gain=1.3, max_slowdown=2.0)
     (width,) = steady.choose([good], 99)
     assert table.seconds(1 + width) <= 1.5 < table.seconds(2 + width)
+
+
+def test_steps_wider_than_any_that_ran_are_weighed_by_what_all_steps_took() -> None:
+    table = costs({15: 20.0, 16: 20.0}, foreseen=lambda num_rows: 20.0 + num_rows)  # two that seem to cost the same
+    assert table.seconds(106) == pytest.approx(20.0 * 126 / 36)
+    steady = WidthChooser(table, lambda _: 0.0, probe_gain=1.3, max_slowdown=2.0)
+    assert 0 < sum(steady.choose([(0.9,) * 15] * 16, 300)) <= 18
 
 
 def test_one_bad_moment_does_not_end_drafting_for_those_who_are_not_to_wait() -> None:

@@ -43,6 +43,16 @@ def test_a_batch_that_never_ran_is_not_guessed_from_disturbed_neighbours() -> No
     assert model.seconds(32) == pytest.approx(took(32, []), rel=0.35)
 
 
+def test_who_asks_alone_in_a_disturbed_moment_tells_nothing_of_a_crowd() -> None:
+    """Steps with a draft of one token come while the machine is slower."""
+    model = StepModel()
+    model.observe(0, [(0, 70)], 1.5 * took(0, [(0, 70)]))
+    for num_rows, scale in ((1, 1.0), (2, 1.5), (2, 1.4), (2, 1.6)) * 10:
+        model.observe(num_rows, [], took(num_rows, [], scale))
+    assert model.seconds(1) == pytest.approx(took(1, [], 1.2), rel=0.25)
+    assert took(16, []) <= model.seconds(16) <= took(16, [], 1.5 * 1.5)  # not far beyond what that moment explains
+
+
 def test_one_size_for_long_does_not_make_it_forget_what_others_take() -> None:
     model, rng = StepModel(), random.Random(3)
     for _ in range(10):

@@ -26,6 +26,7 @@ MIN_CHANCE = 0.05  # of a draft's token to be taken; what is less likely is not 
 FIRST_LEN = 2  # of drafts until their cost is known
 MAX_FED = 16  # tokens behind up to which a sequence's first guess takes them along
 CATCH_UP_TOKENS = 32  # of texts that lie further behind, in one step of the target
+FIXED_ROWS = 9  # a step takes as long as so many more rows would, until several sizes were measured
 MAX_LAG = 8  # tokens to catch up on for each that may still come; more would not pay
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class DraftModel:
         )
         self._finds_prefixes = config.enable_prefix_caching
         self._clock = clock
-        self._costs = StepCosts()
+        self._costs = StepCosts(_foreseen)
         self._is_measured = False
         self._is_broken = False
         self._overall = Chance(FIRST_CHANCE)
@@ -246,3 +247,7 @@ class DraftModel:
             hashes = sequence.block_hashes.first(last, sequence.token_ids)
             self._blocks.register(sequence.slot, first, hashes[first:])
             follower.num_registered = last
+
+
+def _foreseen(num_rows: int) -> float:
+    return float(FIXED_ROWS + num_rows)

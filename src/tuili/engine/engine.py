@@ -76,9 +76,9 @@ class Engine:
             drafter = DraftModel(draft, num_draft_blocks, config, clock)
             parts += cache_parts(draft.backend, draft_groups, drafter.pools)
         self.cache_size = CacheSize(parts, config)
-        self._speculation = speculation(config, self.blocks, drafter, clock)
         swap = open_swap(backend, groups, config)
         self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park, swap)
+        self._speculation = speculation(config, self.blocks, drafter, clock, self._scheduler.costs.seconds)
         self._batches = BatchBuilder(self.blocks)
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request

@@ -20,18 +20,18 @@ MAX_UNSEEN_STEPS = 64  # with prompts, until one without shows anew what the dec
 class Pace:
     """The share of prompts in every step of one engine."""
 
-    def __init__(self, max_slowdown: float | None) -> None:
-        """None: prompts take all the tokens of a step that decodes leave."""
+    def __init__(self, max_slowdown: float | None, costs: StepModel) -> None:
+        """None: prompts take all the tokens of a step that decodes leave. costs learns from every step all the same."""
         self._max_slowdown = max_slowdown
-        self._costs = StepModel()
+        self._costs = costs
         self._num_unseen = MAX_UNSEEN_STEPS  # steps since one of decodes alone
         self._seconds_left = math.inf
         self._is_first = True
 
-    def begin(self, num_decodes: int, num_prompts: int = 0) -> None:
+    def begin(self, num_decodes: int, num_prompts: int) -> None:
         """Starts a step that computes so many tokens of running answers, while so many prompts have a place."""
         self._seconds_left, self._is_first = math.inf, True
-        if self._max_slowdown is None or not num_decodes:
+        if self._max_slowdown is None or not num_decodes or not num_prompts:
             return
         if self._num_unseen >= MAX_UNSEEN_STEPS:
             self._seconds_left, self._is_first = 0.0, False
@@ -52,7 +52,5 @@ class Pace:
 
     def observe(self, num_decodes: int, prompts: ListLike[PromptSpan], seconds: float) -> None:
         """Learns from the time that a step took."""
-        if self._max_slowdown is None:
-            return
         self._num_unseen = self._num_unseen + 1 if prompts else 0
         self._costs.observe(num_decodes, prompts, seconds)

@@ -23,6 +23,7 @@ from tuili.engine.cache_record import CacheRecord
 from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
 from tuili.engine.stats import Prefill
+from tuili.engine.step_model import StepModel
 from tuili.engine.swap import SwapSpace
 from tuili.types import CacheMiss
 
@@ -44,6 +45,7 @@ class Scheduler:
         """on_stop is told of every sequence that is about to leave its slot; park finishes an idle one for now."""
         self._swap = swap
         self.blocks = blocks
+        self.costs = StepModel()  # learns from every step observed
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.max_tokens: int | None = None  # of a step, where the backend computes larger ones in parts
@@ -54,7 +56,7 @@ class Scheduler:
         self._on_stop = on_stop
         self._park = park
         self._record = CacheRecord()
-        self._pace = Pace(config.max_slowdown)
+        self._pace = Pace(config.max_slowdown, self.costs)
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:

@@ -16,7 +16,7 @@ from tuili.engine.block_manager import BlockManager
 from tuili.engine.prompt_lookup import PromptLookup
 from tuili.engine.sequence import Chunk, Sequence
 from tuili.engine.speculative_width import Chances, WidthChooser
-from tuili.engine.step_costs import StepCosts
+from tuili.engine.step_costs import Foreseen, StepCosts
 
 MAX_TRIED = 0.01  # of the time: what drafts may take that are not known to pay
 MAX_LOGPROB_ENTRIES = 1 << 20  # of the rows that a draft adds
@@ -58,15 +58,19 @@ class Speculation:
         max_tokens: int,
         max_slowdown: float | None = None,
         clock: Callable[[], float],
+        foreseen: Foreseen,
     ) -> None:
-        """Drafts of up to `max_draft` tokens, in steps of up to `max_tokens` and max_slowdown; clock gives seconds."""
+        """Drafts of up to `max_draft` tokens, in steps of up to `max_tokens` and max_slowdown; clock gives seconds.
+
+        foreseen tells roughly what a step of so many rows takes, which may never have run.
+        """
         self.drafting_s = 0.0  # of the step under way: what its drafts took
         self._drafter = drafter
         self._clock = clock
         self._blocks = blocks
         self._max_draft = max_draft
         self._max_tokens = max_tokens
-        self._costs = StepCosts()
+        self._costs = StepCosts(foreseen)
         self._chooser = WidthChooser(self._costs, drafter.seconds, drafter.probe_gain, max_slowdown)
         self._num_rows = 0  # of the step under way; 0: it is not comparable
         self._tried_s = self._total_s = 0.0  # what drafts took that were not known to pay, and all steps
@@ -137,9 +141,13 @@ class Speculation:
 
 
 def speculation(
-    config: EngineConfig, blocks: BlockManager, drafter: Drafter | None, clock: Callable[[], float]
+    config: EngineConfig,
+    blocks: BlockManager,
+    drafter: Drafter | None,
+    clock: Callable[[], float],
+    foreseen: Foreseen,
 ) -> Speculation | None:
-    """As `config` asks; without a drafter the text is looked up in itself."""
+    """As `config` asks; without a drafter the text is looked up in itself. See Speculation."""
     if config.speculative is None:
         return None
     assert drafter is not None or config.speculative.method == "ngram", "no draft model was given"
@@ -150,6 +158,7 @@ def speculation(
         max_tokens=config.max_num_batched_tokens,
         max_slowdown=config.max_slowdown,
         clock=clock,
+        foreseen=foreseen,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Callable
+from typing import TypeAlias
 
+Foreseen: TypeAlias = Callable[[int], float]
 NUM_FIRST = 3  # times a size is measured before it counts as known: cold caches make the first ones slow
-PRIOR_SLOPE = 0.1  # what one more row adds, as a share of what the rows below take, until it is measured
 
 
 class StepCosts:
@@ -16,7 +18,9 @@ class StepCosts:
     that a slower moment or a longer context, seen at one size, moves the others along.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, foreseen: Foreseen) -> None:
+        """More rows than any step had are expected to take as many times longer as `foreseen` says."""
+        self._foreseen = foreseen
         self._log_level = 0.0
         self._log_share: dict[int, float] = {}
         self._sizes: list[int] = []  # those measured, ascending
@@ -46,7 +50,7 @@ class StepCosts:
         return bool(self._sizes) and self._sizes[0] <= num_rows
 
     def seconds(self, num_rows: int) -> float:
-        """The estimate: measured, between two that are, or beyond them along their slope."""
+        """The estimate: measured, between two that are, or beyond them as foreseen, if not along a steeper slope."""
         if num_rows in self._log_share:
             return self._measured(num_rows)
         above = bisect_left(self._sizes, num_rows)
@@ -56,12 +60,13 @@ class StepCosts:
         if above < len(self._sizes):
             high = self._sizes[above]
             slope = (self._measured(high) - self._measured(low)) / (high - low)
-        else:
-            slope = PRIOR_SLOPE * self._measured(low) / low
-            if above > 1:
-                before = self._sizes[above - 2]
-                slope = max(slope, (self._measured(low) - self._measured(before)) / (low - before))
-        return self._measured(low) + slope * (num_rows - low)
+            return self._measured(low) + slope * (num_rows - low)
+        seconds = self._measured(low) * self._foreseen(num_rows) / self._foreseen(low)
+        if above == 1:
+            return seconds
+        before = self._sizes[above - 2]
+        slope = (self._measured(low) - self._measured(before)) / (low - before)
+        return max(seconds, self._measured(low) + slope * (num_rows - low))
 
     def _measured(self, num_rows: int) -> float:
         return math.exp(self._log_level + self._log_share[num_rows])

@@ -5,7 +5,8 @@
 where the position is the run's middle. b: what lies before a run is read once, however short it is; c: each of its
 tokens attends to all of that. No factor is negative. The level follows the machine's moods within tens of steps, and
 the factors, by least squares over relative errors, what steps are made of: sizes that ran long ago still count, so
-that one that never ran is not guessed from two neighbours that were disturbed.
+that one that never ran is not guessed from two neighbours that were disturbed. What a decode takes is seen only
+where sizes differ; until then it is taken for a little more than a prompt's token, since it passes the head as well.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ _NUM_FACTORS = 5
 _SHORT_MEMORY, _LONG_MEMORY = 10, 500  # steps; the first ones, with cold caches, are soon forgotten
 _MAX_RISE = 2.0  # by which one step may exceed what was expected of it: disturbances only ever add time
 _FALL, _RISE = 0.1, 0.05  # shares of an error that the level takes
-# What is guessed at first, in units of what a token takes: how far t, d - a, b and c are from 0.
-_GUESSES = np.array([(1, 0, 0, 0, 0), (0, 1, -1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)])
-_GUESSED = np.array([16.0, 1.0, 6e-3, 2e-3])
+_DECODE_TOKENS = 1.25  # a decode's seconds in a prompt's tokens
+# What is guessed, in units of what a token takes: how far t, d - 1.25 a, b and c are from 0.
+_GUESSES = np.array([(1, 0, 0, 0, 0), (0, 1, -_DECODE_TOKENS, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)])
+_GUESSED = np.array([16.0, 0.5, 6e-3, 2e-3])
+_FADES = np.array([1.0, 0.0, 1.0, 1.0])  # the guess of d stays: weighed as one step, it yields to a few of other sizes
 _RIDGE = 1e-9
 _MAX_UNREAD = 64
 _MAX_TOKENS = 10**9  # where a token takes nothing that could be seen
@@ -40,7 +43,7 @@ class StepModel:
         self._mixed: NDArray[np.float64] = np.zeros((_NUM_FACTORS, _NUM_FACTORS + 1))  # products, and with seconds
         self._num_alone = self._num_mixed = 0
         self._token_s = 0.0  # what a token takes, roughly
-        self._guess_weight = 1.0  # in steps
+        self._guess_weight = 1.0  # in steps, of those that fade
         self._unread: list[tuple[int, ListLike[PromptSpan], float]] = []  # steps, until somebody asks
 
     def observe(self, num_decodes: int, prompts: ListLike[PromptSpan], seconds: float) -> None:
@@ -88,6 +91,8 @@ class StepModel:
 
     def _expected(self, num_decodes: int, prompts: ListLike[PromptSpan]) -> float:
         t, d, a, b, c = self._factors
+        if not prompts:
+            return max(t + d * num_decodes, 1e-9)
         tokens, positions, products = _features(prompts)
         return max(t + d * num_decodes + a * tokens + b * positions + c * products, 1e-9)
 
@@ -114,7 +119,8 @@ class StepModel:
         moments = self._mixed.copy()
         moments[:2, [0, 1, -1]] += self._alone.products()
         guesses = _GUESSES / (_GUESSED * self._token_s)[:, None]
-        matrix = moments[:, :-1] + self._guess_weight * guesses.T @ guesses
+        weights = self._guess_weight**_FADES
+        matrix = moments[:, :-1] + (weights * guesses.T) @ guesses
         scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-30))  # so that all factors are of like size
         matrix = matrix * np.outer(scale, scale) + _RIDGE * np.eye(_NUM_FACTORS)
         target = moments[:, -1] * scale
