@@ -8,6 +8,8 @@
 
 namespace tuili {
 
+constexpr float kLowest = -std::numeric_limits<float>::infinity();  // of an id that is not allowed
+
 struct RowSampling {
     float temperature;
     int top_k;

@@ -4,12 +4,10 @@
 #include <bit>
 #include <cmath>
 #include <functional>
-#include <limits>
 
 namespace tuili {
 namespace {
 
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int kBlock = 256;  // ids summed together
 
 void apply_penalties(const RowSampling& row, float* logits) {

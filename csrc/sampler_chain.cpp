@@ -8,7 +8,6 @@
 namespace tuili {
 namespace {
 
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr double kMinTemperature = 0.01;  // of a dynamic temperature
 constexpr size_t kMirostatM = 100;        // candidates that mirostat 1 looks at
