@@ -151,8 +151,7 @@ def write_qwen3_shape(target: Path, vocabulary: Path) -> None:
     _write_settings(writer, shape)
     for key, entry in source.fields.items():
         if key.startswith(VOCABULARY_KEYS):
-            sub_type = entry.types[-1] if len(entry.types) > 1 else None
-            writer.add_key_value(key, entry.contents(), entry.types[0], sub_type)
+            copy_field(writer, key, entry)
     vocab_size = len(source.fields["tokenizer.ggml.tokens"].data)
     shapes = _qwen3_shapes(shape, vocab_size)
     for name, dims in shapes.items():
@@ -166,6 +165,12 @@ def write_qwen3_shape(target: Path, vocabulary: Path) -> None:
         writer.write_tensor_data(_random_tensor(dims, generator))
     writer.close()
     part.rename(target)
+
+
+def copy_field(writer: Any, key: str, field: Any, value: object = None) -> None:
+    """Adds a reader's field to a writer, with another value of its type where one is given."""
+    sub_type = field.types[-1] if len(field.types) > 1 else None
+    writer.add_key_value(key, field.contents() if value is None else value, field.types[0], sub_type)
 
 
 def _write_settings(writer: Any, shape: Mapping[str, int]) -> None:

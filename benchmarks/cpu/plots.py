@@ -25,8 +25,8 @@ AXES = {
 def draw_series(model: str, series: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Tokens per second of everybody over x, both axes logarithmic."""
     figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-    for name in rows[0]["tokens_per_s"]:
-        points = [(row["x"], row["tokens_per_s"][name]) for row in rows]
+    for name in dict.fromkeys(name for row in rows for name in row["tokens_per_s"]):
+        points = [(row["x"], row["tokens_per_s"][name]) for row in rows if name in row["tokens_per_s"]]
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)

@@ -4,8 +4,8 @@
 
 Divergence is the mean over tokens of KL(float32 || found), in nats, where float32 is the reference backend on the
 same file's weights: what arithmetic and KV cache lose, not what the format lost. Perplexity shows both. Both sides
-read one file of reference log-probabilities, in llama-perplexity's layout. Formats stored before, with the same
-settings, stay.
+read one file of reference log-probabilities, in llama-perplexity's layout. Formats of blocks of 256 weights are made of
+the same model widened with zeros (padded_llama.py). Formats stored before, with the same settings, stay.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from benchmarks import machine
 from benchmarks.cpu.models import ModelMaker
+from benchmarks.cpu.padded_llama import write_padded
 from benchmarks.cpu.reference_logprobs import ReferenceLogprobs
 
 from tuili.backend import Backend, BackendOptions, Batch, Float32, SamplingArrays
@@ -32,17 +33,16 @@ from tuili.weights.checkpoint import open_checkpoint
 
 CONTEXT = 512
 BLOCK_SIZE = 64
+WIDE_FORMATS = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
 FORMATS: Mapping[str, Sequence[str]] = {
     "Q4_0": ("--pure",),
     "Q4_1": ("--pure",),
     "Q5_0": ("--pure",),
     "Q5_1": ("--pure",),
     "Q8_0": ("--pure",),
-    "Q4_K_M": (),  # where rows are no multiple of 256, llama-quantize takes another format
-    "Q5_K_M": (),
-    "Q6_K": (),
     "F16": ("--pure",),
     "BF16": ("--pure",),
+    **dict.fromkeys(WIDE_FORMATS, ()),  # mixed as they are usually published
 }
 OUR_CACHES: Mapping[KvCacheDtype, str] = {"bfloat16": "bf16", "int8": "int8"}
 PEER_CACHES = ("f16", "bf16")
@@ -176,12 +176,15 @@ def main() -> None:
     maker = ModelMaker.in_folder(arguments.folder)
     model = maker.smollm2().gguf
     source = maker.quantized(model, "smollm2-135m-f32.gguf", "F32", ())
+    wide = maker.folder / "smollm2-135m-wide-f32.gguf"
+    if not wide.exists():
+        write_padded(source, wide)
     chunks = text_chunks(source, arguments.text.read_text(encoding="utf-8"), arguments.chunks)
     settings = {"context": CONTEXT, "chunks": arguments.chunks, "model": model.name, "text": arguments.text.name}
     rows = _stored_rows(settings)
     for name in arguments.formats.split(","):
         rows = [row for row in rows if row["format"] not in (name, "float32 of " + name)]
-        for row in measure_format(maker, source, name, chunks):
+        for row in measure_format(maker, wide if name in WIDE_FORMATS else source, name, chunks):
             rows.append(asdict(row))
             print(json.dumps(rows[-1]), flush=True)
         machine.save("cpu_quality", settings, rows)

@@ -1,8 +1,9 @@
 """How cost grows: decode by batch size, by context, by threads; ours and llama.cpp's, in turns.
 
-    python -m benchmarks.cpu.scaling --folder FOLDER [--models smollm2] [--rounds 3] [--series batch,context,threads]
+    python -m benchmarks.cpu.scaling --folder FOLDER [--models smollm2] [--rounds 3] [--series batch context threads]
+        [--at 1 2 4] [--files Q4_0] [--repack 1]
 
-Results go to benchmarks/results/cpu_scaling_MODEL.json after every point.
+Results go to benchmarks/results/cpu_scaling_MODEL.json after every point; points stored before stay.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine
 from benchmarks.cpu.limits import model_cost
@@ -57,22 +59,29 @@ SERIES: Mapping[str, Sequence[Point]] = {
 }
 
 
-def measure_point(model: BenchModel, point: Point, folder: Path, num_rounds: int) -> dict[str, object]:
-    """Both engines at one point; ours is loaded for it."""
+def measure_point(model: BenchModel, point: Point, arguments: argparse.Namespace) -> dict[str, object]:
+    """Everybody at one point; ours is loaded for it."""
     workload = point.workload
     max_len = workload.prompt_len + workload.max_tokens + 16
     options = LoadOptions(
+        speculative=None,
         num_threads=point.num_threads,
         max_model_len=max_len,
         max_num_seqs=workload.num_seqs,
         enable_prefix_caching=False,
     )
-    with open_model(str(model.gguf), options) as pipeline:
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(open_model(str(model.gguf), options))
         ours = PipelineMeter(pipeline, random.Random(point.x), OURS)
         ours.measure(Workload(output_len=8))
-        label, path = next(iter(model.llama_cpp.items()))
-        with closing(LlamaCpp(path, point.num_threads, folder / "llama_cpp", f"llama.cpp {label}")) as peer:
-            rounds = run_rounds(point.series, workload, [ours, peer], num_rounds, point.num_threads, lambda _: None)
+        contenders: list[Any] = [ours]
+        for label, path in model.llama_cpp.items():
+            if label in (arguments.files or model.llama_cpp):
+                peer = LlamaCpp(path, point.num_threads, arguments.folder / "llama_cpp", f"llama.cpp {label}")
+                if arguments.repack is not None:
+                    peer.prefer(workload, f"--repack {arguments.repack}")
+                contenders.append(stack.enter_context(closing(peer)))
+        rounds = run_rounds(point.series, workload, contenders, arguments.rounds, point.num_threads, lambda _: None)
     row = summary(point.series, rounds)
     limit = model_cost(model.gguf).share(workload, row)
     return {**asdict(row), "x": point.x, "num_threads": point.num_threads, "share": limit}
@@ -83,14 +92,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="what setup_peers filled")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=["smollm2"])
     parser.add_argument("--series", nargs="*", choices=list(SERIES), default=list(SERIES))
+    parser.add_argument("--at", nargs="*", type=int, help="only these points of the series")
+    parser.add_argument("--files", nargs="*", help="only these quantizations for llama.cpp")
+    parser.add_argument("--repack", type=int, choices=(0, 1), help="llama.cpp's setting, where not the better one")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     for name in arguments.models:
         model = open_bench_model(ModelMaker.in_folder(arguments.folder), name)
         path = machine.RESULTS / f"cpu_scaling_{name}.json"
         stored = json.loads(path.read_text())["rows"] if path.exists() else []
-        for point in (point for series in arguments.series for point in SERIES[series]):
-            row = measure_point(model, point, arguments.folder, arguments.rounds)
+        points = [point for series in arguments.series for point in SERIES[series]]
+        for point in (p for p in points if not arguments.at or p.x in arguments.at):
+            row = measure_point(model, point, arguments)
             stored = [r for r in stored if (r["measure"], r["x"]) != (point.series, point.x)] + [row]
             print(f"{point.series} {point.x}: {row['tokens_per_s']} {row['ratios']}", flush=True)
             settings = {"rounds": arguments.rounds, "model": model.label, "date": time.strftime("%Y-%m-%d")}
