@@ -14,7 +14,9 @@ machines drift. The engine is full all the while; the first second of each slice
 - `overload`: as above.
 
 goodput_to_peak is of the second, goodput_to_free_peak of the first; an error is that of a mean over rounds. Tokens are
-counted where they are read. Processor seconds per token are the server's own; percent are shares of all cores.
+counted where they are read. Processor seconds per token are the server's own; percent are shares of all cores. `work`
+is what the engine computed under each load, as /metrics tells it: all prompts and all answers are of one length, so
+that it differs by what the load makes of it alone. Running and waiting are those at the slices' ends.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,23 +38,34 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.serve.client import Address, Reply, ask, percentiles_ms, post, run
 from benchmarks.serve.load import PATH
-from benchmarks.serve.processes import Server, spent, threads_cpu_s, tuili_server
+from benchmarks.serve.processes import Server, metrics, spent, threads_cpu_s, tuili_server
 from benchmarks.serve.prompts import Ask, asks
 
 MAX_NUM_SEQS = 32
 NUM_CLIENTS = 2 * MAX_NUM_SEQS
 MAX_QUEUED = 8  # beside those whom the engine has
+PROMPT_WORDS = 20
 MAX_TOKENS = 32
 FILLING_S = 1.0
 NUM_CORES = len(os.sched_getaffinity(0))
 SLICES = ("free", "beside", "overload")
+COUNTED = {
+    "steps": "tuili:engine_steps_total",
+    "computed": "tuili:engine_tokens_computed_total",
+    "chosen": "vllm:generation_tokens_total",
+    "drafted": "vllm:spec_decode_num_draft_tokens_total",
+}
+STANDING = {
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+}
 
 
 def workload(seed: int) -> Iterator[bytes]:
     """Requests without end."""
     for more in itertools.count(seed):
         wanted: Sequence[Ask] = asks(
-            256, seed=more, prompt_words=(8, 32), max_tokens=(MAX_TOKENS,) * 2, temperature=0.8
+            256, seed=more, prompt_words=(PROMPT_WORDS,) * 2, max_tokens=(MAX_TOKENS,) * 2, temperature=0.8
         )
         for one in wanted:
             yield post(PATH, one.body(return_token_ids=True))
@@ -66,6 +79,8 @@ class Slice:
     from_s: float
     until_s: float
     used: dict[str, float]  # processor seconds meanwhile, by process
+    counted: dict[str, float]  # meanwhile, by COUNTED's names
+    standing: dict[str, float]  # at its end, by STANDING's names
 
     @property
     def seconds(self) -> float:
@@ -105,13 +120,23 @@ class Run:
             asking.append(self._ask_evenly(self.stub_address, (1 - 1 / self.factor) * self.per_s, until_s))
         tasks = [asyncio.create_task(one) for one in asking]
         await asyncio.sleep(FILLING_S)
+        counted_before = await self._told(COUNTED)
         from_s, before = time.perf_counter(), self._cpu_s()
+        await asyncio.sleep(until_s - 0.1 - time.perf_counter())
+        found = await self._told(COUNTED | STANDING)  # while it is still asked
         await asyncio.gather(*tasks)
-        self.slices.append(Slice(load, from_s, time.perf_counter(), spent(before, self._cpu_s())))
+        counted = {name: found[name] - count for name, count in counted_before.items()}
+        standing = {name: found[name] for name in STANDING}
+        used = spent(before, self._cpu_s())
+        self.slices.append(Slice(load, from_s, time.perf_counter(), used, counted, standing))
 
     async def finished(self) -> None:
         """Returns when all is answered."""
         await asyncio.gather(*self._tasks)
+
+    async def _told(self, names: Mapping[str, str]) -> dict[str, float]:
+        found = await metrics(self.server)
+        return {name: found[metric] for name, metric in names.items()}
 
     def _cpu_s(self) -> dict[str, float]:
         pids = {**self.server.pids(), "stub": self.stub_pid}
@@ -203,8 +228,21 @@ def goodput(slices: Sequence[Slice], replies: Sequence[Reply]) -> dict[str, Any]
         "cpu_us_per_token": {
             name: round((share[name]["http"] + share[name]["engine"]) / means[name] * 1e6) for name in SLICES
         },
+        "work": {name: work([s for s in slices if s.load == name], means[name]) for name in SLICES},
         "percent": {name: {who: round(100 * s / NUM_CORES, 1) for who, s in share[name].items()} for name in SLICES},
         "rounds": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
+    }
+
+
+def work(slices: Sequence[Slice], tokens_per_s: float) -> dict[str, float]:
+    """What the engine computed under one load."""
+    steps, computed, chosen, drafted = (sum(one.counted[name] for one in slices) for name in COUNTED)
+    return {
+        **{name: round(statistics.mean(one.standing[name] for one in slices), 1) for name in STANDING},
+        "tokens_per_step": round(chosen / steps, 2),
+        "computed_per_token": round(computed / chosen, 3),
+        "drafted_per_token": round(drafted / chosen, 3),
+        "step_ms": round(chosen / steps / tokens_per_s * 1e3, 1),
     }
 
 

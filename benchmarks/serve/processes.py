@@ -168,12 +168,19 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 async def metric(server: Server, name: str) -> float:
     """A number of /metrics, summed over its labels."""
+    return (await metrics(server)).get(name, 0.0)
+
+
+async def metrics(server: Server) -> dict[str, float]:
+    """The numbers of /metrics by name, each summed over its labels."""
     reply = await ask(server.address, get("/metrics"))
-    return sum(
-        float(line.rsplit(" ", 1)[1])
-        for line in reply.body.decode().splitlines()
-        if re.match(rf"{re.escape(name)}[ {{]", line)
-    )
+    found: dict[str, float] = {}
+    for line in reply.body.decode().splitlines():
+        if not line.startswith("#"):
+            labelled, _, value = line.rpartition(" ")
+            name = labelled.partition("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+    return found
 
 
 def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve.stub
 
-Prints its port. Reads what has come, answers 429, closes; knows nothing of HTTP.
+Prints its port. Reads what has come, answers 429 and closes in one packet; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(1 << 16)
-                connection.sendall(_ANSWER)
+                connection.send(_ANSWER, socket.MSG_MORE)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def test_the_queue_is_bounded_by_requests_and_by_tokens() -> None:
     with pytest.raises(QueueFullError, match="2 requests are waiting") as caught:
         admission.enter()
     assert 1 <= (caught.value.retry_after_s or 0) <= 60
+    assert admission.has_room() is False
     first.take(1000)  # more than may wait, but nothing else does
     with pytest.raises(QueueFullError, match="1000 prompt tokens"):
         second.take(1)

@@ -82,6 +82,15 @@ ABUSES = {
     "HTTP/0.9": (b"GET /health\r\n\r\n", 400),
     "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "no host": (b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+    "host behind the body": (
+        HEAD.replace(b"host: localhost", b"connection: close")
+        + b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nhost: localhost\r\n\r\n" % (len(BODY), BODY),
+        400,
+    ),
+    "headers behind the body": (
+        HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x: y\r\n" * 101 + b"\r\n",
+        431,
+    ),
     "two hosts": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil\r\nconnection: close\r\n\r\n", 400),
     "foreign host": (b"GET /health HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n", 403),
     "absolute form": (b"GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 200),

@@ -7,6 +7,8 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -16,6 +18,7 @@ from support.served import SmallPool
 from support.small_model import small_model
 from tuili.server import turnstile as module
 from tuili.server.app import create_app
+from tuili.server.edge import Edge
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.http_settings import HttpSettings
 from tuili.server.run import _Server
@@ -35,13 +38,13 @@ def turns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def served(tmp_path: object) -> AsyncIterator[tuple[_Server, socket.socket]]:
+async def served(tmp_path: Path, listener: socket.socket | None = None) -> AsyncIterator[tuple[_Server, socket.socket]]:
     """A server on a socket of its own, where one request may wait."""
-    settings = HttpSettings(max_queued_requests=1, log_path=tmp_path / "log")  # type: ignore[operator]
+    settings = HttpSettings(max_queued_requests=1, log_path=tmp_path / "log")
     app = create_app(settings, SmallPool(small_model(FakeBackend())))
     http = guarded_protocol(settings, app.state.door.refusal)
     server = _Server(uvicorn.Config(app, log_level="error", http=http, ws="none", access_log=False))
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
     try:
         while not server.started:
@@ -59,6 +62,10 @@ async def answer(listener: socket.socket, *pieces: bytes) -> tuple[int, dict[str
     for piece in pieces:
         writer.write(piece)
         await writer.drain()
+    return await read_answer(reader, writer)
+
+
+async def read_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, dict[str, str], bytes]:
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
@@ -75,7 +82,7 @@ def turnstile_of(server: _Server) -> Turnstile:
     return server.turnstile
 
 
-async def test_refusals_are_the_same_at_the_turnstile(tmp_path: object) -> None:
+async def test_refusals_are_the_same_at_the_turnstile(tmp_path: Path) -> None:
     async with asyncio.timeout(120), served(tmp_path) as (server, listener):
         turnstile = turnstile_of(server)
         with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
@@ -91,7 +98,7 @@ async def test_refusals_are_the_same_at_the_turnstile(tmp_path: object) -> None:
         assert len({headers["x-request-id"] for _, headers, _ in refused}) == len(refused)
 
 
-async def test_others_pass_the_turnstile(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_others_pass_the_turnstile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with asyncio.timeout(120), served(tmp_path) as (server, listener):
         turnstile = turnstile_of(server)
         with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
@@ -109,7 +116,45 @@ async def test_others_pass_the_turnstile(tmp_path: object, monkeypatch: pytest.M
         assert (await answer(listener, WHOLE))[0] == 200
 
 
-async def test_a_server_ends_while_it_turns(tmp_path: object) -> None:
+async def test_who_comes_with_others_is_let_in_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+    exchange = Edge._exchange
+
+    async def watched(self: Edge, scope: Any, *arguments: Any) -> None:
+        entered.append(scope["path"])
+        await exchange(self, scope, *arguments)
+
+    monkeypatch.setattr(Edge, "_exchange", watched)
+    place = socket.socket(socket.AF_UNIX)  # whose bytes have arrived as soon as they are sent
+    place.bind(str(tmp_path / "place"))
+    place.listen()
+    async with asyncio.timeout(120), served(tmp_path, place) as (server, _):
+        turnstile = turnstile_of(server)
+        turnstile._begin()
+        turnstile._stop_timer()
+        health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        asks = [health, WHOLE, WHOLE, health, WHOLE]
+        streams = [await asyncio.open_unix_connection(str(tmp_path / "place")) for _ in asks]
+        for (_, writer), ask in zip(streams, asks, strict=True):
+            writer.write(ask)
+        turnstile._turn()
+        answers = [await read_answer(*stream) for stream in streams]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 200, 429]
+    assert sorted(entered) == ["/health", "/health", "/v1/completions"]
+
+
+async def test_who_sends_too_many_headers_is_told_so_whether_there_is_room_or_not(tmp_path: Path) -> None:
+    async with asyncio.timeout(120), served(tmp_path) as (server, listener):
+        many = WHOLE.replace(b"host", b"x: y\r\n" * HttpSettings().max_headers + b"host")
+        with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+            assert (await answer(listener, WHOLE))[0] == 429
+            assert (await answer(listener, many))[0] == 431
+            assert (await answer(listener, WHOLE.replace(b"/v1/", b"/v1/\xff")))[0] == 400
+
+
+async def test_a_server_ends_while_it_turns(tmp_path: Path) -> None:
     async with asyncio.timeout(120):
         async with served(tmp_path) as (server, listener):
             with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
@@ -121,7 +166,7 @@ async def test_a_server_ends_while_it_turns(tmp_path: object) -> None:
 
 
 async def test_a_server_that_cannot_listen_again_tries_until_it_can(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with asyncio.timeout(120), served(tmp_path) as (server, listener):
         turnstile, failures = turnstile_of(server), [OSError("no descriptor"), RuntimeError("no handle")]
@@ -153,6 +198,8 @@ async def test_a_server_that_cannot_listen_again_tries_until_it_can(
         WHOLE.replace(b"connection: close", b"connection: upgrade\r\nupgrade: websocket"),
         WHOLE.replace(b"/1.1", b"/1.0"),
         WHOLE.replace(b"/v1/", b"/%76%31/"),
+        WHOLE.replace(b"/v1/", b"/v1/\xff"),
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer k\r\n\r\n",
         WHOLE.replace(b"/v1/", b"http://localhost/v1/"),
         b"\x16\x03\x01\x02\x00\x01\x00",
     ],
@@ -166,10 +213,3 @@ def test_a_whole_request_is_read() -> None:
     assert request is not None
     assert (request.method, request.url) == ("POST", b"/v1/completions")
     assert dict(request.headers)[b"x-api-key"] == b"K"
-
-
-def test_what_is_behind_a_body_is_no_header() -> None:
-    chunked = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer k\r\n\r\n"
-    request = read_request(chunked)
-    assert request is not None
-    assert [name for name, _ in request.headers] == [b"host", b"transfer-encoding"]

@@ -29,15 +29,14 @@ class Admission:
         self.num_queued_tokens = 0
         self.num_refused = 0
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more may wait."""
-        return self.num_queued < self._max_requests
+    def has_room(self, num_ahead: int = 0) -> bool:
+        """Whether one more may wait, behind those who do and num_ahead who have been let in to enter."""
+        return self.num_queued + num_ahead < self._max_requests
 
-    def check_room(self) -> None:
+    def check_room(self, num_ahead: int = 0) -> None:
         """Raises QueueFullError, with the time after which it is worth trying again."""
-        if not self.has_room:
-            raise self._full(f"{self.num_queued} requests are waiting, which is as many as may")
+        if not self.has_room(num_ahead):
+            raise self._full(f"{self.num_queued + num_ahead} requests are waiting, which is as many as may")
 
     def enter(self) -> Ticket:
         """Raises QueueFullError."""

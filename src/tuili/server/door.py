@@ -56,9 +56,17 @@ class Door:
         self._tracer = tracer
         self.on_refusal: Callable[[], None] | None = None
 
-    def refusal(self, scope: Scope) -> Refusal | None:
-        """What a request is refused with, if it queues and there is no room; it is in the log by then."""
-        if self._serving.has_room:
+    def queues(self, scope: Scope) -> bool:
+        """Whether a request that is let in takes room."""
+        found = self._routes.plain(scope)
+        return found is not None and id(found.route) in self._queueing
+
+    def refusal(self, scope: Scope, num_ahead: int = 0) -> Refusal | None:
+        """What a request is refused with, if it queues and there is no room; it is in the log by then.
+
+        num_ahead who were let in have yet to take theirs.
+        """
+        if self._serving.has_room(num_ahead):
             return None
         found = self._routes.plain(scope)
         if found is None or id(found.route) not in self._queueing:
@@ -69,7 +77,7 @@ class Door:
             self._check(scope)
             scope["route"] = found.route
             caller.asks_model = True
-            self._serving.check_room()
+            self._serving.check_room(num_ahead)
         except TuiliError as error:
             return self._told(scope, caller, error, began_s)
         return None

@@ -89,16 +89,22 @@ def _help(name: str) -> str:
 def _engine_families(serving: Serving) -> Iterable[Family]:
     restarts = CounterMetricFamily("tuili:engine_restarts", "Times an engine was started again", labels=["model_name"])
     ready = GaugeMetricFamily("tuili:engine_ready", "Whether the engine answers", labels=["model_name"])
+    steps = CounterMetricFamily("tuili:engine_steps", "Steps of the engine", labels=["model_name"])
+    computed = CounterMetricFamily(
+        "tuili:engine_tokens_computed", "Tokens of prompts and answers the model computed", labels=["model_name"]
+    )
     free = GaugeMetricFamily("tuili:kv_blocks_free", "Blocks no sequence holds", labels=["model_name", "group"])
     total = GaugeMetricFamily("tuili:kv_blocks_total", "Blocks of the KV cache", labels=["model_name", "group"])
     for served in serving.pool.loaded():
         health, stats = served.client.health, served.client.stats()
         restarts.add_metric([served.name], health.num_restarts)
         ready.add_metric([served.name], float(health.is_ready))
+        steps.add_metric([served.name], stats.num_steps)
+        computed.add_metric([served.name], stats.num_computed_tokens)
         for group, (num_free, num_blocks) in enumerate(zip(stats.num_free_blocks, stats.num_blocks, strict=True)):
             free.add_metric([served.name, str(group)], num_free)
             total.add_metric([served.name, str(group)], num_blocks)
-    return restarts, ready, free, total, _cache_family(serving)
+    return restarts, ready, steps, computed, free, total, _cache_family(serving)
 
 
 def _cache_family(serving: Serving) -> Family:

@@ -114,8 +114,9 @@ class _Server(uvicorn.Server):
         assert sockets is not None
         await super().startup([listener.dup() for listener in sockets])
         if not self.config.is_ssl:
-            door: Door = self.config.app.state.door  # type: ignore[union-attr]
-            self.turnstile = Turnstile(self, sockets, door.refusal)
+            state = self.config.app.state  # type: ignore[union-attr]
+            door: Door = state.door
+            self.turnstile = Turnstile(self, sockets, door, state.serving.settings)
             door.on_refusal = self.turnstile.note_refusal
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

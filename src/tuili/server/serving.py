@@ -158,15 +158,16 @@ class Serving:
         finally:
             self._cut_by_drain.remove(cut)
 
-    @property
-    def has_room(self) -> bool:
+    def has_room(self, num_ahead: int = 0) -> bool:
         """Whether `check_room` raises nothing."""
-        return not self.is_draining and self.admission.has_room
+        return not self.is_draining and self.admission.has_room(num_ahead)
 
-    def check_room(self) -> None:
-        """Raises what `answer` would raise now whatever it were asked: EngineUnavailableError, QueueFullError."""
+    def check_room(self, num_ahead: int = 0) -> None:
+        """Raises what `answer` would raise whatever it were asked, once num_ahead others who were let in have asked:
+        EngineUnavailableError, QueueFullError.
+        """
         self.check_open()
-        self.admission.check_room()
+        self.admission.check_room(num_ahead)
 
     def running(self) -> tuple[Answering, ...]:
         """Everything accepted and not yet ended."""

@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 
 import httptools
 import uvicorn
-from starlette.types import Scope
 
-from tuili.server.door import Refusal
-from tuili.server.guards.http_protocol import answer_bytes, dated_headers
+from tuili.server.door import Door
+from tuili.server.guards.http_protocol import answer_bytes, are_headers_allowed, dated_headers
+from tuili.server.http_settings import HttpSettings
 
 PERIOD_S = 0.03
 BUSY_COUNT = 10  # refusals within a second, from which it turns
 LINGER_S = 1.0  # without a refusal, after which connections are taken as they come again
 _MAX_AT_ONCE = 64  # connections; then streams have their turn
 _MAX_BYTES = 1 << 14  # of a request that is looked at here
+_WITH_END = getattr(socket, "MSG_MORE", 0) | socket.MSG_DONTWAIT  # one packet of the answer and the connection's end
 _log = logging.getLogger(__name__)
 
 
@@ -37,20 +38,24 @@ class Turnstile:
         self,
         server: uvicorn.Server,
         sockets: Sequence[socket.socket],
-        refusal: Callable[[Scope], Refusal | None],
+        door: Door,
+        limits: HttpSettings,
     ) -> None:
-        """The server listens on duplicates of the sockets, without TLS; refusal is asked about a request's scope."""
+        """The server listens on duplicates of the sockets, without TLS, and has the same door and limits."""
         self.listens = asyncio.Event()  # set while the server listens, and this does nothing
         self.listens.set()
         self._server = server
         self._sockets = sockets
-        self._refusal = refusal
+        self._places = {listener.fileno(): listener.getsockname() for listener in sockets}
+        self._door = door
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._num_refused = 0
         self._second = 0  # in which these were refused
         self._refused_s = 0.0  # when one was, by the turnstile
+        self._num_ahead = 0  # let in this turn, with a place in the queue to take
         for listener in sockets:
             listener.setblocking(False)
 
@@ -82,6 +87,7 @@ class Turnstile:
 
     def _turn(self) -> None:
         began_s = time.monotonic()
+        self._num_ahead = 0
         num_taken = sum(map(self._take_in, self._sockets))
         if self._loop.time() - self._refused_s > LINGER_S:
             self._start(self._end())
@@ -129,22 +135,28 @@ class Turnstile:
         except BlockingIOError:
             data = b""
         request = read_request(data)
-        scope = None if request is None else self._scope(request, listener, address)
-        answer = None if scope is None else self._refusal(scope)
+        if request is None or not are_headers_allowed(self._limits, request.url, request.headers):
+            self._let_in(connection)
+            return
+        scope = self._scope(request, self._places[listener.fileno()], address)
+        answer = self._door.refusal(scope, self._num_ahead)
         if answer is None:
-            connection.setblocking(False)
-            self._start(self._loop.connect_accepted_socket(self._protocol, connection))
+            self._num_ahead += self._door.queues(scope)
+            self._let_in(connection)
             return
         self._refused_s = self._loop.time()
         self._server.server_state.total_requests += 1
-        connection.recv(_MAX_BYTES)  # what is not read when it closes would take the answer back
-        told = answer_bytes(dated_headers(self._server.server_state), answer, closes=True)
-        connection.send(told, socket.MSG_DONTWAIT)
+        connection.recv(_MAX_BYTES, socket.MSG_DONTWAIT)  # else what is unread when it closes takes the answer back
+        connection.send(answer_bytes(dated_headers(self._server.server_state), answer, closes=True), _WITH_END)
         connection.close()
 
-    def _scope(self, request: Request, listener: socket.socket, address: Any) -> dict[str, Any]:
-        """As uvicorn makes it; where it was asked is told as of the listener."""
-        here = listener.getsockname()
+    def _let_in(self, connection: socket.socket) -> None:
+        """Its usual way."""
+        connection.setblocking(False)
+        self._start(self._loop.connect_accepted_socket(self._protocol, connection))
+
+    def _scope(self, request: Request, here: Any, address: Any) -> dict[str, Any]:
+        """As uvicorn makes it; `here` is where the listener is."""
         url = httptools.parse_url(request.url)
         root_path = self._server.config.root_path
         return {
@@ -199,12 +211,15 @@ def read_request(data: bytes) -> Request | None:
         parser.feed_data(data)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
-    is_plain = collected.num_begun == collected.num_complete == 1 and parser.get_http_version() == "1.1"
-    if not is_plain or b"%" in collected.url or not collected.url.startswith(b"/"):
+    is_one = collected.num_begun == collected.num_complete == 1 and not collected.has_trailers
+    if not is_one or parser.get_http_version() != "1.1":
+        return None
+    url = collected.url
+    if not url.startswith(b"/") or b"%" in url or not url.isascii():
         return None
     if any(name == b"expect" for name, _ in collected.headers):
         return None
-    return Request(parser.get_method().decode("ascii"), collected.url, collected.headers)
+    return Request(parser.get_method().decode("ascii"), url, collected.headers)
 
 
 class _Collected:
@@ -214,6 +229,7 @@ class _Collected:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.num_begun = self.num_complete = 0
+        self.has_trailers = False
         self._has_headers = False
 
     def on_message_begin(self) -> None:
@@ -223,7 +239,9 @@ class _Collected:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_headers:  # else it is behind the body, where no key and no host is looked for
+        if self._has_headers:
+            self.has_trailers = True
+        else:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

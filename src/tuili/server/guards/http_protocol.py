@@ -54,6 +54,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._door = door
         self._num_header_bytes = 0
         self._is_reading_headers = True
+        self._num_trailers = 0
         self._num_discarded = 0
         self._refusal: TuiliError | None = None
         self._is_deaf = False  # what came is no HTTP, which is told behind the answers that are due
@@ -91,16 +92,18 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._expect_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if len(self.headers) > self._limits.max_headers:
+        if self._is_reading_headers:
+            super().on_header(name, value)
+        else:  # behind the body, where no key and no host is looked for
+            self._num_trailers += 1
+        if len(self.headers) + self._num_trailers > self._limits.max_headers:
             raise self._too_large()
 
     def on_headers_complete(self) -> None:
         self._is_reading_headers = False
-        self._num_header_bytes = self._num_discarded = 0
+        self._num_header_bytes = self._num_trailers = self._num_discarded = 0
         self._stop_timer()
-        num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if num_bytes > self._limits.max_header_bytes:
+        if not are_headers_allowed(self._limits, self.url, self.headers):
             raise self._too_large()
         dated_headers(self.server_state)
         super().on_headers_complete()
@@ -246,6 +249,12 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"headers may be at most {self._limits.max_headers} and {self._limits.max_header_bytes} bytes"
         )
         return self._refusal
+
+
+def are_headers_allowed(limits: HttpSettings, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether what comes before a body is no more than it may be."""
+    num_bytes = len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
+    return len(headers) <= limits.max_headers and num_bytes <= limits.max_header_bytes
 
 
 def answer_bytes(default_headers: Sequence[tuple[bytes, bytes]], answer: Answer, *, closes: bool) -> bytes:
