@@ -138,6 +138,7 @@ class NullBackend:
 
     vocab_size = 1000
     is_asynchronous = False
+    num_stages = 1
 
     def __init__(self) -> None:
         self.execute = StandIn([7])

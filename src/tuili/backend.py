@@ -272,7 +272,13 @@ class Backend(Protocol):
     def is_asynchronous(self) -> bool:
         """Whether execute() returns before the step is done: the next step may be handed over meanwhile.
 
-        Steps are computed in the order in which they came. A batch may then `carry` what the one before it chooses.
+        Steps are computed in the order in which they came. A batch may then `carry` what one before it chooses.
+        """
+
+    @property
+    def num_stages(self) -> int:
+        """Steps that it computes at the same time, each in another part of the model, as long as the later ones carry
+        nothing; 1: one after the other. More only where it is asynchronous.
         """
 
     def cache_groups(self, block_size: int) -> tuple[CacheGroup, ...]:

@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 
 from support.answers import Answers, ask, assert_idle, assert_solo, make_engine, run
 from support.fake_backend import VOCAB, FakeBackend, solo
+from tuili.engine import turns
 from tuili.engine.engine import Engine
 from tuili.types import TokenRequest
 
 LONG = [(7 * i + 3) % VOCAB for i in range(75)]
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many answers as run here are then one group or several, where there are stages."""
+    monkeypatch.setattr(turns, "MIN_GROUP", 2)
 
 
 def both(requests: list[TokenRequest], **limits: Any) -> tuple[Answers, Answers, FakeBackend]:
@@ -159,7 +166,7 @@ def test_an_abort_of_one_answer_leaves_the_rows_of_the_others() -> None:
     many = ask("many", LONG, n=3, temperature=0.8, max_tokens=9)
     engine.add(ask("first", LONG[:5], max_tokens=40), answers)
     engine.add(many, answers)
-    while engine._ahead is None or not any(len(chunk.samples) == 3 for chunk in engine._ahead.chunks):
+    while not any(len(chunk.samples) == 3 for launch in engine._under_way for chunk in launch.chunks):
         engine.step()
     engine.abort("many", 1)
     while engine.step():
@@ -178,7 +185,7 @@ def test_when_all_have_ended_the_step_under_way_is_nobodys() -> None:
         engine.step()
     engine.abort("a")
     assert not engine.has_work()
-    assert engine._ahead is None
+    assert not engine._under_way
     again = ask("b", LONG[:9], max_tokens=6)
     assert_solo(run(engine, [again]), again)
 
@@ -209,7 +216,7 @@ def test_a_closed_engine_leaves_the_step_under_way() -> None:
     answers = Answers()
     engine.add(ask("a", LONG[:9], max_tokens=30), answers)
     engine.step()
-    assert engine._ahead is not None
+    assert engine._under_way
     engine.close()
     assert answers.reason("a") == "error"
     assert_idle(engine)
@@ -240,6 +247,7 @@ REQUESTS = st.builds(
     blocks=st.integers(7, 16),
     max_num_seqs=st.integers(1, 6),
     spare_tokens=st.sampled_from([0, 11, 200]),
+    num_stages=st.integers(1, 4),
 )
 def test_the_order_changes_no_token(
     works: list[Any],
@@ -248,10 +256,11 @@ def test_the_order_changes_no_token(
     blocks: int,
     max_num_seqs: int,
     spare_tokens: int,
+    num_stages: int,
 ) -> None:
     """works come so many steps after one another; aborts are (which, after which step)."""
     engine = make_engine(
-        FakeBackend(windows=windows, is_asynchronous=True),
+        FakeBackend(windows=windows, is_asynchronous=True, num_stages=num_stages),
         blocks=blocks,
         max_model_len=112,
         max_num_seqs=max_num_seqs,

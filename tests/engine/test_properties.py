@@ -14,12 +14,20 @@ from support.answers import Answers, ask, assert_idle, assert_solo, make_engine,
 from support.fake_backend import VOCAB, FakeBackend, solo
 from support.misguided import Misguided
 from support.oracle_drafter import OracleDrafter
+from tuili.engine import turns
 from tuili.types import TokenRequest
 
 pytestmark = pytest.mark.no_cover  # the same lines thousands of times: to count them doubles the time
 
 CONTEXT = 112
 GROUPS = st.sampled_from([(None,), (None, 20), (33, None), (16,), (24, 2), (None, 40, 17)])
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many answers as run here are then one group, two or three."""
+    monkeypatch.setattr(turns, "MIN_GROUP", 2)
+
 
 # Few distinct prompts and long common prefixes, so that caches are hit and blocks are shared.
 PROMPTS = st.builds(
@@ -103,8 +111,9 @@ CLOCKS = st.integers(0, 9).map(
 @st.composite
 def engines(draw: st.DrawFn) -> dict[str, object]:
     max_num_seqs = draw(st.integers(1, 6))
+    num_stages = draw(st.sampled_from([0, 1, 2, 3]))  # 0: one, and no step ahead
     return {
-        "backend": FakeBackend(windows=draw(GROUPS), is_asynchronous=draw(st.booleans())),
+        "backend": FakeBackend(windows=draw(GROUPS), is_asynchronous=num_stages > 0, num_stages=max(1, num_stages)),
         "blocks": draw(st.integers(7, 20)),  # 7 hold one whole context
         "max_model_len": CONTEXT,
         "max_num_seqs": max_num_seqs,

@@ -109,6 +109,7 @@ def test_a_backend_in_host_memory_has_no_use_for_it(caplog: pytest.LogCaptureFix
                 "sample",
                 "close",
                 "is_asynchronous",
+                "num_stages",
             ):
                 setattr(self, name, getattr(self._backend, name))
             self.windows, self.block_bytes = self._backend.windows, self._backend.block_bytes

@@ -155,6 +155,7 @@ class FakeBackend:
     num_given_back: int = 0  # blocks
     is_frugal: bool = True  # what falls behind a window is to be freed before the next step
     is_asynchronous: bool = False
+    num_stages: int = 1
     num_carried: int = 0  # tokens that came from the step before
     max_under_way: int = 0  # steps whose outcome nobody had asked for
 

@@ -83,6 +83,7 @@ class InThreads:
     """The Backend of all parts."""
 
     is_asynchronous = False
+    num_stages = 1
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,51 +16,75 @@ from tuili.engine.sequence import Chunk, Sequence
 SPARE_BLOCKS = 4  # table entries beyond the longest context, so that a kept batch need not grow with it
 
 
+@dataclass
+class KeptBatch:
+    """A batch of sequences that go on token by token."""
+
+    batch: Batch
+    sequences: list[Sequence]
+    num_changes: int = -1  # of the tables, when they were copied last
+    steps_left: int = 0  # until a sequence comes to another block
+
+    def is_of(self, chunks: ListLike[Chunk]) -> bool:
+        """Whether these are the same sequences, each with one token."""
+        if len(chunks) != len(self.sequences):
+            return False
+        for chunk, kept in zip(chunks, self.sequences, strict=True):
+            if chunk.sequence is not kept or chunk.end != chunk.start + 1 or chunk.draft:
+                return False
+        return True
+
+
 class BatchBuilder:
-    """Builds the batch of every step; while the same sequences decode, one is kept and its arrays are rewritten.
+    """Builds the batch of every step; while the same sequences decode, theirs is kept and its arrays are rewritten.
 
     What a step changes then is counted up in place: the other arrays, and what a backend has read of
-    their addresses, stay.
+    their addresses, stay. A sequence's last step is that of the kept batch it is in, and of no other.
     """
 
-    def __init__(self, blocks: BlockManager) -> None:
+    def __init__(self, blocks: BlockManager, num_kept: int = 1) -> None:
+        """num_kept batches take turns."""
         self._blocks = blocks
-        self._batch: Batch | None = None  # kept
-        self._sequences: list[Sequence] = []  # of the kept batch
-        self._num_changes = 0  # of the tables, when they were copied last
-        self._steps_left = 0  # until a sequence comes to another block
+        self._num_kept = num_kept
+        self._kept: list[KeptBatch] = []  # the one used last comes last
 
     def build(self, chunks: ListLike[Chunk]) -> Batch:
         """The step that computes `chunks`, valid until the next is built."""
         copies = self._blocks.take_copies()
-        if self._batch is not None and not len(copies) and self._are_next(chunks):
-            self._advance(self._batch, chunks)
-            return self._batch
+        if not len(copies) and (kept := self._next_of(chunks)) is not None:
+            return kept
         batch = build_batch(chunks, self._blocks.tables, self._blocks.block_size, copies)
-        self._batch = batch if not len(copies) and all(map(_is_steady, chunks)) else None
-        self._sequences = [chunk.sequence for chunk in chunks]
-        self._num_changes = -1
+        own = {chunk.sequence for chunk in chunks}
+        others = [kept for kept in self._kept if own.isdisjoint(kept.sequences)]
+        self._kept = others[max(0, len(others) + 1 - self._num_kept) :]
+        if not len(copies) and all(map(_is_steady, chunks)):
+            self._kept.append(KeptBatch(batch, [chunk.sequence for chunk in chunks]))
         return batch
 
-    def _are_next(self, chunks: ListLike[Chunk]) -> bool:
-        """Whether these are the tokens right after those of the kept batch, for which it has room."""
-        if len(chunks) != len(self._sequences):
-            return False
-        for chunk, kept in zip(chunks, self._sequences, strict=True):
-            if chunk.sequence is not kept or chunk.end != chunk.start + 1 or chunk.draft:
-                return False
-        assert self._batch is not None
-        room: int = self._batch.block_tables.shape[2] * self._blocks.block_size
-        return max([chunk.end for chunk in chunks]) <= room
+    def forget(self, sequence: Sequence) -> None:
+        """It leaves its slot."""
+        self._kept = [kept for kept in self._kept if sequence not in kept.sequences]
 
-    def _advance(self, batch: Batch, chunks: ListLike[Chunk]) -> None:
+    def _next_of(self, chunks: ListLike[Chunk]) -> Batch | None:
+        """The kept batch whose sequences go on with these tokens, for which it has room, with their numbers."""
+        for i, kept in enumerate(self._kept):
+            if kept.is_of(chunks):
+                if max([chunk.end for chunk in chunks]) > kept.batch.block_tables.shape[2] * self._blocks.block_size:
+                    return None
+                self._kept.append(self._kept.pop(i))
+                self._advance(kept, chunks)
+                return kept.batch
+        return None
+
+    def _advance(self, kept: KeptBatch, chunks: ListLike[Chunk]) -> None:
         # All chose a token in the step before: their tokens are all known by now, or none is.
+        batch = kept.batch
         batch.carry[:] = chunks[0].is_carried
         batch.input_ids[:] = 0 if chunks[0].is_carried else [c.sequence.token_ids[c.start] for c in chunks]
         for counted in (batch.positions, batch.seq_lens, batch.sampling.position):
             np.add(counted, 1, out=counted)
-        if self._steps_left and self._blocks.num_changes == self._num_changes:
-            self._steps_left -= 1
+        if kept.steps_left and self._blocks.num_changes == kept.num_changes:
+            kept.steps_left -= 1
             np.add(batch.slot_mapping, 1, out=batch.slot_mapping)
             return
         tables, size = self._blocks.tables, self._blocks.block_size
@@ -67,8 +92,8 @@ class BatchBuilder:
         offsets = batch.positions % size
         np.multiply(tables[:, batch.slots, batch.positions // size], size, out=batch.slot_mapping)
         np.add(batch.slot_mapping, offsets, out=batch.slot_mapping)
-        self._num_changes = self._blocks.num_changes
-        self._steps_left = size - 1 - int(offsets.max())
+        kept.num_changes = self._blocks.num_changes
+        kept.steps_left = size - 1 - int(offsets.max())
 
 
 def _is_steady(chunk: Chunk) -> bool:

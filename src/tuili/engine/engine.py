@@ -1,9 +1,8 @@
 """The engine: requests in, token deltas out, one step at a time.
 
-schedule -> build -> execute -> commit -> deliver. Where the backend allows it, the next step is built and handed over
-before the result of the one under way is waited for: it assumes that every answer goes on, and what it computes for
-one that ended is left aside. Single-threaded; knows token ids only. Every answer of every request ends in exactly one
-terminal delta, whatever happens.
+schedule -> build -> execute -> commit -> deliver. Where the backend allows it, steps are handed over before the one
+under way is done: they assume that every answer goes on; what they compute for one that ended is left aside. Knows
+token ids only; single-threaded. Every answer of every request ends in exactly one terminal delta, whatever happens.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import asdict
 from operator import eq
 
-from tuili.backend import Backend, StepResult
+from tuili.backend import Backend, StepHandle, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.admission import check_request
 from tuili.engine.batch import BatchBuilder
@@ -24,7 +24,7 @@ from tuili.engine.cache_plan import plan_cache
 from tuili.engine.cache_size import CacheSize, cache_parts
 from tuili.engine.deltas import damage, ending, endings, progress
 from tuili.engine.draft_model import DraftBackend, DraftModel
-from tuili.engine.launch import Launch, Refusal
+from tuili.engine.launch import Launch, Launches, Refusal
 from tuili.engine.logprobs import token_logprobs
 from tuili.engine.outbox import Outbox
 from tuili.engine.prefix_cache import HashChain, chain_root
@@ -32,8 +32,9 @@ from tuili.engine.processors import choose_processed
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink, Status
 from tuili.engine.speculative import Drafter, speculation
-from tuili.engine.stats import EngineStats
+from tuili.engine.stats import Counts, EngineStats
 from tuili.engine.swap import open_swap
+from tuili.engine.turns import Turns, max_steps
 from tuili.errors import DeviceFailureError, EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.types import FinishReason, TokenRequest
 
@@ -77,22 +78,19 @@ class Engine:
             parts += cache_parts(draft.backend, draft_groups, drafter.pools)
         self.cache_size = CacheSize(parts, config)
         swap = open_swap(backend, groups, config)
-        self._scheduler = Scheduler(self.blocks, config, self._release_draft, self._park, swap)
+        num_stages = 1 if config.speculative is not None else backend.num_stages  # drafts need the tokens before them
+        self._scheduler = Scheduler(self.blocks, config, self._release, self._park, swap, Turns(num_stages))
         self._speculation = speculation(config, self.blocks, drafter, clock, self._scheduler.costs.seconds)
-        self._batches = BatchBuilder(self.blocks)
+        self._batches = BatchBuilder(self.blocks, num_stages)
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request
         self._groups: dict[str, BeamGroup] = {}  # of the requests that search beams
         self._outbox = Outbox(self._silence)
-        self._ahead: Launch | None = None  # the step under way, handed over while the one before it was
+        self._under_way = Launches()
         self._landed = 0.0  # when the last result came
         self._closed = False
         self._num_arrivals = 0
-        self._num_steps = 0
-        self._num_computed_tokens = 0
-        self._num_output_tokens = 0
-        self._num_draft_tokens = 0
-        self._num_accepted_tokens = 0
+        self._counts = Counts()
 
     def check_request(self, request: TokenRequest) -> int:
         """Raises what add() would raise for the request's own sake; any thread may ask. Returns its length limit."""
@@ -154,13 +152,21 @@ class Engine:
         A backend that fails ends the sequences of that step with an error, and no others. Raises DeviceFailureError
         when it can compute nothing any more: then the engine is of use to close() only.
         """
-        launch, self._ahead = self._ahead or self._launch(self._clock(), self._schedule()), None
-        assert launch is not None or not self._live, "sequences wait, but none can run"
-        if launch is not None:
-            if self._backend.is_asynchronous and self._speculation is None and launch.can_be_followed:
-                self._ahead = self._launch(self._clock(), self._scheduler.schedule(is_ahead=True))
-            self._land(launch)
+        if not self._under_way:
+            self._launch(self._clock(), self._schedule())
+        assert self._under_way or not self._live, "sequences wait, but none can run"
+        if self._under_way:
+            self._go_ahead()
+            self._land(self._under_way.popleft())
         return self.has_work()
+
+    def _go_ahead(self) -> None:
+        """Hands over as many steps as the backend can use before the first of them is done."""
+        most = 1 if self._speculation is not None else max_steps(self._backend)
+        while len(self._under_way) < most and self._under_way.can_go_on:
+            chunks = self._scheduler.schedule(is_ahead=True, can_carry=self._under_way.can_carry)
+            if not self._launch(self._clock(), chunks):
+                return
 
     def _schedule(self) -> list[Chunk]:
         chunks = self._scheduler.schedule()
@@ -169,17 +175,19 @@ class Engine:
             chunks = self._scheduler.schedule()
         return chunks if self._speculation is None else self._speculation.extend(chunks)
 
-    def _launch(self, started: float, chunks: list[Chunk]) -> Launch | None:
-        """Hands a step to the backend; what that raises is told when the step lands."""
-        if not chunks:
-            return None
-        self._num_steps += 1
-        try:
-            handle = self._backend.execute(self._batches.build(chunks))
-        except Exception as error:
-            return Launch(chunks, Refusal(error), started)
-        self._scheduler.begin(chunks)
-        return Launch(chunks, handle, started)
+    def _launch(self, started: float, chunks: list[Chunk]) -> bool:
+        """Hands a step to the backend, if there is one; what that raises is told when the step lands."""
+        if chunks:
+            self._counts.num_steps += 1
+            handle: StepHandle
+            try:
+                handle = self._backend.execute(self._batches.build(chunks))
+            except Exception as error:
+                handle = Refusal(error)
+            else:
+                self._scheduler.begin(chunks)
+            self._under_way.append(Launch(chunks, handle, started))
+        return bool(chunks)
 
     def _land(self, launch: Launch) -> None:
         """Waits for a step and delivers what came of it."""
@@ -206,14 +214,7 @@ class Engine:
         return bool(self._live)
 
     def stats(self) -> EngineStats:
-        return EngineStats(
-            **self._scheduler.stats(),
-            num_steps=self._num_steps,
-            num_computed_tokens=self._num_computed_tokens,
-            num_output_tokens=self._num_output_tokens,
-            num_draft_tokens=self._num_draft_tokens,
-            num_accepted_tokens=self._num_accepted_tokens,
-        )
+        return EngineStats(**self._scheduler.stats(), **asdict(self._counts))
 
     def check(self) -> None:
         """Asserts that every sequence, slot and block is accounted for."""
@@ -234,7 +235,8 @@ class Engine:
         for sequence in self._sequences():
             self._drop(sequence)
 
-    def _release_draft(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
+        self._batches.forget(sequence)
         if self._speculation is not None:
             self._speculation.release(sequence)
 
@@ -246,8 +248,7 @@ class Engine:
         self._groups[request_id].park(idle, self._scheduler, self._live[request_id])
 
     def _commit(self, chunks: ListLike[Chunk], result: StepResult, failures: Mapping[int, TuiliError]) -> None:
-        row = 0
-        token_ids = result.token_ids.tolist()
+        row, token_ids = 0, result.token_ids.tolist()
         self._scheduler.limit_steps(result.max_tokens)
         self._end_failed(chunks, result.failures)
         for chunk in chunks:
@@ -276,7 +277,7 @@ class Engine:
         sequence = chunk.sequence
         if sequence.status is Status.FINISHED:
             return {}
-        self._num_computed_tokens += chunk.num_tokens
+        self._counts.num_computed_tokens += chunk.num_tokens
         if sequence.prompt_logprobs is not None:
             rows, count = range(row, row + len(chunk.scored)), sequence.num_prompt_logprobs
             sequence.prompt_logprobs += [token_logprobs(result, r, count) for r in rows]
@@ -298,7 +299,7 @@ class Engine:
             _log.error("a beam search failed", exc_info=error)
             return self._end_all(first, TuiliError("the beam search failed"))
         results = group.results()
-        self._num_output_tokens += sum(len(delta.token_ids) for delta in results)
+        self._counts.num_output_tokens += sum(len(delta.token_ids) for delta in results)
         self._outbox.put_all(first.sink, results)
         return self._drop_all(first.request.request_id)
 
@@ -327,13 +328,13 @@ class Engine:
 
     def _accept(self, sequence: Sequence, draft: tuple[int, ...], taken: list[int]) -> None:
         self._scheduler.accept(sequence, max(len(taken) - 1, 0))
-        self._num_draft_tokens += len(draft)
-        self._num_accepted_tokens += sum(map(eq, draft, taken))
+        self._counts.num_draft_tokens += len(draft)
+        self._counts.num_accepted_tokens += sum(map(eq, draft, taken))
 
     def _tell(
         self, sequence: Sequence, taken: tuple[int, ...], reason: FinishReason | None, result: StepResult, row: int
     ) -> None:
-        self._num_output_tokens += len(taken)
+        self._counts.num_output_tokens += len(taken)
         delta = progress(sequence, taken, reason, result, row)
         if reason is not None:
             self._drop(sequence)
@@ -358,7 +359,7 @@ class Engine:
                 self._end_all(chunks[s].sequence, error)
 
     def _recompute_all(self) -> None:
-        self._ahead = None  # it read what a step before was to write
+        self._under_way.clear()  # they read what a step before was to write
         self._scheduler.recompute_all()
 
     def _end_all(self, sequence: Sequence, error: TuiliError) -> None:
@@ -391,7 +392,7 @@ class Engine:
             del self._live[request_id]
             self._groups.pop(request_id, None)
         if not self._live:
-            self._ahead = None  # it computes for nobody
+            self._under_way.clear()  # they compute for nobody
 
     def _silence(self, request_id: str) -> None:
         """Drops a request whose sink is broken."""

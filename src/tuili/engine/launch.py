@@ -1,7 +1,8 @@
-"""A step that the backend has been given and whose result is still to be taken. Knows chunks and handles."""
+"""Steps that the backend has been given and whose results are still to be taken. Knows chunks and handles."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 from tuili.backend import StepHandle, StepResult
@@ -26,7 +27,16 @@ class Launch(NamedTuple):
     handle: StepHandle
     started: float  # seconds of the engine's clock
 
+
+class Launches(deque[Launch]):
+    """All of them, in the order in which they are computed."""
+
     @property
-    def can_be_followed(self) -> bool:
-        """Whether the next step can be built before this one's result is there."""
-        return not isinstance(self.handle, Refusal) and all(chunk.can_be_followed for chunk in self.chunks)
+    def can_go_on(self) -> bool:
+        """Whether another one makes sense: the last was taken."""
+        return not isinstance(self[-1].handle, Refusal)
+
+    @property
+    def can_carry(self) -> bool:
+        """Whether the next tokens can be computed of whoever is in one, before those are known that it chooses."""
+        return all(chunk.can_be_followed for launch in self for chunk in launch.chunks)

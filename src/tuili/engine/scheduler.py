@@ -25,6 +25,7 @@ from tuili.engine.sequence import Chunk, Sequence, Status
 from tuili.engine.stats import Prefill
 from tuili.engine.step_model import StepModel
 from tuili.engine.swap import SwapSpace
+from tuili.engine.turns import Turns
 from tuili.types import CacheMiss
 
 LONG_PREFILL_S = 1.0  # from which it is told how far a prompt has come
@@ -40,10 +41,12 @@ class Scheduler:
         config: EngineConfig,
         on_stop: Callable[[Sequence], None],
         park: Callable[[Sequence], None],
-        swap: SwapSpace | None = None,
+        swap: SwapSpace | None,
+        turns: Turns,
     ) -> None:
         """on_stop is told of every sequence that is about to leave its slot; park finishes an idle one for now."""
         self._swap = swap
+        self._turns = turns
         self.blocks = blocks
         self.costs = StepModel()  # learns from every step observed
         self.waiting: list[Sequence] = []
@@ -64,10 +67,11 @@ class Scheduler:
         sequence.status = Status.WAITING
         insort(self.waiting, sequence, key=_key)
 
-    def schedule(self, *, is_ahead: bool = False) -> list[Chunk]:
+    def schedule(self, *, is_ahead: bool = False, can_carry: bool = False) -> list[Chunk]:
         """The chunks of the next step, decodes first; their blocks are theirs and writable.
 
-        is_ahead: the step before is under way. Nobody is preempted then: where one finds no blocks there are no chunks.
+        is_ahead: steps are under way. Nobody is preempted then: where one finds no blocks there are no chunks.
+        can_carry: who waits for a token that one of those chooses may go on all the same.
         """
         preemptions = self.num_preemptions
         budget = self._config.max_num_batched_tokens
@@ -78,11 +82,17 @@ class Scheduler:
             count = sequence.num_remaining_tokens
             if count:  # else a beam that waits for others, or an answer whose last token is coming
                 (decodes if count == 1 else prompts).append(sequence)
-        budget, stalled = self._continue(decodes, budget, chunks, is_ahead)
+        num_prompts = len(prompts) + min(len(self.waiting), len(self._free_slots))
+        turn = self._turns.take(decodes, has_prompts=num_prompts > 0, is_ahead=is_ahead, can_carry=can_carry)
+        if turn is None:
+            return []
+        budget, stalled = self._continue(turn, budget, chunks, is_ahead)
         budget = self._beside(len(chunks), budget)
-        self._pace.begin(len(chunks), len(prompts) + min(len(self.waiting), len(self._free_slots)))
+        # Answers whose step is under way wait for this one, too.
+        self._pace.begin(len(chunks) or len(decodes) - len(turn), num_prompts)
         budget, is_stalled = self._continue(prompts, budget, chunks, is_ahead)
         if is_ahead and (stalled or is_stalled):
+            self._turns.wait()
             return []
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)

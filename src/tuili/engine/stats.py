@@ -15,6 +15,17 @@ class Prefill(NamedTuple):
     elapsed_s: float = 0.0  # since it was begun
 
 
+@dataclass(slots=True)
+class Counts:
+    """What an engine has done so far. See EngineStats."""
+
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStats:
     """A moment of the engine. Sequences count, so a request with n = 4 may count four times."""

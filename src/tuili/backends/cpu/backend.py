@@ -47,6 +47,7 @@ class CpuBackend:
     """A loaded model. One thread at a time; several Python threads may wait for it, as a step holds no lock."""
 
     is_asynchronous = False
+    num_stages = 1
 
     def __init__(self, spec: ModelSpec, model: _native.Model, groups: LayerGroups, options: BackendOptions) -> None:
         self._spec = spec

@@ -94,6 +94,7 @@ class ReferenceBackend:
     """A loaded model, its cache and the token each slot sampled last."""
 
     is_asynchronous = False
+    num_stages = 1
 
     def __init__(self, spec: ModelSpec, weights: dict[str, Float32], options: BackendOptions) -> None:
         self._spec = spec

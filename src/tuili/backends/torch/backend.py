@@ -149,6 +149,8 @@ class TorchBackend:
     is_asynchronous and graphs, the decode steps that are captured, may be changed before the first step.
     """
 
+    num_stages = 1  # of several, this is one
+
     def __init__(
         self, spec: ModelSpec, model: Model, options: BackendOptions, *, device: torch.device, dtype: torch.dtype
     ) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.answers import Answers, ask
 from support.batches import Driver, Work, sampling_arrays
 from support.gguf_models import seeds
 from support.random_models import decoder, random_weights
-from tuili.backend import Backend, BackendOptions, WeightSource
+from tuili.backend import Backend, BackendOptions, Batch, StepHandle, WeightSource
 from tuili.backends import load_backend
 from tuili.backends.torch.parallel import ParallelBackend
 from tuili.config import EngineConfig
+from tuili.engine import turns
+from tuili.engine.engine import Engine
 from tuili.errors import DeviceFailureError, InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
 from tuili.weights.checkpoint import open_checkpoint
 
@@ -58,8 +61,8 @@ def pair(tiny: Path) -> Iterator[ParallelBackend]:
 
 @pytest.fixture(scope="module")
 def line(tiny: Path) -> Iterator[ParallelBackend]:
-    """Two stages."""
-    backend = loaded(tiny, 1, 2)
+    """Two stages, whose results do not depend on what else is in a batch."""
+    backend = loaded(tiny, 1, 2, deterministic=True)
     assert isinstance(backend, ParallelBackend)
     process_ids = backend.process_ids
     yield backend
@@ -127,6 +130,65 @@ def written(backend: Backend) -> list[list[int]]:
 def test_they_write_the_same_text(pair: ParallelBackend, line: ParallelBackend, tiny: Path) -> None:
     expected, *found = [written(backend) for backend in (loaded(tiny, 1), pair, line)]
     assert found == [expected] * 2
+
+
+def answered(backend: Backend) -> tuple[Answers, int]:
+    """Nine answers in a cache too small for all of them; and how many steps were under way while one was waited for."""
+    config = EngineConfig(
+        max_model_len=64,
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+        block_size=16,
+        kv_cache_memory_bytes=9 * backend.cache_groups(16)[0].block_bytes,
+        kv_cache_dtype="auto",
+    )
+    engine, answers, most = Engine(backend, config), Answers(), 0
+    for i in range(9):
+        prompt = [*TEXT[:17], i] if i % 2 else TEXT[i : i + 20 + i]
+        engine.add(
+            ask(f"r{i}", prompt, seed=i, temperature=0.9 * (i % 3), max_tokens=16, ignore_eos=True, logprobs=2), answers
+        )
+    while engine.step():
+        engine.check()
+        most = max(most, 1 + len(engine._under_way))
+    assert engine.stats().num_preemptions
+    return answers, most
+
+
+def test_groups_of_answers_that_take_turns_write_the_same(
+    line: ParallelBackend, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage in a process: while one computes a group's step, the other computes another group's."""
+    monkeypatch.setattr(turns, "MIN_GROUP", 1)
+    sizes: list[tuple[int, int]] = []  # sequences of every step, and of those: which carry a token
+    execute = line.execute
+
+    def noting(batch: Batch) -> StepHandle:
+        sizes.append((len(batch.seq_lens), int(batch.carry.sum())))
+        return execute(batch)
+
+    monkeypatch.setattr(line, "execute", noting)
+    assert line.num_stages == 2
+    found, most = answered(line)
+    expected, alone = answered(loaded(tiny, 1, deterministic=True))
+    assert (most, alone) == (2, 1)
+    assert all(not carried for size, carried in sizes if size > 1)  # the last one left takes every turn
+    assert len([size for size, _ in sizes if size == 2]) > 10  # of four that run
+    for i in range(9):
+        said = [[(d.token_ids, d.logprobs) for d in answers.deltas[f"r{i}", 0]] for answers in (found, expected)]
+        assert said[0] == said[1]
+
+
+def test_steps_that_nobody_waits_for_are_done_all_the_same(line: ParallelBackend) -> None:
+    """As after an abort: the other stage has computed them, and the next ones come behind."""
+    driver = Driver(line)
+    text, other = driver.text(), driver.text()
+    expected = driver.step([Work(other, TEXT[:9])], num_logprobs=np.full(1, 3, np.int32))
+    for part in (TEXT[:4], TEXT[4:8]):
+        line.execute(driver.batch([Work(text, part)], want_logits=None))
+    line.swap_out(np.empty((0, 3), np.int32))  # behind them on every rank
+    found = driver.step([Work(text, TEXT[8:9])], num_logprobs=np.full(1, 3, np.int32))
+    assert found.top_logprobs.tolist() == expected.top_logprobs.tolist()
 
 
 def test_a_cache_that_does_not_fit_leaves_them_as_they_were(pair: ParallelBackend) -> None:

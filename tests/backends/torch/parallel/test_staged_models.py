@@ -19,6 +19,7 @@ from tuili.backend import BackendOptions, StepResult
 from tuili.backends import load_backend
 from tuili.backends.torch.graphs import repeat
 from tuili.config import EngineConfig
+from tuili.engine import turns
 from tuili.engine.engine import Engine
 from tuili.models.families import for_hf
 from tuili.models.spec import ModelSpec
@@ -157,11 +158,15 @@ def answered(backend: Any, blocks: int) -> tuple[Answers, Engine]:
     return answers, engine
 
 
-@pytest.mark.parametrize("is_ahead", [False, True])
-def test_the_engine_writes_the_same_through_preemptions_and_cached_prefixes(is_ahead: bool) -> None:
+@pytest.mark.parametrize(("is_ahead", "num_stages"), [(False, 1), (True, 1), (True, 3)])
+def test_the_engine_writes_the_same_through_preemptions_and_cached_prefixes(
+    is_ahead: bool, num_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps in turn, steps ahead, and in groups that take turns."""
+    monkeypatch.setattr(turns, "MIN_GROUP", 2)
     spec, weights = windowed()
     staged = InThreads(spec, weights, OPTIONS, 1, (1, 3, 4))
-    staged.is_asynchronous = is_ahead
+    staged.is_asynchronous, staged.num_stages = is_ahead, num_stages
     if is_ahead:
         for part in staged.parts:
             part.graphs = part.captured_by(repeat)

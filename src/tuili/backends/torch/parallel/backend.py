@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -39,6 +42,8 @@ from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 
+Found = TypeVar("Found")
+
 
 def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> ParallelBackend:
     """Starts the other ranks and loads a part in each. The backend's close() ends them.
@@ -67,7 +72,7 @@ def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendO
         group.replies()  # and have what they need: nobody waits in vain for them to join
         group.tell(Frame("join"))
         first = load_rank(spec, weights, options, Place(folder, 0, width, ends))
-        return ParallelBackend(first, group, group.replies())
+        return ParallelBackend(first, group, group.replies(), options.pipeline_parallel_size)
     except BaseException:
         group.close(0)
         raise
@@ -86,11 +91,21 @@ def largest_groups(of_ranks: ListLike[tuple[CacheGroup, ...]]) -> tuple[CacheGro
 
 
 class ParallelBackend:
-    """The Backend of a group. A rank that is lost breaks it for good: whoever runs the engine loads it anew."""
+    """The Backend of a group. A rank that is lost breaks it for good: whoever runs the engine loads it anew.
 
-    def __init__(self, first: TorchBackend, group: WorkerGroup, others: ListLike[Mapping[str, int]]) -> None:
+    Stages work at the same time only if the last one, which is here, lets its caller hand over the next step. Where its
+    device computes within the call, a thread has all that is asked of it, in order.
+    """
+
+    def __init__(
+        self, first: TorchBackend, group: WorkerGroup, others: ListLike[Mapping[str, int]], num_stages: int = 1
+    ) -> None:
         """others: what the other ranks told of themselves, once loaded."""
         self._first = first
+        self.num_stages = num_stages
+        self._thread: ThreadPoolExecutor | None = None
+        if num_stages > 1 and not first.is_asynchronous:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="tuili-first-rank")
         self._group = group
         self._others = others
         self._failure: str | None = None
@@ -105,8 +120,8 @@ class ParallelBackend:
 
     @property
     def is_asynchronous(self) -> bool:
-        """As TorchBackend's."""
-        return self._first.is_asynchronous
+        """As TorchBackend's; stages always are."""
+        return self._first.is_asynchronous or self._thread is not None
 
     @property
     def batched_tokens(self) -> int | None:
@@ -132,7 +147,7 @@ class ParallelBackend:
         """What a block of each takes of the rank where it takes most."""
         self._tell(Frame("groups", {"block_size": block_size}))
         try:
-            groups = self._first.cache_groups(block_size)
+            groups = self._own(lambda: self._first.cache_groups(block_size))
         finally:
             others = [reply["block_bytes"] for reply in self._group.replies()]
         return largest_groups([groups, *(_sized(groups, sizes) for sizes in others)])
@@ -148,7 +163,7 @@ class ParallelBackend:
         limits = asdict(replace(config, speculative=None))
         self._tell(Frame("measure", {"config": limits, "utilization": utilization}))
         try:
-            own = self._first.measure_room(config, utilization)
+            own = self._own(lambda: self._first.measure_room(config, utilization))
             others = [reply["room"] for reply in self._group.replies()]
         except BaseException as error:
             told = self._group.last_words() if isinstance(error, RuntimeError) else None
@@ -163,7 +178,7 @@ class ParallelBackend:
         """As TorchBackend's, on every rank; of the slowest."""
         self._tell(Frame("allocate_swap", {"num_blocks": list(num_blocks)}))
         try:
-            own = self._first.allocate_swap(num_blocks)
+            own = self._own(lambda: self._first.allocate_swap(num_blocks))
         finally:
             others = self._group.replies()
         return max(own, *(float(reply["seconds"]) for reply in others))
@@ -171,12 +186,12 @@ class ParallelBackend:
     def swap_out(self, copies: Int32) -> None:
         """As TorchBackend's, on every rank."""
         self._tell(Frame("swap_out", {}, {"copies": copies}))
-        self._first.swap_out(copies)
+        self._own(lambda: self._first.swap_out(copies))
 
     def swap_in(self, copies: Int32) -> None:
         """As TorchBackend's, on every rank."""
         self._tell(Frame("swap_in", {}, {"copies": copies}))
-        self._first.swap_in(copies)
+        self._own(lambda: self._first.swap_in(copies))
 
     def execute(self, batch: Batch) -> StepHandle:
         """As TorchBackend.execute, in parts where a rank has no memory for the whole.
@@ -189,14 +204,25 @@ class ParallelBackend:
     def _run(self, batch: Batch) -> StepHandle:
         self._reserve(self._first.step_bytes(batch))
         self._tell(frame_of(batch))
+        if self._thread is None:
+            return RunningGroupStep(self, self._compute(batch))
+        kept = copy.deepcopy(batch)  # whose arrays may be rewritten by then
+        return RunningGroupStep(self, LateStep(self._thread.submit(self._compute, kept)))
+
+    def _compute(self, batch: Batch) -> StepHandle:
+        """The first rank's part of a step that the others have been told."""
         num_graphs = self._num_graphs
         try:
-            step = RunningGroupStep(self, self._first.execute(batch))
+            step = self._first.execute(batch)
         except Exception as error:
             raise self.broken(error) from error.with_traceback(None)
         if self._num_graphs != num_graphs:
             self._reserved = 0  # a capture gives back what torch keeps, and takes some for good
         return step
+
+    def _own(self, work: Callable[[], Found]) -> Found:
+        """What is asked of the first rank, behind its part of all steps so far."""
+        return work() if self._thread is None else self._thread.submit(work).result()
 
     @property
     def _num_graphs(self) -> int:
@@ -228,21 +254,23 @@ class ParallelBackend:
 
     def _release(self) -> None:
         self._tell(Frame("release"))
-        self._first.release()
+        self._own(self._first.release)
         self._reserved = 0
 
     def _on_all(self, work: Callable[[], None]) -> None:
         """The first rank's part of what the others have been told and answer."""
         try:
-            work()
+            self._own(work)
         finally:
             self._group.replies()
 
     def sample(self, logits: Float32, sampling: SamplingArrays, allow_mask: UInt32 | None) -> Choices:
-        return self._first.sample(logits, sampling, allow_mask)
+        return self._own(lambda: self._first.sample(logits, sampling, allow_mask))
 
     def close(self) -> None:
-        self._group.close()
+        self._group.close()  # once they have done what they were told
+        if self._thread is not None:
+            self._thread.shutdown()
         self._first.close()
 
     def check(self) -> None:
@@ -280,3 +308,14 @@ class RunningGroupStep:
             raise self._backend.broken(error) from error.with_traceback(None)
         self._backend.check()
         return found
+
+
+class LateStep:
+    """The handle of a step that a thread begins once it has done those before."""
+
+    def __init__(self, step: Future[StepHandle]) -> None:
+        self._step = step
+
+    def result(self) -> StepResult:
+        """Raises what the step raised."""
+        return self._step.result().result()
