@@ -76,6 +76,10 @@ def test_a_gpu_that_is_not_here(cli: Cli, smollm2_gguf: Path) -> None:
     assert first.endswith(" on a GPU of 8.0 GiB.")
     facts = dict(line.strip().split("  ", 1) for line in rest[1:])
     assert facts["KV cache"].strip() == "720.0 MiB (auto, 22.5 KiB a token)"
+    staged = cli(*asked, "-pp", "2", "-tp", "3")
+    assert " on each of 6 GPUs of 8.0 GiB." in staged.out
+    facts = dict(line.strip().split("  ", 1) for line in staged.out.splitlines()[1:] if line)
+    assert facts["stage 2"].strip().startswith("layers 15 to 29 on 3 GPUs, of each: weights ")
     split = cli(*asked, "--gpu-layers", "12")
     assert "with the first 18 of 30 layers on the CPU, which is slow." in split.out
     shared = json.loads(cli(*asked, "--tensor-parallel-size", "2", "--json").out)

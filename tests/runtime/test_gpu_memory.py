@@ -26,8 +26,17 @@ class Library:
         self.is_open = False
         return 0
 
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetUUID(self, handle: Any, buffer: Any, size: Any) -> int:  # noqa: N802
+        buffer.value = (b"GPU-1a2b-3c", b"GPU-1a2c-4d")[handle.value or 0]
+        return 0
+
     def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:  # noqa: N802
         self.asked.append(index.value)
+        handle._obj.value = index.value
         return int(index.value > 1)
 
     def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:  # noqa: N802
@@ -55,6 +64,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
         ("cuda:1", None, 1),
         ("cuda:1", "3, 1", 1),
         ("cuda", "GPU-5,0", b"GPU-5"),
+        ("cuda:1", "GPU-5, 1,-1", 1),
+        ("cuda:1", "0,GPU-1a2c", 1),  # of which CUDA takes the beginning
     ],
 )
 def test_a_gpu_is_found_as_torch_counts_them(
@@ -62,11 +73,23 @@ def test_a_gpu_is_found_as_torch_counts_them(
 ) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert gpu_memory(device, environ) == GpuMemory(free_bytes=30, total_bytes=100)
-    assert library.asked == [asked]
+    assert library.asked[-1] == asked
     assert not library.is_open
 
 
-@pytest.mark.parametrize(("device", "visible"), [("cuda:2", None), ("cuda", ""), ("cuda:1", "0"), ("xpu", None)])
+@pytest.mark.parametrize(
+    ("device", "visible"),
+    [
+        ("cuda:2", None),
+        ("cuda", ""),
+        ("cuda:1", "0"),
+        ("xpu", None),
+        ("cuda:1", "0,-1,1"),
+        ("cuda:2", "0,-1,1"),
+        ("cuda", "GPU-1a2"),
+        ("cuda", "GPU-9"),
+    ],
+)
 def test_of_other_devices_nothing_is_known(library: Library, device: str, visible: str | None) -> None:
     assert gpu_memory(device, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) is None
     assert not library.is_open

@@ -12,16 +12,18 @@ from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.devices import BATCHED_TOKENS
 from tuili.backends.torch.ops import PACKABLE
+from tuili.backends.torch_footprint import PACKED, kept_bytes
 from tuili.models.shapes import tensor_shapes
-from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, PACKED, cache_groups, item_bytes, weight_bytes
+from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, item_bytes
+from tuili.runtime.torch_ranks import Parts, deal_out
 
 
 def test_what_stays_packed_is_what_has_kernels() -> None:
     assert PACKED == PACKABLE
     assert BATCHED_TOKENS["cuda"] == GPU_BATCHED_TOKENS
     stored = {"a": ("Q4_K", (3, 512)), "b": ("Q5_1", (3, 512)), "c": ("F32", (512,))}
-    assert weight_bytes(stored, 2, keeps_packed=True) == 3 * 2 * 144 + 3 * 512 * 2 + 512 * 4
-    assert weight_bytes(stored, 2) == 2 * 3 * 512 * 2 + 512 * 4
+    assert [kept_bytes(shape, name, 2) for name, shape in stored.values()] == [3 * 2 * 144, 3 * 512 * 2, 512 * 4]
+    assert [kept_bytes(shape, "", 2) for _, shape in stored.values()] == [3 * 512 * 2, 3 * 512 * 2, 512 * 4]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
@@ -33,5 +35,6 @@ def test_weights_and_caches_take_what_was_expected(dtype: str, cache: Any) -> No
     assert isinstance(backend, TorchBackend)
     item = item_bytes(dtype, "cpu")
     stored = {name: ("F32", shape) for name, shape in tensor_shapes(spec).items()}
-    assert weight_bytes(stored, item) == backend.weight_bytes
-    assert cache_groups(spec, cache, item, 32) == backend.cache_groups(32)
+    (rank,) = deal_out(spec, stored, Parts(), item, keeps_packed=False)
+    assert rank.weight_bytes == backend.weight_bytes
+    assert rank.cache_groups(cache, 32) == backend.cache_groups(32)

@@ -22,6 +22,7 @@ from support.small_model import small_model
 from tuili.engine.client import InProcess
 from tuili.errors import ModelNotFoundError
 from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.pool.memory_plan import HOST, DevicePart, MemoryPlan
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import ModelCard
 from tuili.server.app import create_app
@@ -30,6 +31,10 @@ from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.http_settings import HttpSettings
 from tuili.server.tracing import Tracer
 from tuili.store.records import ModelFiles
+
+PLAN = MemoryPlan(
+    max_model_len=128, cache_bytes=2, parts=(DevicePart(device=HOST, weights=1, kv_cache=2, workspace=3),)
+)
 
 
 @dataclass(eq=False)
@@ -40,7 +45,7 @@ class PooledModel:
     max_num_seqs: int = 4
     aliases: tuple[str, ...] = ()
     path: Path = Path("small.gguf")
-    memory: dict[str, int] = field(default_factory=dict)
+    plan: MemoryPlan = PLAN
     loaded_at: float = field(default_factory=time.time)
     load_s: float = 0.0
     expires_at: float | None = None
@@ -50,6 +55,7 @@ class PooledModel:
     def __post_init__(self) -> None:
         self.name, self.front = self.pipeline.name, self.pipeline.front
         self.client = InProcess(self.pipeline.loop)
+        self.memory, self.num_bytes = self.plan.by_kind(), self.plan.num_bytes
         self.files = ModelFiles(name=self.name, path=self.path, source="local", num_bytes=1000, created=0)
 
 

@@ -5,10 +5,14 @@ The backend checks these numbers against its own measurement where it makes one;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec
+from tuili.backend import CacheGroup, window_groups
+from tuili.config import KvCacheDtype
+from tuili.models.spec import AttentionSpec, MlpSpec, ModelSpec, MoeSpec
+from tuili.quant import BY_NAME
 
 CHUNK = 256  # keys that a decode's attention folds at a time
 DECODE_SCRATCH = 128 << 20  # bytes of chunks' sums that exist at one time, unless a single text needs more
@@ -27,6 +31,8 @@ SUPPORTED = frozenset(
         *("logit_scale", "logit_softcap", "lm_head_bias", "position=learned", "position=alibi", "position=none"),
     )
 )
+PACKED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))  # formats that stay packed on a GPU
+CACHE_BYTES: Mapping[KvCacheDtype, int] = {"bfloat16": 2, "int8": 1, "fp8": 1}  # of a value; "auto": the model's dtype
 _DRAW_BYTES = 60  # of each logit that is drawn with samplers
 _FLOAT_BYTES = 4
 _LOGIT_COPIES = 4  # as the head makes them, put side by side, as probabilities, and as scores
@@ -104,6 +110,14 @@ def _mlp_width(mlp: MlpSpec | MoeSpec) -> int:
     return (3 if mlp.gated else 2) * mlp.intermediate_size
 
 
+def asked_host_layers(layers: Sequence[int], gpu_layers: int | None, offload_bytes: int) -> int:
+    """How many of the first layers, of which the bytes are given, are asked to be on the host."""
+    count = 0 if gpu_layers is None else max(0, len(layers) - gpu_layers)
+    while count < len(layers) and sum(layers[:count]) < offload_bytes:
+        count += 1
+    return count
+
+
 def layers_that_fit(layers: Sequence[int], caches: Sequence[int], room: int) -> int:
     """How many of the last layers have room with their weights and caches, in bytes of each layer."""
     fitting = 0
@@ -115,23 +129,40 @@ def layers_that_fit(layers: Sequence[int], caches: Sequence[int], room: int) -> 
     return fitting
 
 
-def largest_share(spec: ModelSpec, size: int) -> ModelSpec:
-    """The most that one of `size` processes has of a model, but for whole groups that quantized columns are cut at."""
-    if size == 1:
-        return spec
-    layers = tuple(_layer_share(layer, size) for layer in spec.layers)
-    return replace(spec, layers=layers, vocab_size=-(-spec.vocab_size // size))
+def kept_bytes(shape: tuple[int, ...], packed: str, item_bytes: int) -> int:
+    """Of one weight: vectors are floats; a matrix is as its format has it, where that is in PACKED, else as items."""
+    if len(shape) > 1 and packed in PACKED:
+        kept = BY_NAME[packed]
+        return math.prod(shape) // kept.group_size * kept.group_bytes
+    return math.prod(shape) * (_FLOAT_BYTES if len(shape) == 1 else item_bytes)
 
 
-def _layer_share(layer: LayerSpec, size: int) -> LayerSpec:
-    a, m = layer.mixer, layer.mlp
-    assert isinstance(a, AttentionSpec), "the torch backend runs no other"
-    assert isinstance(m, MlpSpec), "the torch backend runs no other"
-    per_kv = a.num_heads // a.num_kv_heads
-    if a.num_kv_heads >= size:
-        num_kv = -(-a.num_kv_heads // size)
-        num_heads = num_kv * per_kv
-    else:  # several have the same key-value head and share its query heads
-        num_kv, num_heads = 1, -(-per_kv // (size // a.num_kv_heads))
-    mixer = replace(a, num_heads=num_heads, num_kv_heads=num_kv)
-    return replace(layer, mixer=mixer, mlp=replace(m, intermediate_size=-(-m.intermediate_size // size)))
+def cache_groups(
+    mixers: Sequence[AttentionSpec], value_bytes: int, block_size: int, own: range | None = None
+) -> tuple[CacheGroup, ...]:
+    """One group for the layers of full attention, one for each distinct window, in ascending order.
+
+    value_bytes: of a key's or a value's element; single bytes have scales beside them. own: the layers whose bytes
+    count, where others are elsewhere; the groups are all layers'.
+    """
+    windows = cache_windows(mixers)
+    counted = mixers if own is None else mixers[own.start : own.stop]
+    sizes = [block_size * token_bytes([a for a in counted if a.sliding_window == w], value_bytes) for w in windows]
+    return window_groups(windows, sizes, block_size)
+
+
+def cache_windows(mixers: Sequence[AttentionSpec]) -> tuple[int | None, ...]:
+    """Of each group of a cache."""
+    return tuple(sorted({a.sliding_window for a in mixers}, key=lambda window: window or 0))
+
+
+def token_bytes(mixers: Sequence[AttentionSpec], value_bytes: int) -> int:
+    """Of one token's keys and values in these layers."""
+    scale = _FLOAT_BYTES if value_bytes == 1 else 0
+    return sum(2 * a.num_kv_heads * (a.head_dim * value_bytes + scale) for a in mixers)
+
+
+def largest_groups(of_ranks: Sequence[tuple[CacheGroup, ...]]) -> tuple[CacheGroup, ...]:
+    """What every rank has, with the size that is the largest of any: a cache that fits there fits everywhere."""
+    most = [max(group.block_bytes for group in same) for same in zip(*of_ranks, strict=True)]
+    return tuple(replace(group, block_bytes=size) for group, size in zip(of_ranks[0], most, strict=True))

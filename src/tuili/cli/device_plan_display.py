@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tuili.cli.terminal import format_bytes
 
 if TYPE_CHECKING:
-    from tuili.runtime.plan.device import DevicePlan
+    from tuili.runtime.plan.device import DevicePlan, StageNeed
 
 
 def render_device_plan(plan: DevicePlan) -> str:
@@ -21,7 +21,7 @@ def render_device_plan(plan: DevicePlan) -> str:
 
 def answer(plan: DevicePlan) -> str:
     """Whether it fits, in one line."""
-    size = plan.tensor_parallel_size
+    size = plan.num_gpus
     where = f"{plan.device} of {format_bytes(plan.total_bytes)}" if size == 1 else f"each of {size} GPUs of "
     where += "" if size == 1 else format_bytes(plan.total_bytes)
     sequences = "1 sequence" if plan.parallel == 1 else f"{plan.parallel} sequences"
@@ -49,17 +49,28 @@ def advice(plan: DevicePlan) -> list[str]:
 
 
 def _memory_facts(plan: DevicePlan) -> list[tuple[str, str]]:
-    need, each = plan.need, "" if plan.tensor_parallel_size == 1 else " on each GPU"
+    need, each = plan.need, "" if plan.num_gpus == 1 else " on each GPU"
+    fullest, most = (each, each) if len(plan.stages) == 1 else (" where least is left", " where it takes most")
     cache = f"{plan.kv_cache_dtype}, {format_bytes(plan.kv_token_bytes)} a token"
     facts = [
-        ("weights", f"{format_bytes(need.weight_bytes)}{each}"),
-        ("KV cache", f"{format_bytes(need.kv_cache_bytes)}{each} ({cache})"),
-        ("workspace", f"{format_bytes(need.workspace_bytes)}{each}, reckoned: a start measures it"),
+        ("weights", f"{format_bytes(need.weight_bytes)}{fullest}"),
+        ("KV cache", f"{format_bytes(need.kv_cache_bytes)}{most} ({cache})"),
+        ("workspace", f"{format_bytes(need.workspace_bytes)}{fullest}, reckoned: a start measures it"),
         ("others", f"{format_bytes(plan.other_bytes)}{each}: driver, libraries, other programs"),
     ]
+    if len(plan.stages) > 1:
+        facts += [(f"stage {i}", _stage(stage, plan)) for i, stage in enumerate(plan.stages, 1)]
     if plan.num_host_layers:
         facts.append(("host memory", f"{format_bytes(need.host_bytes)} for {plan.num_host_layers} layers"))
     return facts
+
+
+def _stage(stage: StageNeed, plan: DevicePlan) -> str:
+    last = stage.first_layer + stage.num_layers - 1
+    layers = f"layers {stage.first_layer} to {last}" if stage.num_layers > 1 else f"layer {last}"
+    gpus = "" if plan.tensor_parallel_size == 1 else f" on {plan.tensor_parallel_size} GPUs, of each"
+    sizes = [format_bytes(size) for size in (stage.weight_bytes, stage.kv_cache_bytes, stage.workspace_bytes)]
+    return f"{layers}{gpus}: weights {sizes[0]}, KV cache {sizes[1]}, workspace {sizes[2]}"
 
 
 def _limit_facts(plan: DevicePlan) -> list[tuple[str, str]]:

@@ -83,11 +83,18 @@ def _model_cells(model: dict[str, Any]) -> tuple[str, ...]:
     memory = model.get("memory", {})
     return (
         one_line(model["name"]),
-        format_bytes(model["size"]),
+        _sizes(model),
         format_bytes(memory.get("kv_cache", 0)),
         str(model["context_length"]),
         _until(model["expires_at"]),
     )
+
+
+def _sizes(model: dict[str, Any]) -> str:
+    """All of it, and of which GPU how much, the host's last."""
+    devices = {name: found["size"] for name, found in model.get("devices", {}).items() if name != "cpu"}
+    where = [f"{name} {format_bytes(size)}" for name, size in devices.items()]
+    return format_bytes(model["size"]) + (f" ({', '.join(where)})" if where else "")
 
 
 def _until(expires_at: str) -> str:

@@ -53,6 +53,7 @@ def open_replicas(model: str | PathLike[str], options: LoadOptions, count: int) 
 
 def _sized(name: str, options: LoadOptions, count: int) -> LoadOptions:
     """With a context and caches that fit beside each other into the host's memory, if that is where they are."""
+    from tuili.runtime.pool.memory_plan import HOST
     from tuili.runtime.pool.model_memory import read_footprint
 
     is_on_host = expected_backend(options.backend, options.device) != "torch" or options.device == "cpu"
@@ -60,11 +61,11 @@ def _sized(name: str, options: LoadOptions, count: int) -> LoadOptions:
         return options
     footprint = read_footprint(name, Store(store_dir()), options, may_cap=False, num_replicas=count)
     free_bytes = available_memory()
-    plan = footprint.fit(free_bytes)
+    plan = footprint.fit({HOST: free_bytes})
     if plan is None:
         least = footprint.least().num_bytes
         raise InsufficientMemoryError(
             f"data_parallel_size: {count} engines of {name} take {least / 2**30:.2f} GiB with one context each, "
             f"{free_bytes / 2**30:.2f} are free"
         )
-    return replace(options, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.kv_cache_bytes // count)
+    return replace(options, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.cache_bytes)

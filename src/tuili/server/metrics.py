@@ -95,6 +95,8 @@ def _engine_families(serving: Serving) -> Iterable[Family]:
     )
     free = GaugeMetricFamily("tuili:kv_blocks_free", "Blocks no sequence holds", labels=["model_name", "group"])
     total = GaugeMetricFamily("tuili:kv_blocks_total", "Blocks of the KV cache", labels=["model_name", "group"])
+    labels = ["model_name", "device", "kind"]
+    memory = GaugeMetricFamily("tuili:model_memory_bytes", "Memory granted, of a GPU or the host (cpu)", labels=labels)
     for served in serving.pool.loaded():
         health, stats = served.client.health, served.client.stats()
         restarts.add_metric([served.name], health.num_restarts)
@@ -105,6 +107,13 @@ def _engine_families(serving: Serving) -> Iterable[Family]:
             free.add_metric([served.name, str(group)], num_free)
             total.add_metric([served.name, str(group)], num_blocks)
     return restarts, ready, steps, computed, free, total, _cache_family(serving)
+        for part in served.plan.parts:
+            for kind, num_bytes in part.by_kind().items():
+                memory.add_metric([served.name, part.device, kind], num_bytes)
+        for group, (num_free, num_blocks) in enumerate(zip(stats.num_free_blocks, stats.num_blocks, strict=True)):
+            free.add_metric([served.name, str(group)], num_free)
+            total.add_metric([served.name, str(group)], num_blocks)
+    return restarts, ready, free, total, memory, _cache_family(serving)
 
 
 def _cache_family(serving: Serving) -> Family:

@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.random_models import decoder, layer
-from tuili.backends.torch.parallel.division import divide, own_spec
-from tuili.backends.torch_footprint import largest_share
 from tuili.errors import InvalidRequestError
-from tuili.models.spec import MlpSpec
 from tuili.runtime.gpu_memory import GpuMemory
 from tuili.runtime.plan import device as device_module
 from tuili.runtime.plan.device import DeviceOptions, DevicePlan, PlannedGpu, make_device_plan, planned_gpu
@@ -55,8 +51,8 @@ def test_what_is_proposed_fits(smollm2_gguf: Path) -> None:
         name, value = alternative.change.split()
         options: dict[str, Any] = {"ctx": 8192, "parallel": 20}
         devices: dict[str, Any] = {}
-        if name == "--tensor-parallel-size":
-            devices["tensor_parallel_size"] = int(value)
+        if name.endswith("-parallel-size"):
+            devices[name[2:].replace("-", "_")] = int(value)
         elif name in ("--ctx", "--parallel"):
             options[name[2:]] = int(value)
         else:
@@ -78,18 +74,28 @@ def test_layers_that_have_no_room_are_the_cpus(smollm2_gguf: Path) -> None:
     assert 0 < small.num_host_layers < 30
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("size", [2, 3, 4, 6])
-def test_no_process_has_more_than_is_planned(size: int, num_kv_heads: int) -> None:
-    spec = decoder(layer(MlpSpec(intermediate_size=96), num_heads=12, num_kv_heads=num_kv_heads), vocab_size=300)
-    planned = largest_share(spec, size)
-    parts = [own_spec(spec, divide(spec, rank, size, lambda _: 1)) for rank in range(size)]
-    for part in parts:
-        for own, most in zip(part.layers, planned.layers, strict=True):
-            assert own.mixer.num_heads <= most.mixer.num_heads  # type: ignore[union-attr]
-            assert own.mixer.num_kv_heads <= most.mixer.num_kv_heads  # type: ignore[union-attr]
-    assert planned.layers[0].mixer in [part.layers[0].mixer for part in parts]
-    assert largest_share(spec, 1) == spec
+def test_stages_have_layers_each_and_the_fullest_decides(smollm2_gguf: Path) -> None:
+    whole = plan(smollm2_gguf, 8192 * MIB, ctx=4096, parallel=8)
+    asked = plan(smollm2_gguf, 8192 * MIB, {"pipeline_parallel_size": 3}, ctx=4096, parallel=8)
+    first, middle, last = asked.stages
+    assert first.first_layer == 0
+    assert first.num_layers + middle.num_layers + last.num_layers == 30
+    head = 49152 * 576 * 34 // 32  # tied, and quantized as Q8_0: on both ends
+    assert first.weight_bytes + middle.weight_bytes + last.weight_bytes == whole.need.weight_bytes + head
+    assert middle.num_layers > first.num_layers
+    assert middle.weight_bytes / middle.num_layers == pytest.approx((first.weight_bytes - head) / first.num_layers)
+    assert sum(stage.kv_cache_bytes for stage in asked.stages) == whole.need.kv_cache_bytes
+    assert first.workspace_bytes < last.workspace_bytes  # which has the logits
+    assert asked.need.kv_cache_bytes == max(stage.kv_cache_bytes for stage in asked.stages)
+    assert (asked.need.weight_bytes, asked.need.workspace_bytes) == (last.weight_bytes, last.workspace_bytes)
+    assert asked.kv_token_bytes * 30 == whole.kv_token_bytes * middle.num_layers
+    both = plan(
+        smollm2_gguf, 8192 * MIB, {"pipeline_parallel_size": 3, "tensor_parallel_size": 3}, ctx=4096, parallel=8
+    )
+    assert [stage.num_layers for stage in both.stages] == [stage.num_layers for stage in asked.stages]
+    assert both.kv_token_bytes * 3 == asked.kv_token_bytes
+    assert whole.stages[0].weight_bytes == whole.need.weight_bytes
+    assert len(whole.stages) == 1
 
 
 def test_which_gpu_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,5 +119,11 @@ def test_wrong_options_are_named(smollm2_gguf: Path) -> None:
             DeviceOptions(**options)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="tensor_parallel_size must be at most 9"):
         plan(smollm2_gguf, 8192 * MIB, {"tensor_parallel_size": 10})
+    with pytest.raises(InvalidRequestError, match="pipeline_parallel_size must be at most 30"):
+        plan(smollm2_gguf, 8192 * MIB, {"pipeline_parallel_size": 31})
+    with pytest.raises(InvalidRequestError, match="times pipeline_parallel_size must be at most 64"):
+        DeviceOptions(tensor_parallel_size=9, pipeline_parallel_size=8)
+    with pytest.raises(InvalidRequestError, match="gpu_layers must be left out where GPUs share a model"):
+        DeviceOptions(pipeline_parallel_size=2, gpu_layers=3)
     with pytest.raises(InvalidRequestError, match="ctx must be in"):
         plan(smollm2_gguf, 8192 * MIB, ctx=9000)

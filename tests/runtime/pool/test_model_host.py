@@ -14,8 +14,8 @@ from tuili.errors import ModelFileError
 from tuili.runtime.gpu_memory import GpuMemory
 from tuili.runtime.load_options import LoadOptions
 from tuili.runtime.pool import model_host
+from tuili.runtime.pool.memory_plan import HOST, DevicePart, MemoryPlan
 from tuili.runtime.pool.model_host import LocalHost
-from tuili.runtime.pool.model_memory import MemoryPlan
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.pool.served_names import KnownModel
@@ -24,7 +24,8 @@ from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams
 
-PLAN = MemoryPlan(max_model_len=8, kv_cache_bytes=8, weight_bytes=8, workspace_bytes=8)
+PART = DevicePart(device=HOST, weights=8, kv_cache=8, workspace=8)
+PLAN = MemoryPlan(max_model_len=8, cache_bytes=8, parts=(PART,))
 
 
 class _Engine:
@@ -67,15 +68,28 @@ async def test_templates_are_told_what_the_server_s_owner_says_unless_a_request_
     assert str(started.front.render(replace(asked, template_args={"tone": "loud"}))) == "loud hi"
 
 
-def test_models_on_a_gpu_are_counted_in_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_host, "gpu_memory", lambda device: GpuMemory(700, 1000))
-    settings = PoolSettings(load=LoadOptions(backend="torch", device="cuda"))
-    host = LocalHost(settings, Store(tmp_path), None, Pulls(1))  # type: ignore[arg-type]
-    assert host.free_bytes() == 700
-    assert host.budget_bytes(0.9) == 600  # without what others have
-    assert host.budget_bytes(0.2) == 0
-    on_cpu = LocalHost(PoolSettings(load=LoadOptions(backend="cpu")), Store(tmp_path), None, Pulls(1))  # type: ignore[arg-type]
-    assert on_cpu.free_bytes() > 1000
+def host_of(tmp_path: Path, load: LoadOptions, **settings: Any) -> LocalHost:
+    return LocalHost(PoolSettings(load=load, **settings), Store(tmp_path), None, Pulls(1))  # type: ignore[arg-type]
+
+
+def test_models_on_gpus_are_counted_in_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU that a process of any engine is on, by the numbers that torch has for them."""
+    sizes = {f"cuda:{i}": GpuMemory(700 - 100 * i, 1000) for i in range(5)}
+    monkeypatch.setattr(model_host, "gpu_memory", sizes.get)
+    monkeypatch.setattr(model_host, "available_memory", lambda: 5000)
+    load = LoadOptions(backend="torch", device="cuda")
+    alone = host_of(tmp_path, load)
+    assert alone.free_bytes() == {HOST: 5000, "cuda:0": 700}
+    assert alone.budget_bytes(0.9) == {HOST: 4500, "cuda:0": 600}  # without what others have
+    assert alone.budget_bytes(0.2) == {HOST: 1000, "cuda:0": 0}
+    shared = host_of(tmp_path, replace(load, device="cuda:1", pipeline_parallel_size=2), num_replicas=2)
+    assert shared.free_bytes() == {HOST: 5000, "cuda:1": 600, "cuda:2": 500, "cuda:3": 400, "cuda:4": 300}
+    assert shared.budget_bytes(0.9)["cuda:4"] == 200
+    beyond = host_of(tmp_path, replace(load, tensor_parallel_size=6))  # which starting one will refuse
+    on_cpu = host_of(tmp_path, LoadOptions(backend="cpu"))
+    in_torch = host_of(tmp_path, LoadOptions(backend="torch", device="cpu"))
+    elsewhere = host_of(tmp_path, LoadOptions(backend="torch", device="xpu"))
+    assert [host.free_bytes() for host in (beyond, on_cpu, in_torch, elsewhere)] == [{HOST: 5000}] * 4
 
 
 async def test_a_footprint_on_a_gpu_is_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +100,29 @@ async def test_a_footprint_on_a_gpu_is_the_gpus(tmp_path: Path, monkeypatch: pyt
     plans = []
     for memory in (GpuMemory(8 << 30, 8 << 30), None):
         monkeypatch.setattr(model_host, "gpu_memory", lambda device, memory=memory: memory)
-        models = (NamedModel("a"), NamedModel("b"))
-        host = LocalHost(PoolSettings(load=load, models=models), Store(tmp_path), None, Pulls(1))  # type: ignore[arg-type]
-        footprint = await host.footprint(known)
-        plan = footprint.fit(8 << 30)
+        footprint = await host_of(tmp_path, load, models=(NamedModel("a"), NamedModel("b"))).footprint(known)
+        plan = footprint.fit({"cuda:0": 8 << 30, HOST: 8 << 30})
         assert plan is not None
         plans.append((footprint.cache_share, plan))
     (gpu_share, on_gpu), (_, on_host) = plans
     assert gpu_share == 0.5  # two models are to be there
     assert (on_gpu.is_on_gpu, on_host.is_on_gpu) == (True, False)
-    assert on_gpu.other_bytes == GPU_CONTEXT_BYTES
-    assert on_gpu.workspace_bytes > on_host.workspace_bytes  # steps are larger
+    gpu, host = on_gpu.parts
+    assert gpu.other == GPU_CONTEXT_BYTES
+    assert (host.weights, host.kv_cache) == (0, 0)
+    assert host.other == on_host.by_kind()["other"]  # the processes
+
+
+async def test_each_engine_gets_the_cache_that_was_planned(tmp_path: Path) -> None:
+    """Not what all of them take together."""
+    (tmp_path / "a.gguf").touch()
+    given: list[LoadOptions] = []
+
+    async def start_model(source: str, path: Path, options: LoadOptions) -> StartedModel:
+        given.append(options)
+        return StartedModel(front=small_front(), client=_Engine())  # type: ignore[arg-type]
+
+    host = LocalHost(PoolSettings(num_replicas=2), Store(tmp_path), start_model, Pulls(1))
+    plan = replace(PLAN, cache_bytes=4)
+    await host.start(KnownModel(source=str(tmp_path / "a.gguf"), name="a"), plan)
+    assert (given[0].kv_cache_memory_bytes, given[0].max_model_len) == (4, 8)

@@ -12,7 +12,7 @@ import pytest
 
 from support.virtual_loop import run_virtually
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, ModelFileError, ModelNotFoundError
-from tuili.runtime.pool.model_memory import MemoryPlan
+from tuili.runtime.pool.memory_plan import HOST, DevicePart, Free, MemoryPlan
 from tuili.runtime.pool.model_pool import ModelPool
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
@@ -26,28 +26,33 @@ LOAD_S = 2.0
 
 
 class _Footprint:
-    """So many MiB, whatever the context; the least context fits where the rest does. Beside that a cache, which gets
-    what there is up to `most_mib` and needs `least_mib`."""
+    """So many MiB of each device, whatever the context; the least context fits where the rest does. Beside that a
+    cache on the first one, which gets what there is up to `most_mib` and needs `least_mib`."""
 
-    def __init__(self, num_mib: int, least_mib: int = 0, most_mib: int = 0, *, is_on_gpu: bool = False) -> None:
-        self._is_on_gpu = is_on_gpu
-        self._num_mib, self._least_mib, self._most_mib = num_mib, least_mib, most_mib
+    def __init__(self, sizes: Mapping[str, int], least_mib: int = 0, most_mib: int = 0) -> None:
+        self._sizes, self._least_mib, self._most_mib = sizes, least_mib, most_mib
 
-    def fit(self, free_bytes: int, least_context: int) -> MemoryPlan | None:
-        left = free_bytes - self._num_mib * MIB
-        return self._plan(min(left, self._most_mib * MIB)) if left >= self._least_mib * MIB else None
+    def fit(self, free: Free, least_context: int) -> MemoryPlan | None:
+        if self.lacking(free):
+            return None
+        device, size = next(iter(self._sizes.items()))
+        return self._plan(min(free[device] - size * MIB, self._most_mib * MIB))
 
     def least(self) -> MemoryPlan:
         return self._plan(self._least_mib * MIB)
 
+    def lacking(self, free: Free) -> set[str]:
+        return {device for device, size in self.least().devices.items() if size > free[device]}
+
+    def shortage(self, most: Free, num_pinned: int) -> str:
+        return f"needs {self.least().num_bytes // MIB} MiB, {most[HOST] // MIB} may be taken, {num_pinned} pinned"
+
     def _plan(self, cache: int) -> MemoryPlan:
-        return MemoryPlan(
-            max_model_len=128,
-            kv_cache_bytes=cache,
-            weight_bytes=self._num_mib * MIB,
-            workspace_bytes=0,
-            is_on_gpu=self._is_on_gpu,
-        )
+        parts = [
+            DevicePart(device=device, weights=size * MIB, kv_cache=0 if i else cache, workspace=0)
+            for i, (device, size) in enumerate(self._sizes.items())
+        ]
+        return MemoryPlan(max_model_len=128, cache_bytes=cache, parts=tuple(parts))
 
 
 class _Engine:
@@ -56,7 +61,7 @@ class _Engine:
     def __init__(self, machine: Machine, name: str, plan: MemoryPlan) -> None:
         self._machine, self._name = machine, name
         self._most_cache_bytes = plan.kv_cache_bytes
-        self.own_bytes = MIB if machine.is_gpu else machine.sizes[name] * MIB  # the host's
+        self.own_bytes = machine.sizes_of(name).get(HOST, 1) * MIB
         self.on_given_up: Callable[[], None] | None = None
         self.is_given_up = self.is_outdated = False
 
@@ -79,9 +84,9 @@ class Machine:
     """A ModelHost with memory of its own. `started` and `ended` say what was loaded and unloaded, in order."""
 
     def __init__(self, num_mib: int, sizes: Mapping[str, int]) -> None:
-        self.num_mib, self.sizes = num_mib, dict(sizes)
+        self.num_mib, self.sizes = {HOST: num_mib}, dict(sizes)
+        self.places: dict[str, Mapping[str, int]] = {}  # MiB of each device, of models that are not in host memory
         self.caches: dict[str, tuple[int, int]] = {}  # MiB that a cache needs, and those it can use
-        self.is_gpu = False
         self.prefixes: dict[str, int] = {}  # MiB beside those that are cached for later
         self.running: list[str] = []
         self.started: list[str] = []
@@ -89,14 +94,17 @@ class Machine:
         self.engines: dict[str, _Engine] = {}
         self.failures: dict[str, Exception] = {}
 
+    def sizes_of(self, name: str) -> Mapping[str, int]:
+        return self.places.get(name, {HOST: self.sizes[name]})
+
     async def footprint(self, model: KnownModel) -> Any:
-        return _Footprint(self.sizes[model.source], *self.caches.get(model.source, ()), is_on_gpu=self.is_gpu)
+        return _Footprint(self.sizes_of(model.source), *self.caches.get(model.source, ()))
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
         name = model.source
         assert name not in self.running
         self.running.append(name)
-        assert self.free_bytes() >= 0, f"{self.running} do not fit"
+        assert min(self.free_bytes().values()) >= 0, f"{self.running} do not fit"
         try:
             await asyncio.sleep(LOAD_S)
             if name in self.failures:
@@ -116,11 +124,14 @@ class Machine:
     def files(self, model: KnownModel) -> ModelFiles:
         return ModelFiles(name=model.name, path=Path(model.source), source="test", num_bytes=1, created=0)
 
-    def budget_bytes(self, share: float) -> int:
-        return int(share * self.free_bytes())
+    def budget_bytes(self, share: float) -> Free:
+        return {device: int(share * size) for device, size in self.free_bytes().items()}
 
-    def free_bytes(self) -> int:
-        return (self.num_mib - sum(self.sizes[name] for name in self.running)) * MIB
+    def free_bytes(self) -> Free:
+        return {
+            device: (size - sum(self.sizes_of(name).get(device, 0) for name in self.running)) * MIB
+            for device, size in self.num_mib.items()
+        }
 
 
 class _Names(ServedNames):
@@ -146,9 +157,15 @@ MakePool = Callable[..., tuple[ModelPool, Machine]]
 def make_pool(tmp_path: Path) -> MakePool:
     """A pool on a machine of 100 MiB with models a, b and c of 40 MiB each."""
 
-    def make(sizes: Mapping[str, int] | None = None, num_mib: int = 100, **settings: Any) -> tuple[ModelPool, Machine]:
+    def make(
+        sizes: Mapping[str, int] | None = None,
+        num_mib: int = 100,
+        gpus: Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> tuple[ModelPool, Machine]:
         sizes = sizes or {"a": 40, "b": 40, "c": 40}
         machine = Machine(num_mib, sizes)
+        machine.num_mib |= gpus or {}
         chosen = PoolSettings(**{"memory_share": 1.0, **settings})
         return ModelPool(chosen, _Names(tmp_path, sizes, chosen.models), machine, Pulls(1)), machine
 
@@ -187,8 +204,8 @@ def test_the_model_used_longest_ago_goes(make_pool: MakePool) -> None:
 
 def test_two_models_share_a_gpu_and_an_idle_one_makes_room(make_pool: MakePool) -> None:
     """There a cache is taken whole when a model is loaded, and none is lent."""
-    pool, machine = make_pool({"a": 30, "b": 30, "c": 30})
-    machine.is_gpu = True
+    pool, machine = make_pool({"a": 0, "b": 0, "c": 0}, gpus={"cuda:0": 100})
+    machine.places = {name: {"cuda:0": 30, HOST: 1} for name in "abc"}
     machine.caches = dict.fromkeys("abc", (10, 10))
 
     async def main() -> None:
@@ -201,6 +218,44 @@ def test_two_models_share_a_gpu_and_an_idle_one_makes_room(make_pool: MakePool) 
 
     run_virtually(main())
     assert machine.ended == ["a"]
+
+
+def test_who_goes_has_memory_of_the_device_that_lacks_it(make_pool: MakePool) -> None:
+    """Not who was used longest ago, where that lies elsewhere, nor more than must."""
+    pool, machine = make_pool(dict.fromkeys("abcdw", 0), gpus=dict.fromkeys(("cuda:0", "cuda:1", "cuda:2"), 100))
+    machine.places = {
+        "a": {"cuda:0": 60, "cuda:1": 40},
+        "b": {HOST: 50},
+        "c": {"cuda:2": 90},
+        "d": {"cuda:1": 70},
+        "w": {"cuda:0": 50, "cuda:1": 10, HOST: 50},
+    }
+
+    async def main() -> None:
+        for name, gone in (("c", []), ("b", []), ("a", []), ("d", ["a"]), ("w", ["a"]), ("a", ["a", "d", "w"])):
+            await ask(pool, name)
+            assert sorted(machine.ended) == gone, name
+            await asyncio.sleep(1)
+        assert {model.name: dict(model.plan.devices) for model in pool.loaded()} == {
+            name: {device: size * MIB for device, size in machine.places[name].items()} for name in "cba"
+        }
+
+    run_virtually(main())
+
+
+def test_a_cache_of_the_host_is_left_alone_where_a_gpu_is_what_is_full(make_pool: MakePool) -> None:
+    pool, machine = make_pool(dict.fromkeys("abc", 0), gpus={"cuda:0": 100})
+    machine.places = {"a": {HOST: 20}, "b": {"cuda:0": 60}, "c": {"cuda:0": 60}}
+    machine.caches = {"a": (10, 70)}
+
+    async def main() -> None:
+        for name in "abc":
+            await ask(pool, name)
+            await asyncio.sleep(1)
+        assert cache_mib(pool) == {"a": 70, "c": 0}
+
+    run_virtually(main())
+    assert machine.ended == ["b"]
 
 
 def test_no_more_goes_than_must(make_pool: MakePool) -> None:
@@ -287,7 +342,7 @@ def test_a_busy_model_and_a_pinned_one_lend_of_their_caches_too(make_pool: MakeP
         async with pool.use("a"):
             await ask(pool, "b")
         await ask(pool, "c")
-        with pytest.raises(InsufficientMemoryError, match="70 MiB may be taken, 1 pinned models aside"):
+        with pytest.raises(InsufficientMemoryError, match="70 may be taken, 1 pinned"):
             await ask(pool, "big")
 
     run_virtually(main())
@@ -475,7 +530,7 @@ def test_what_never_fits_is_refused_with_numbers_and_nothing_goes(make_pool: Mak
 
     async def main() -> None:
         await ask(pool, "a")
-        with pytest.raises(InsufficientMemoryError, match=r"needs 200 MiB .* 100 MiB may be taken"):
+        with pytest.raises(InsufficientMemoryError, match="needs 200 MiB, 100 may be taken, 0 pinned"):
             await ask(pool, "huge")
 
     run_virtually(main())
@@ -492,7 +547,7 @@ def test_a_pinned_model_stays_whatever_comes(make_pool: MakePool) -> None:
         await asyncio.sleep(1e5)
         assert machine.running == ["a"]
         machine.sizes["b"] = 60
-        with pytest.raises(InsufficientMemoryError, match="1 pinned models aside"):
+        with pytest.raises(InsufficientMemoryError, match="1 pinned"):
             await ask(pool, "b")
         await pool.unload("a")
         assert await ask(pool, "b") == "b"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili.runtime.loading import LoadOptions
+from tuili.runtime.pool.memory_plan import HOST, Free
 from tuili.runtime.pool.model_host import LocalHost
 from tuili.runtime.pool.model_memory import read_footprint
 from tuili.runtime.pool.model_pool import ModelPool
@@ -29,11 +30,11 @@ class CrampedHost(LocalHost):
 
     budget = 0
 
-    def free_bytes(self) -> int:
-        return self.budget
+    def free_bytes(self) -> Free:
+        return {HOST: self.budget}
 
-    def budget_bytes(self, share: float) -> int:
-        return self.budget
+    def budget_bytes(self, share: float) -> Free:
+        return {HOST: self.budget}
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuili.backend import CacheGroup, Int32, window_groups
+from tuili.backend import CacheGroup, Int32
 from tuili.backends.torch.devices import synchronize
 from tuili.backends.torch.ops import LayerCache
+from tuili.backends.torch_footprint import cache_groups, cache_windows, token_bytes
 from tuili.config import BLOCK_SIZES
 from tuili.errors import InsufficientMemoryError, InvalidRequestError
 from tuili.machine import available_memory
@@ -43,12 +44,14 @@ class PagedCache:
 
         own: those that are here at all, where the model lies in stages; the groups are the same on each.
         """
-        self._specs = tuple(layers if own is None else layers[own.start : own.stop])
+        own = own or range(len(layers))
+        self._specs = tuple(layers[own.start : own.stop])
         self._num_host = num_host
         self._dtype = dtype
         self._device = device
         self._has_scales = dtype.itemsize == 1
-        self._windows = tuple(sorted({a.sliding_window for a in layers}, key=lambda window: window or 0))
+        self._all, self._own = tuple(layers), own
+        self._windows = cache_windows(layers)
         self._block_size = 0
         self.group_of = tuple(self._windows.index(a.sliding_window) for a in self._specs)
         self.layers: list[LayerCache] = []
@@ -66,17 +69,16 @@ class PagedCache:
         if block_size not in BLOCK_SIZES:
             raise InvalidRequestError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}", param="block_size")
         self._block_size = block_size
-        sizes = [
-            block_size * (self._token_bytes(window, self._num_host) or self._token_bytes(window, 0))
-            for window in self._windows
-        ]
-        return window_groups(self._windows, sizes, block_size)
+        whole = cache_groups(self._all, self._dtype.itemsize, block_size, self._own)
+        if not self._num_host:
+            return whole
+        layers = range(self._own.start + self._num_host, self._own.stop)
+        on_device = cache_groups(self._all, self._dtype.itemsize, block_size, layers)
+        return tuple(found if found.block_bytes else host for found, host in zip(on_device, whole, strict=True))
 
     def _token_bytes(self, window: int | None, first: int, end: int | None = None) -> int:
         """Of the layers [first, end) with that window."""
-        scale = _SCALE.itemsize if self._has_scales else 0
-        layers = (a for a in self._specs[first:end] if a.sliding_window == window)
-        return sum(2 * a.num_kv_heads * (a.head_dim * self._dtype.itemsize + scale) for a in layers)
+        return token_bytes([a for a in self._specs[first:end] if a.sliding_window == window], self._dtype.itemsize)
 
     def _host_bytes(self, num_blocks: ListLike[int]) -> int:
         end = len(self._specs) if self._device.type == "cpu" else self._num_host

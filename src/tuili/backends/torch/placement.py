@@ -18,7 +18,7 @@ from tuili.backend import BackendOptions
 from tuili.backends.torch.devices import synchronize
 from tuili.backends.torch.memory import device_memory
 from tuili.backends.torch.ops import PACKABLE
-from tuili.backends.torch_footprint import LEAST_CONTEXT, WORK_SHARE, layers_that_fit
+from tuili.backends.torch_footprint import LEAST_CONTEXT, WORK_SHARE, asked_host_layers, layers_that_fit
 from tuili.errors import InsufficientMemoryError
 from tuili.machine import available_memory
 from tuili.models.shapes import tensor_shapes
@@ -73,9 +73,7 @@ def num_host_layers(sizes: ModelSizes, options: BackendOptions, device: torch.de
     count, memory = len(sizes.layers), device_memory(device)
     if device.type == "cpu":
         return 0
-    asked = 0 if options.gpu_layers is None else max(0, count - options.gpu_layers)
-    while asked < count and sum(sizes.layers[:asked]) < options.cpu_offload_bytes:
-        asked += 1
+    asked = asked_host_layers(sizes.layers, options.gpu_layers, options.cpu_offload_bytes)
     if memory is None or options.gpu_layers is not None:
         return asked
     total, free = memory.total_bytes(), memory.free_bytes() + memory.reserved_bytes()

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tuili.backends.torch_division import LayerShare
+from tuili.backends.torch_stages import is_of_stage
+
 
 class Ranks(Protocol):
     """Processes that compute together: all call the same methods in the same order, with tensors of the same shape."""
@@ -39,18 +42,6 @@ class Ranks(Protocol):
     def abort(self) -> None:
         """Ends what is under way: one of them is gone. For any thread."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShare:
-    """What a process has of a layer: heads that lie side by side, and rows of the MLP."""
-
-    heads: range
-    kv_heads: range
-    inner: range
-    num_heads: int  # of all processes
-    num_kv_heads: int
-    counts_keys: bool  # false where another process has the same key-value head and comes first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +83,4 @@ class Stage:
 
     def has(self, name: str, is_tied: bool) -> bool:
         """Whether the weight of that name is of this stage; is_tied: the embedding is the head, too."""
-        if name.startswith("layers."):
-            return int(name.split(".")[1]) in self.layers
-        if is_tied and name == "embed_tokens.weight":
-            return self.is_first or self.is_last
-        return self.is_first if name.startswith(("embed_", "project_in")) else self.is_last
+        return is_of_stage(name, self.layers, is_first=self.is_first, is_last=self.is_last, is_tied=is_tied)

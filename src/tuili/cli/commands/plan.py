@@ -43,7 +43,13 @@ def command(
         float, typer.Option(help="Share of the GPU's memory to use.", rich_help_panel=_GPU)
     ] = GPU_MEMORY_UTILIZATION,
     tensor_parallel_size: Annotated[
-        int, typer.Option("--tensor-parallel-size", "-tp", help="GPUs that share the model.", rich_help_panel=_GPU)
+        int, typer.Option("--tensor-parallel-size", "-tp", help="GPUs that share each layer.", rich_help_panel=_GPU)
+    ] = 1,
+    pipeline_parallel_size: Annotated[
+        int,
+        typer.Option(
+            "--pipeline-parallel-size", "-pp", help="Stages that have some of the layers each.", rich_help_panel=_GPU
+        ),
     ] = 1,
     gpu_layers: Annotated[
         int | None,
@@ -67,6 +73,7 @@ def command(
         memory_bytes=None if device_memory is None else Size().parse("device_memory", device_memory),
         gpu_memory_utilization=gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
         gpu_layers=gpu_layers,
     )
     options = PlanOptions(ctx=ctx, parallel=parallel, quantization=loading.pop("quantize"), **loading)

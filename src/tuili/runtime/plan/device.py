@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 from tuili.backends import expected_backend
-from tuili.backends.torch_footprint import (
-    LEAST_CONTEXT,
-    MAX_GRAPH_LOGIT_BYTES,
-    SUPPORTED,
-    WORK_SHARE,
-    StepFootprint,
-    StepSize,
-    largest_share,
-    layers_that_fit,
-)
+from tuili.backends.torch_footprint import SUPPORTED, largest_groups
 from tuili.checks import check_choice, check_count, check_optional_count, check_optional_share, refusal
 from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, MAX_PARALLEL_SIZE, EngineConfig, KvCacheDtype, store_dir
 from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.models.features import unsupported_features
-from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.runtime.gpu_memory import gpu_memory
 from tuili.runtime.modelfile_settings import model_context
 from tuili.runtime.plan.memory import BLOCK_SIZE, MAX_PARALLEL, largest
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.plan import NARROW, Alternative, PlanOptions
-from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, GPU_CONTEXT_BYTES, cache_groups, item_bytes, weight_bytes
+from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, GPU_CONTEXT_BYTES, item_bytes
+from tuili.runtime.torch_ranks import Parts, deal_out
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 
-_MAX_GRAPH_ROWS = 256
-_PARTS = (2, 4, 8)  # GPUs that a plan proposes
-_FLOAT_BYTES = 4
+_GROUP_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")
+_SIZES = (2, 4, 8)  # GPUs, times those that were asked for, that a plan proposes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +37,25 @@ class DeviceOptions:
     dtype: str = "auto"
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     gpu_layers: int | None = None
+
+    @property
+    def parts(self) -> Parts:
+        return Parts(tensor=self.tensor_parallel_size, pipeline=self.pipeline_parallel_size)
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError naming the field."""
         check_optional_count("device_memory", self.memory_bytes)
         check_choice("dtype", self.dtype, DTYPES)
         check_optional_share("gpu_memory_utilization", self.gpu_memory_utilization)
-        check_count("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PARALLEL_SIZE)
+        for name in _GROUP_SIZES:
+            check_count(name, getattr(self, name), 1, MAX_PARALLEL_SIZE)
+        if self.parts.num_ranks > MAX_PARALLEL_SIZE:
+            raise refusal(" times ".join(_GROUP_SIZES), self.parts.num_ranks, f"at most {MAX_PARALLEL_SIZE}")
         check_optional_count("gpu_layers", self.gpu_layers, 0)
+        if self.gpu_layers is not None and self.parts.num_ranks > 1:
+            raise refusal("gpu_layers", self.gpu_layers, "left out where GPUs share a model")
 
 
 class PlannedGpu(NamedTuple):
@@ -82,20 +81,35 @@ def planned_gpu(options: DeviceOptions) -> PlannedGpu | None:
         )
     if found is not None:
         return PlannedGpu("cuda" if is_open else str(device), *found)
-    for name, default in (("tensor_parallel_size", 1), ("gpu_layers", None)):
-        if getattr(options, name) != default:
+    for name, nothing in (*((name, 1) for name in _GROUP_SIZES), ("gpu_layers", None)):
+        if getattr(options, name) != nothing:
             raise refusal(name, getattr(options, name), "left out without a GPU: --device-memory 80GiB plans for one")
     return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceNeed:
-    """Bytes of the GPU that has most, at one context and concurrency; host_bytes are of layers on the CPU."""
+    """Bytes of the GPU that has least left for a cache, at one context and concurrency.
+
+    kv_cache_bytes: of the cache where that takes most, which every GPU must have room for. host_bytes are of layers on
+    the CPU.
+    """
 
     weight_bytes: int
     kv_cache_bytes: int
     workspace_bytes: int
     host_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageNeed:
+    """Bytes of each GPU of one stage, of that which has most; kv_cache_bytes are those that its layers take."""
+
+    first_layer: int
+    num_layers: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    workspace_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +127,7 @@ class DevicePlan:
     kv_cache_dtype: KvCacheDtype
     quantization: str | None
     tensor_parallel_size: int
+    pipeline_parallel_size: int
     gpu_memory_utilization: float
     total_bytes: int
     free_bytes: int
@@ -120,6 +135,7 @@ class DevicePlan:
     kv_limit_bytes: int
     kv_token_bytes: float
     need: DeviceNeed
+    stages: tuple[StageNeed, ...]
     num_layers: int
     num_host_layers: int
     largest_ctx: int  # with this many sequences
@@ -131,6 +147,10 @@ class DevicePlan:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def num_gpus(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
 
 class DeviceModel:
     """One model with one kind of cache, on GPUs with so much memory free."""
@@ -141,83 +161,68 @@ class DeviceModel:
             raise UnsupportedModelError(
                 f"{outline.spec.family}: the torch backend does not implement {', '.join(missing)}"
             )
-        check_shareable(outline.spec, options.tensor_parallel_size)
         self.spec = outline.spec
         self.other_bytes = gpu.total_bytes - gpu.free_bytes + GPU_CONTEXT_BYTES
-        self._item = item_bytes(options.dtype, "cuda")
-        own = largest_share(outline.spec, options.tensor_parallel_size)
-        self._layers, self._rest, self._embedding = _weights(outline, own, self._item)
-        self._own = replace(own, vocab_size=outline.spec.vocab_size)  # whose logits every one has
-        self._footprint = StepFootprint(self._own, self._item)
-        self._granted = int(options.gpu_memory_utilization * gpu.total_bytes) - self.other_bytes
-        self.num_host_layers = self._placed(options)
-        first = self.num_host_layers
-        on_gpu = replace(self._own, layers=self._own.layers[first:]) if first < len(self._layers) else self._own
-        self.groups = cache_groups(on_gpu, kv_cache_dtype, self._item, BLOCK_SIZE)
-        self.weight_bytes = sum(self._layers[first:]) + self._rest + (0 if first else self._embedding)
-        self._host_weight_bytes = _host_bytes(outline, first, self._item)
-        on_host = replace(own, layers=own.layers[:first])
-        self._host_groups = cache_groups(on_host, kv_cache_dtype, self._item, BLOCK_SIZE)
-
-    def _placed(self, options: DeviceOptions) -> int:
-        """Layers on the CPU: those beyond gpu_layers, or as few as memory lets; none where GPUs share a model."""
-        if options.gpu_layers is not None:
-            return max(0, len(self._layers) - options.gpu_layers)
-        if options.tensor_parallel_size > 1:
-            return 0
-        context = min(self.spec.max_position, LEAST_CONTEXT)
-        mixers = [layer.mixer for layer in self.spec.layers]
-        caches = [
-            2 * a.num_kv_heads * a.head_dim * self._item * context for a in mixers if isinstance(a, AttentionSpec)
-        ]
-        room = int((1 - WORK_SHARE) * self._granted) - self._rest
-        return len(self._layers) - layers_that_fit(self._layers, caches, room)
-
-    @property
-    def num_weight_bytes(self) -> int:
-        """Of one GPU's part, were all of it there."""
-        return sum(self._layers) + self._rest + self._embedding
+        self.granted_bytes = int(options.gpu_memory_utilization * gpu.total_bytes) - self.other_bytes
+        item = item_bytes(options.dtype, "cuda")
+        dealt = deal_out(outline.spec, outline.stored, options.parts, item, keeps_packed=True)
+        if options.parts.num_ranks == 1:
+            limit = self.spec.max_position
+            self.ranks = [rank.placed(self.granted_bytes, options.gpu_layers, 0, limit) for rank in dealt]
+        else:
+            self.ranks = dealt
+        self.num_host_layers = self.ranks[0].num_host
+        self.num_weight_bytes = max(rank.weight_bytes for rank in dealt)  # were all of it there
+        self._groups = [rank.cache_groups(kv_cache_dtype, BLOCK_SIZE) for rank in self.ranks]
+        self.groups = largest_groups(self._groups)
+        self._host_weight_bytes = self.ranks[0].host_weight_bytes(outline.stored)
+        self._host_groups = self.ranks[0].host_cache_groups(kv_cache_dtype, BLOCK_SIZE)
 
     @property
     def kv_token_bytes(self) -> float:
-        """Bytes of one GPU that one more token takes, as long as no window is full."""
+        """Bytes of the GPU where it takes most that one more token takes, as long as no window is full."""
         return sum(group.block_bytes for group in self.groups) / BLOCK_SIZE
 
     def need(self, ctx: int, parallel: int) -> DeviceNeed:
         """What `parallel` sequences of `ctx` tokens each take."""
-        num_tokens = max(GPU_BATCHED_TOKENS, parallel)
-        config = EngineConfig(
-            max_model_len=ctx, max_num_seqs=parallel, max_num_batched_tokens=num_tokens, block_size=BLOCK_SIZE
-        )
-        host_cache = needed_bytes(self._host_groups, config, parallel) if self._host_groups else 0
-        is_all_on_host = self.num_host_layers == len(self._layers)
+        weights, workspace = max(self._fixed(ctx, parallel), key=sum)
+        config = _config(ctx, parallel)
         return DeviceNeed(
-            weight_bytes=self.weight_bytes,
-            kv_cache_bytes=0 if is_all_on_host else needed_bytes(self.groups, config, parallel),
-            workspace_bytes=self._workspace_bytes(min(num_tokens, ctx * parallel), ctx, parallel),
-            host_bytes=self._host_weight_bytes + host_cache,
+            weight_bytes=weights,
+            kv_cache_bytes=needed_bytes(self.groups, config, parallel),
+            workspace_bytes=workspace,
+            host_bytes=self._host_weight_bytes + needed_bytes(self._host_groups, config, parallel),
         )
 
-    def _workspace_bytes(self, num_tokens: int, ctx: int, parallel: int) -> int:
-        """As a start measures it: every token scored, one drawn for each sequence; and graphs and rotary tables."""
-        step = StepSize(
-            num_tokens=num_tokens, num_rows=num_tokens, num_sequences=parallel, context_len=ctx, num_drawn=parallel
-        )
-        rows = min(_MAX_GRAPH_ROWS, max(1, MAX_GRAPH_LOGIT_BYTES // (_FLOAT_BYTES * self.spec.vocab_size)))
-        mixers = [layer.mixer for layer in self.spec.layers if isinstance(layer.mixer, AttentionSpec)]
-        ropes = {a.rope for a in mixers if a.rope is not None}
-        tables = sum(ctx * rope.dim * _FLOAT_BYTES for rope in ropes)
-        graphs = 0 if self.num_host_layers else self._footprint.graph_bytes(rows, ctx)
-        return self._footprint.step_bytes(step) + graphs + tables
+    def stages(self, ctx: int, parallel: int) -> tuple[StageNeed, ...]:
+        """What each stage takes of that, from the first layers to the last."""
+        found: dict[int, StageNeed] = {}
+        config, fixed = _config(ctx, parallel), self._fixed(ctx, parallel)
+        for rank, groups, (weights, workspace) in zip(self.ranks, self._groups, fixed, strict=True):
+            need = StageNeed(
+                first_layer=rank.layers.start,
+                num_layers=len(rank.layers),
+                weight_bytes=weights,
+                kv_cache_bytes=needed_bytes(groups, config, parallel),
+                workspace_bytes=workspace,
+            )
+            if rank.stage not in found or _sum(found[rank.stage]) < _sum(need):
+                found[rank.stage] = need
+        return tuple(found[stage] for stage in sorted(found))
+
+    def _fixed(self, ctx: int, parallel: int) -> list[tuple[int, int]]:
+        """Of each rank, the bytes of weights and of what steps work in."""
+        num_tokens = min(_config(ctx, parallel).max_num_batched_tokens, ctx * parallel)
+        return [(rank.weight_bytes, rank.workspace_bytes(num_tokens, ctx, parallel)) for rank in self.ranks]
 
     def kv_limit_bytes(self, ctx: int, parallel: int) -> int:
         """What is left for a cache."""
         need = self.need(ctx, parallel)
-        return max(0, self._granted - need.weight_bytes - need.workspace_bytes)
+        return max(0, self.granted_bytes - need.weight_bytes - need.workspace_bytes)
 
     def fits(self, ctx: int, parallel: int) -> bool:
         need = self.need(ctx, parallel)
-        return need.weight_bytes + need.workspace_bytes + need.kv_cache_bytes <= self._granted
+        return need.weight_bytes + need.workspace_bytes + need.kv_cache_bytes <= self.granted_bytes
 
     def largest_ctx(self, parallel: int) -> int:
         """The longest context, at most the model's, that so many sequences can have at once; 0: none."""
@@ -228,11 +233,15 @@ class DeviceModel:
         return largest(MAX_PARALLEL, lambda parallel: self.fits(ctx, parallel))
 
 
-def check_shareable(spec: ModelSpec, size: int) -> None:
-    """Raises InvalidRequestError for more GPUs than a layer has heads."""
-    most = min(layer.mixer.num_heads for layer in spec.layers if isinstance(layer.mixer, AttentionSpec))
-    if size > most:
-        raise refusal("tensor_parallel_size", size, f"at most {most}, as a layer of the model has {most} heads")
+def _config(ctx: int, parallel: int) -> EngineConfig:
+    num_tokens = max(GPU_BATCHED_TOKENS, parallel)
+    return EngineConfig(
+        max_model_len=ctx, max_num_seqs=parallel, max_num_batched_tokens=num_tokens, block_size=BLOCK_SIZE
+    )
+
+
+def _sum(need: StageNeed) -> int:
+    return need.weight_bytes + need.kv_cache_bytes + need.workspace_bytes
 
 
 def make_device_plan(
@@ -277,6 +286,7 @@ def _plan(
         kv_cache_dtype=dtype,
         quantization=options.quantization,
         tensor_parallel_size=devices.tensor_parallel_size,
+        pipeline_parallel_size=devices.pipeline_parallel_size,
         gpu_memory_utilization=devices.gpu_memory_utilization,
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.free_bytes,
@@ -284,6 +294,7 @@ def _plan(
         kv_limit_bytes=asked.kv_limit_bytes(ctx, parallel),
         kv_token_bytes=asked.kv_token_bytes,
         need=asked.need(ctx, parallel),
+        stages=asked.stages(ctx, parallel),
         num_layers=len(outline.spec.layers),
         num_host_layers=asked.num_host_layers,
         largest_ctx=longest,
@@ -304,11 +315,10 @@ def _alternatives(
     narrow = DeviceModel(outline.quantized(find_recipe(NARROW)), dtype, devices, gpu)
     if narrow.num_weight_bytes < asked.num_weight_bytes:
         candidates.append((f"--quantize {NARROW}", narrow, ctx, parallel))
-    most = min(layer.mixer.num_heads for layer in outline.spec.layers if isinstance(layer.mixer, AttentionSpec))
-    for size in _PARTS:
-        if devices.tensor_parallel_size < size <= most:
-            shared = DeviceModel(outline, dtype, replace(devices, tensor_parallel_size=size, gpu_layers=None), gpu)
-            candidates.append((f"--tensor-parallel-size {size}", shared, ctx, parallel))
+    for name in _GROUP_SIZES:
+        for more in _more_gpus(devices, name, outline.spec):
+            shared = DeviceModel(outline, dtype, more, gpu)
+            candidates.append((f"--{name.replace('_', '-')} {getattr(more, name)}", shared, ctx, parallel))
     if fewer := asked.largest_parallel(ctx):
         candidates.append((f"--parallel {fewer}", asked, ctx, fewer))
     if shorter := asked.largest_ctx(parallel):
@@ -316,48 +326,26 @@ def _alternatives(
     return tuple(_fitting(candidates))
 
 
+def _more_gpus(devices: DeviceOptions, name: str, spec: ModelSpec) -> Iterator[DeviceOptions]:
+    """With more of them in the group of that name, as far as the model lets."""
+    heads = min(layer.mixer.num_heads for layer in spec.layers if isinstance(layer.mixer, AttentionSpec))
+    most = heads if name == "tensor_parallel_size" else spec.num_layers
+    for times in _SIZES:
+        size = times * getattr(devices, name)
+        if size <= most and times * devices.parts.num_ranks <= MAX_PARALLEL_SIZE:
+            changes: dict[str, Any] = {name: size, "gpu_layers": None}
+            yield replace(devices, **changes)
+
+
 def _fitting(candidates: list[tuple[str, DeviceModel, int, int]]) -> Iterator[Alternative]:
-    """Those with which all is on the GPUs; of numbers of GPUs only the least."""
-    has_parts = False
+    """Those with which all is on the GPUs; of numbers of GPUs only the least of each kind."""
+    found: set[str] = set()
     for change, model, ctx, parallel in candidates:
-        is_part = change.startswith("--tensor-parallel-size")
-        if model.num_host_layers or not model.fits(ctx, parallel) or (is_part and has_parts):
+        name = change.partition(" ")[0]
+        is_again = name.endswith("-parallel-size") and name in found
+        if is_again or model.num_host_layers or not model.fits(ctx, parallel):
             continue
-        has_parts |= is_part
+        found.add(name)
         need = model.need(ctx, parallel)
         num_bytes = need.weight_bytes + need.kv_cache_bytes + need.workspace_bytes
         yield Alternative(change=change, peak_own_bytes=num_bytes)
-
-
-def _weights(outline: Outline, own: ModelSpec, item: int) -> tuple[list[int], int, int]:
-    """Bytes of one process's part: of each layer, of what else a GPU has in any case, and of an embedding beside it."""
-    layers, rest, embedding = [0] * len(own.layers), 0, 0
-    shapes = tensor_shapes(own)
-    for name, (stored, shape) in outline.stored.items():
-        whole = weight_bytes({name: (stored, shape)}, item, keeps_packed=True)
-        num_bytes = whole * math.prod(shapes[name]) // math.prod(shape)
-        if name.startswith("layers."):
-            layers[int(name.split(".")[1])] += num_bytes
-        elif name.startswith(("embed_", "project_in")) and not (
-            own.tie_word_embeddings and name == "embed_tokens.weight"
-        ):
-            embedding += num_bytes
-        else:
-            rest += num_bytes
-    return layers, rest, embedding
-
-
-def _host_bytes(outline: Outline, num_layers: int, item: int) -> int:
-    """Of the first layers and the embedding in host memory, where nothing stays packed."""
-    if not num_layers:
-        return 0
-    kept = {
-        name: weight
-        for name, weight in outline.stored.items()
-        if name.startswith(("embed_", "project_in")) or _layer_of(name) < num_layers
-    }
-    return weight_bytes(kept, item)
-
-
-def _layer_of(name: str) -> int:
-    return int(name.split(".")[1]) if name.startswith("layers.") else 1 << 30

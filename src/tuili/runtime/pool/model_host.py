@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,15 @@ from tuili.runtime.fetching import find_model
 from tuili.runtime.front import Front
 from tuili.runtime.gpu_memory import GpuMemory, gpu_memory
 from tuili.runtime.loading import LoadOptions
-from tuili.runtime.pool.model_memory import Footprint, MemoryPlan, read_footprint
+from tuili.runtime.pool.engine_parts import Gpus
+from tuili.runtime.pool.memory_plan import HOST, Free, MemoryPlan
+from tuili.runtime.pool.model_memory import Footprint, read_footprint
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.pool.served_names import KnownModel
 from tuili.runtime.pool.settings import PoolSettings
 from tuili.runtime.sampling_defaults import configured_sampling
+from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.progress import ProgressCallback
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store
@@ -50,11 +52,11 @@ class ModelHost(Protocol):
 
     def files(self, model: KnownModel) -> ModelFiles: ...
 
-    def free_bytes(self) -> int:
-        """Of the memory that models are counted in."""
+    def free_bytes(self) -> Free:
+        """Of every device that models are counted on."""
         ...
 
-    def budget_bytes(self, share: float) -> int:
+    def budget_bytes(self, share: float) -> Free:
         """Of it, what all models together may take."""
         ...
 
@@ -65,8 +67,7 @@ class LocalHost:
     def __init__(self, settings: PoolSettings, store: Store, start_model: StartModel, pulls: Pulls) -> None:
         self._settings, self._start_model = settings, start_model
         self._store, self._pulls = store, pulls
-        is_one = settings.num_replicas == settings.load.num_ranks == 1  # else there are several GPUs
-        self._gpu = _gpu_of(settings.load) if is_one else None
+        self._gpus = gpus_of(settings.load, settings.num_replicas)
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
@@ -74,13 +75,20 @@ class LocalHost:
         if await in_daemon_thread(partial(self._is_missing, model.source), "tuili-find"):
             async with self._pulls.watch(model.source, partial(self._find, model)) as pull:
                 await pull.end()
-        gpu_share = None if self._gpu is None else 1 / max(1, len(self._settings.models))
+        gpus = None
+        if self._gpus:
+            granted = self.budget_bytes(self._settings.memory_share)
+            gpus = Gpus(
+                names=self._gpus,
+                granted_bytes=min(granted[name] for name in self._gpus) - GPU_CONTEXT_BYTES,
+                cache_share=1 / max(1, len(self._settings.models)),
+            )
         return await asyncio.to_thread(
             partial(
                 read_footprint,
                 may_cap=not model.is_named,
                 num_replicas=self._settings.num_replicas,
-                gpu_share=gpu_share,
+                gpus=gpus,
             ),
             *(model.source, self._store, self._settings.load),
         )
@@ -101,8 +109,8 @@ class LocalHost:
             raise ModelNotFoundError(f"model {model.name!r}: its files were removed from the disk") from None
 
     async def start(self, model: KnownModel, plan: MemoryPlan) -> StartedModel:
-        cache_bytes = plan.kv_cache_bytes // self._settings.num_replicas
-        options = replace(self._settings.load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=cache_bytes)
+        load = self._settings.load
+        options = replace(load, max_model_len=plan.max_model_len, kv_cache_memory_bytes=plan.cache_bytes)
         path = await asyncio.to_thread(self._store.path, model.source)
         started = await self._start_model(model.source, path, options)
         try:
@@ -124,24 +132,33 @@ class LocalHost:
     def files(self, model: KnownModel) -> ModelFiles:
         return self._store.resolve(model.source)
 
-    def free_bytes(self) -> int:
-        return available_memory() if self._gpu is None else self._gpu().free_bytes
+    def free_bytes(self) -> Free:
+        return {HOST: available_memory()} | {name: _gpu(name).free_bytes for name in self._gpus}
 
-    def budget_bytes(self, share: float) -> int:
+    def budget_bytes(self, share: float) -> Free:
         """Of a GPU's, a share of the whole, without what others have."""
-        if self._gpu is None:
-            return int(share * available_memory())
-        free, total = self._gpu()
-        return max(0, int(share * total) - (total - free))
+        found = {HOST: int(share * available_memory())}
+        for name in self._gpus:
+            free, total = _gpu(name)
+            found[name] = max(0, int(share * total) - (total - free))
+        return found
 
 
-def _gpu_of(options: LoadOptions) -> Callable[[], GpuMemory] | None:
-    """What tells of the GPU that models are loaded to; None where the host's memory counts."""
-    if expected_backend(options.backend, options.device) != "torch" or gpu_memory(options.device) is None:
-        return None
+def gpus_of(options: LoadOptions, num_replicas: int) -> tuple[str, ...]:
+    """The GPU of each process that a model is loaded into, replica by replica; none where the host's memory counts.
 
-    def told() -> GpuMemory:
-        found = gpu_memory(options.device)
-        return GpuMemory(0, 0) if found is None else found
+    That is so without a GPU, and where no driver tells of the memory of all of them.
+    """
+    if expected_backend(options.backend, options.device) != "torch" or options.device == "cpu":
+        return ()
+    kind, _, first = (options.device or "auto").partition(":")
+    if kind not in ("auto", "cuda"):
+        return ()
+    start = int(first or 0)
+    names = tuple(f"cuda:{i}" for i in range(start, start + num_replicas * options.num_ranks))
+    return names if all(gpu_memory(name) is not None for name in names) else ()
 
-    return told
+
+def _gpu(name: str) -> GpuMemory:
+    """Nothing, once the driver tells no more."""
+    return gpu_memory(name) or GpuMemory(0, 0)

@@ -1,102 +1,112 @@
 """What a model will take, told from its header: how much context and cache it gets of so much free memory.
 
-The predictor of `tuili plan`, asked about the process that holds the engine. Reads no weight.
+The predictor of `tuili plan`, asked about the processes that hold the engines. Reads no weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tuili.backend import CacheGroup
 from tuili.backends import expected_backend
-from tuili.config import EngineConfig, KvCacheDtype
+from tuili.backends.torch_footprint import SUPPORTED
+from tuili.config import EngineConfig
 from tuili.engine.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
-from tuili.models.spec import ModelSpec
-from tuili.runtime.load_options import cpu_cache_dtype
-from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS, LoadOptions
+from tuili.models.features import unsupported_features
+from tuili.runtime.load_options import is_automatic
+from tuili.runtime.loading import LoadOptions
 from tuili.runtime.memory import CACHE_SHARE
 from tuili.runtime.modelfile_settings import model_context
-from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
+from tuili.runtime.pool.engine_parts import EnginePart, Gpus, cpu_sizes, torch_sizes
+from tuili.runtime.pool.memory_plan import HOST, DevicePart, Free, MemoryPlan
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 
+if TYPE_CHECKING:
+    from tuili.runtime.plan.outline import Outline
+
 LEAST_CONTEXT = 8192  # others are unloaded before a model gets less context than this, or than it has
-ENGINE_BYTES = 60 << 20  # interpreter and libraries of an engine's process
-TOKENIZER_BYTES = 530  # for a vocabulary entry, of the process that speaks HTTP
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryPlan:
-    """A context and a cache that fit, and the bytes that everything takes."""
-
-    max_model_len: int
-    kv_cache_bytes: int
-    weight_bytes: int
-    workspace_bytes: int
-    other_bytes: int = 0  # interpreter, libraries, tokenizer
-    is_on_gpu: bool = False  # all of it, and allocated when the model is loaded
-
-    @property
-    def num_bytes(self) -> int:
-        return self.kv_cache_bytes + self.weight_bytes + self.workspace_bytes + self.other_bytes
-
-    def by_kind(self) -> Mapping[str, int]:
-        """Bytes by what takes them."""
-        return {
-            "weights": self.weight_bytes,
-            "kv_cache": self.kv_cache_bytes,
-            "workspace": self.workspace_bytes,
-            "other": self.other_bytes,
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footprint:
-    """One model: what an engine of it takes without a cache, and what a cache takes; plans are for all replicas."""
+    """One model: what its processes take without a cache, each of its device, and what a cache takes there."""
 
-    groups: Sequence[CacheGroup]
+    groups: Sequence[CacheGroup]  # as an engine counts them
     config: EngineConfig  # max_model_len: as long as asked for, or as the model allows
-    weight_bytes: int
-    workspace_bytes: int
-    other_bytes: int
+    parts: Sequence[EnginePart]  # of all engines
     may_shorten: bool
-    num_replicas: int = 1
-    is_on_gpu: bool = False
     cache_share: float = CACHE_SHARE  # of what is free
 
-    def fit(self, free_bytes: int, least_context: int = LEAST_CONTEXT) -> MemoryPlan | None:
+    def fit(self, free: Free, least_context: int = LEAST_CONTEXT) -> MemoryPlan | None:
         """The plan within so many bytes; None where not even one sequence of the least context has room.
 
         The cache gets what all sequences need at full length, but no more than a share of what is free: other models
         come later.
         """
-        free_bytes //= self.num_replicas
-        left = free_bytes - self.weight_bytes - self.workspace_bytes - self.other_bytes
         least = self.config.max_model_len if not self.may_shorten else min(self.config.max_model_len, least_context)
-        wanted = self.config.kv_cache_memory_bytes
-        limit = min(left, max(int(free_bytes * self.cache_share), self._cache(least, 1))) if wanted is None else wanted
-        if limit > left or self._cache(least, 1) > limit:
+        wanted, shortest = self.config.kv_cache_memory_bytes, self._cache(least, 1)
+        left, share = self._room(free)
+        limit = min(left, max(share, shortest)) if wanted is None else wanted
+        if limit > left or shortest > limit or self.lacking(free, least_context):
             return None
         longest = _largest(least, self.config.max_model_len, lambda length: self._cache(length, 1) <= limit)
         return self._plan(longest, min(self._cache(longest, self.config.max_num_seqs), limit))
 
-    def least(self) -> MemoryPlan:
+    def _room(self, free: Free) -> tuple[int, int]:
+        """For a cache as an engine counts it: all that is left, and the share of it that it may have."""
+        left, share = [], []
+        for device, parts in self._by_device().items():
+            if ratio := sum(part.cache_ratio for part in parts):
+                fixed = sum(part.num_bytes for part in parts)
+                left.append(int((free[device] - fixed) / ratio))
+                share.append(int(free[device] * self.cache_share / ratio))
+        return min(left), min(share)
+
+    def _by_device(self) -> Mapping[str, list[EnginePart]]:
+        found: dict[str, list[EnginePart]] = {}
+        for part in self.parts:
+            found.setdefault(part.device, []).append(part)
+        return found
+
+    def least(self, least_context: int = LEAST_CONTEXT) -> MemoryPlan:
         """The plan with room for one sequence of the least context."""
         length = self.config.max_model_len
-        length = min(length, LEAST_CONTEXT) if self.may_shorten else length
+        length = min(length, least_context) if self.may_shorten else length
         return self._plan(length, self.config.kv_cache_memory_bytes or self._cache(length, 1))
 
+    def lacking(self, free: Free, least_context: int = LEAST_CONTEXT) -> set[str]:
+        """Devices with less free memory than the least plan takes."""
+        return {device for device, size in self.least(least_context).devices.items() if size > free[device]}
+
+    def shortage(self, most: Free, num_pinned: int) -> str:
+        """What the model needs beside the most there may be, of the devices where that is too little."""
+        need, lacking = self.least(), self.lacking(most)
+        pinned = f", {num_pinned} pinned models aside" if num_pinned else ""
+        found = [
+            f"{part.num_bytes / 2**20:.0f} MiB{'' if part.device == HOST else f' of {part.device}'} (weights "
+            f"{part.weights / 2**20:.0f} MiB, KV cache of one context of {need.max_model_len} tokens "
+            f"{part.kv_cache / 2**20:.0f} MiB), {max(0, most[part.device]) / 2**20:.0f} MiB may be taken{pinned}"
+            for part in need.parts
+            if part.device in lacking or not lacking
+        ]
+        return f"the model needs {'; '.join(found)}"
+
     def _plan(self, length: int, cache: int) -> MemoryPlan:
-        return MemoryPlan(
-            max_model_len=length,
-            kv_cache_bytes=cache * self.num_replicas,
-            weight_bytes=self.weight_bytes * self.num_replicas,
-            workspace_bytes=self.workspace_bytes * self.num_replicas,
-            other_bytes=self.other_bytes * self.num_replicas,
-            is_on_gpu=self.is_on_gpu,
-        )
+        parts = [
+            DevicePart(
+                device=device,
+                weights=sum(part.weight_bytes for part in parts),
+                kv_cache=int(cache * sum(part.cache_ratio for part in parts)),
+                workspace=sum(part.workspace_bytes for part in parts),
+                other=sum(part.other_bytes for part in parts),
+            )
+            for device, parts in self._by_device().items()
+        ]
+        return MemoryPlan(max_model_len=length, cache_bytes=cache, parts=tuple(parts))
 
     def _cache(self, length: int, num_sequences: int) -> int:
         return needed_bytes(self.groups, replace(self.config, max_model_len=length), num_sequences)
@@ -117,108 +127,54 @@ def read_footprint(
     *,
     may_cap: bool,
     num_replicas: int = 1,
-    gpu_share: float | None = None,
+    gpus: Gpus | None = None,
 ) -> Footprint:
     """From the header of a stored name or a path. A max_model_len beyond the model's is capped, or refused.
 
-    options are of each replica. gpu_share is of a GPU's free memory what a cache may take, where the model's memory is
-    counted there.
+    options are of each replica. gpus: those whose memory is counted; None where all is counted in the host's.
 
     Raises what opening headers raises, UnsupportedModelError, and InvalidRequestError for options.
     """
     from tuili.runtime.plan.outline import open_outline
 
-    on_gpu = gpu_share is not None
-    sizes = _sizes(options, on_gpu=on_gpu)
     recipe = None if options.quantization in (None, "gguf") else find_recipe(str(options.quantization))
     with open_outline(source, store, recipe) as outline:
-        spec, stored = outline.spec, [outline.stored]
-    limit = spec.max_position
+        outlines = [outline]
+    limit = outline.spec.max_position
     wanted = options.max_model_len or model_context(store.modelfile(source), limit)
     if wanted is not None and wanted > limit and not may_cap:
         raise InvalidRequestError(
             f"max_model_len must be in [1, {limit}] for {source!r:.200}, got {wanted}", param="max_model_len"
         )
-    groups = list(sizes.cache_groups(spec))
     if options.speculative is not None and options.speculative.model is not None:
         with open_outline(options.speculative.model, store) as draft:
-            groups += sizes.cache_groups(draft.spec)
-            stored.append(draft.stored)
-    num_seqs, length = options.max_num_seqs, min(wanted or limit, limit)
-    num_tokens = options.max_num_batched_tokens or max(sizes.batched_tokens, num_seqs)
-    return Footprint(
-        groups=groups,
-        config=_engine_config(options, length, num_tokens, sizes.kv_cache_dtype),
-        weight_bytes=sum(map(sizes.weight_bytes, stored)),
-        workspace_bytes=sizes.workspace_bytes(spec, num_tokens, num_seqs, length),
-        other_bytes=GPU_CONTEXT_BYTES
-        if on_gpu
-        else ENGINE_BYTES + sizes.library_bytes + spec.vocab_size * TOKENIZER_BYTES,
-        may_shorten=wanted is None,
-        num_replicas=num_replicas,
-        is_on_gpu=on_gpu,
-        cache_share=CACHE_SHARE if gpu_share is None else gpu_share,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sizes:
-    """How large a model's parts are in one backend."""
-
-    kv_cache_dtype: KvCacheDtype
-    cache_groups: Callable[[ModelSpec], tuple[CacheGroup, ...]]
-    weight_bytes: Callable[[Mapping[str, tuple[str, tuple[int, ...]]]], int]
-    workspace_bytes: Callable[[ModelSpec, int, int, int], int]  # tokens, rows, positions
-    library_bytes: int = 0
-    batched_tokens: int = DEFAULT_BATCHED_TOKENS
-
-
-def _sizes(options: LoadOptions, *, on_gpu: bool) -> _Sizes:
-    is_torch = expected_backend(options.backend, options.device) == "torch"
-    return _torch_sizes(options, on_gpu=on_gpu) if is_torch else _cpu_sizes(options)
-
-
-def _cpu_sizes(options: LoadOptions) -> _Sizes:
-    from tuili.backends.cpu import footprint
-    from tuili.machine import thread_limits
-
-    dtype = cpu_cache_dtype(options.kv_cache_dtype)
-    num_threads = thread_limits(options.num_threads).num_threads
-    return _Sizes(
-        kv_cache_dtype=dtype,
-        cache_groups=lambda spec: footprint.cache_groups(spec, dtype, options.block_size),
-        weight_bytes=footprint.weight_bytes,
-        workspace_bytes=lambda spec, num_tokens, num_rows, num_positions: footprint.workspace_bytes(
-            spec, num_tokens=num_tokens, num_rows=num_rows, num_positions=num_positions, num_threads=num_threads
-        ),
-    )
-
-
-def _torch_sizes(options: LoadOptions, *, on_gpu: bool) -> _Sizes:
-    from tuili.runtime import torch_memory
-
-    dtype: KvCacheDtype = options.kv_cache_dtype  # type: ignore[assignment]  # checked by LoadOptions
-    item = torch_memory.item_bytes(options.dtype, options.device)
-    return _Sizes(
-        kv_cache_dtype=dtype,
-        cache_groups=lambda spec: torch_memory.cache_groups(spec, dtype, item, options.block_size),
-        weight_bytes=lambda stored: torch_memory.weight_bytes(stored, item, keeps_packed=on_gpu),
-        workspace_bytes=lambda spec, num_tokens, num_rows, num_positions: torch_memory.workspace_bytes(
-            spec, num_tokens=num_tokens, num_positions=num_positions
-        ),
-        library_bytes=torch_memory.LIBRARY_BYTES,
-        batched_tokens=torch_memory.GPU_BATCHED_TOKENS if on_gpu else DEFAULT_BATCHED_TOKENS,
-    )
-
-
-def _engine_config(
-    options: LoadOptions, max_model_len: int, num_tokens: int, kv_cache_dtype: KvCacheDtype
-) -> EngineConfig:
-    return EngineConfig(
-        max_model_len=max_model_len,
+            outlines.append(draft)
+    length = min(wanted or limit, limit)
+    if _is_torch(options, outlines):
+        sizes = torch_sizes(outlines, options, length, gpus, num_replicas)
+    else:
+        sizes = cpu_sizes(outlines, options, length, num_replicas)
+        gpus = None
+    config = EngineConfig(
+        max_model_len=length,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=num_tokens,
+        max_num_batched_tokens=sizes.num_tokens,
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
-        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_dtype=sizes.kv_cache_dtype,
     )
+    return Footprint(
+        groups=sizes.groups,
+        config=config,
+        parts=sizes.parts,
+        may_shorten=wanted is None,
+        cache_share=CACHE_SHARE if gpus is None else gpus.cache_share,
+    )
+
+
+def _is_torch(options: LoadOptions, outlines: Sequence[Outline]) -> bool:
+    """Whether torch will run it: where nobody says so, only what it implements."""
+    if expected_backend(options.backend, options.device) != "torch":
+        return False
+    lacks = any(unsupported_features(outline.spec, SUPPORTED) for outline in outlines)
+    return not (lacks and is_automatic(options))

@@ -18,14 +18,15 @@ from functools import partial
 
 from tuili.config import store_dir
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, TuiliError
+from tuili.runtime.pool.memory_plan import HOST, Free, MemoryPlan
 from tuili.runtime.pool.model_host import LocalHost, ModelHost, StartModel
-from tuili.runtime.pool.model_memory import LEAST_CONTEXT, Footprint, MemoryPlan
+from tuili.runtime.pool.model_memory import LEAST_CONTEXT, Footprint
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_engine import start_served_model
 from tuili.runtime.pool.served_model import ModelCard, ServedModel
 from tuili.runtime.pool.served_names import KnownModel, ServedNames
 from tuili.runtime.pool.settings import PoolSettings
-from tuili.runtime.pool.slot import Slot
+from tuili.runtime.pool.slot import Slot, left_over
 from tuili.runtime.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 
@@ -224,7 +225,7 @@ class ModelPool:
                 client=slot.started.client,
                 files=files,
                 max_num_seqs=self._settings.load.max_num_seqs * self._settings.num_replicas,
-                memory=slot.plan.by_kind(),
+                plan=slot.plan,
                 loaded_at=time.time(),
                 load_s=clock() - start_s,
                 is_pinned=known.source in self._pinned,
@@ -267,25 +268,25 @@ class ModelPool:
         try:
             while True:
                 # What a model takes that is coming or going is known when that is done: nothing is refused meanwhile.
-                is_known = not self._is_changing() and not self._lenders()
+                is_known = not self._is_changing() and not self._lenders(footprint)
                 least = self._least_context(footprint) if is_known else LEAST_CONTEXT
-                if len(self._granted()) < (self._settings.max_loaded_models or len(self._slots)):
+                if not self._is_full():
                     plan = footprint.fit(self._free_bytes(), least)
                     if plan is not None:
                         return plan
-                await self._wait_for_room(asked)
+                await self._wait_for_room(footprint, asked)
         finally:
             for slot in asked:  # those still at work may stay
                 slot.is_asked = False
 
-    async def _wait_for_room(self, asked: list[Slot]) -> None:
+    async def _wait_for_room(self, footprint: Footprint, asked: list[Slot]) -> None:
         if self._is_changing():
             await self._next_change()
             return
-        if lenders := self._lenders():
+        if lenders := self._lenders(footprint):
             await min(lenders, key=lambda slot: (slot.num_lent, slot.num_users > 0, slot.last_used_s)).lend()
             return
-        slots = self._granted()
+        slots = self._in_the_way(footprint)
         if idle := [slot for slot in slots if slot.is_idle]:
             self._close(min(idle, key=lambda slot: slot.last_used_s))
             return
@@ -309,40 +310,42 @@ class ModelPool:
             raise InsufficientMemoryError(
                 f"max_loaded_models is {self._settings.max_loaded_models}, and as many models are pinned"
             )
-        leaving = sum(slot.num_bytes for slot in slots if slot not in staying)
-        most = self._free_bytes() + leaving
+        leaving = [slot for slot in slots if slot not in staying]
+        most = {
+            device: free + sum(slot.granted_bytes(device) for slot in leaving)
+            for device, free in self._free_bytes().items()
+        }
         for least in (LEAST_CONTEXT, 1):
             if footprint.fit(most, least) is not None:
                 return least
-        need = footprint.least()
-        raise InsufficientMemoryError(
-            f"the model needs {need.num_bytes / 2**20:.0f} MiB (weights {need.weight_bytes / 2**20:.0f} MiB, "
-            f"KV cache of one context of {need.max_model_len} tokens {need.kv_cache_bytes / 2**20:.0f} MiB), "
-            f"{max(0, most) / 2**20:.0f} MiB may be taken"
-            + (f", {len(staying)} pinned models aside" if staying else "")
-        )
+        raise InsufficientMemoryError(footprint.shortage(most, len(staying)))
 
     def _granted(self) -> list[Slot]:
         """Those that have memory."""
         return [slot for slot in self._slots.values() if slot.plan is not None]
 
-    def _lenders(self) -> list[Slot]:
-        """Those from whose caches memory may be had, where that is what is missing."""
+    def _is_full(self) -> bool:
+        """Of as many models as may be loaded."""
+        return len(self._granted()) >= (self._settings.max_loaded_models or len(self._slots))
+
+    def _in_the_way(self, footprint: Footprint) -> list[Slot]:
+        """Those that have what is missing: a place among the loaded, or memory of a device that has too little."""
         slots = self._granted()
-        is_full = len(slots) >= (self._settings.max_loaded_models or len(self._slots))
-        return [] if is_full else [slot for slot in slots if slot.may_lend]
+        lacking = set() if self._is_full() else footprint.lacking(self._free_bytes())
+        return [slot for slot in slots if any(map(slot.granted_bytes, lacking))] or slots
+
+    def _lenders(self, footprint: Footprint) -> list[Slot]:
+        """Those from whose caches memory may be had, where that is what is missing: the host's."""
+        if self._is_full() or HOST not in footprint.lacking(self._free_bytes()):
+            return []
+        return [slot for slot in self._granted() if slot.may_lend]
 
     def _is_changing(self) -> bool:
         return any(slot.model is None or slot.closing is not None for slot in self._granted())
 
-    def _free_bytes(self) -> int:
-        """What a further model may take: of the budget, and of the memory that is really there.
-
-        Caches fill as they are used: what a model has been granted and not yet taken is not free.
-        """
-        slots = self._granted()
-        untouched = sum(max(0, slot.num_bytes - slot.resident_bytes) for slot in slots)
-        return min(self._budget - sum(slot.num_bytes for slot in slots), self._host.free_bytes() - untouched)
+    def _free_bytes(self) -> Free:
+        """What a further model may take of each device: of the budget, and of the memory that is really there."""
+        return left_over(self._budget, self._host.free_bytes(), self._granted())
 
     # A model goes.
 
@@ -371,7 +374,7 @@ class ModelPool:
             return
         async with self._room_turn:
             for slot in sorted(self._granted(), key=lambda slot: -slot.last_used_s):
-                await slot.give_back(self._free_bytes())
+                await slot.give_back(self._free_bytes()[HOST])
 
     # Whoever waits for any of that looks again when something changed.
 

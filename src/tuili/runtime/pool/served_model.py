@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tuili.engine.client import EngineClient
 from tuili.runtime.front import Front
+from tuili.runtime.pool.memory_plan import MemoryPlan
 from tuili.store.records import ModelFiles
 
 
@@ -54,7 +55,7 @@ class StartedModel:
 class ServedModel:
     """A loaded model: its text side, and the client of its engine.
 
-    memory: bytes by what takes them, as planned. loaded_at and expires_at are seconds since the epoch; expires_at is
+    plan: what it is granted of which memory. loaded_at and expires_at are seconds since the epoch; expires_at is
     None for a model that stays. num_active: requests that use or await it.
     """
 
@@ -64,7 +65,7 @@ class ServedModel:
     client: EngineClient
     files: ModelFiles
     max_num_seqs: int
-    memory: Mapping[str, int]
+    plan: MemoryPlan
     loaded_at: float
     load_s: float
     expires_at: float | None = None
@@ -74,7 +75,12 @@ class ServedModel:
     @property
     def num_bytes(self) -> int:
         """All its memory."""
-        return sum(self.memory.values())
+        return self.plan.num_bytes
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by what takes them."""
+        return self.plan.by_kind()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
-from tuili.runtime.pool.model_memory import MemoryPlan
+from tuili.runtime.pool.memory_plan import HOST, Free, MemoryPlan
 from tuili.runtime.pool.served_model import ServedModel, StartedModel
 from tuili.runtime.pool.served_names import KnownModel
 
@@ -42,17 +41,16 @@ class Slot:
         self._timer: asyncio.TimerHandle | None = None
         self._resizing: asyncio.Task[None] | None = None  # the latest
 
-    @property
-    def num_bytes(self) -> int:
-        """Granted to it."""
-        return 0 if self.plan is None else self.plan.num_bytes
+    def granted_bytes(self, device: str) -> int:
+        """Of that device, to it."""
+        return 0 if self.plan is None else self.plan.devices.get(device, 0)
 
-    @property
-    def resident_bytes(self) -> int:
-        """Taken by it, of those."""
-        if self.started is None or self.plan is None:
-            return 0
-        return self.plan.num_bytes if self.plan.is_on_gpu else self.started.client.own_bytes
+    def untouched_bytes(self, device: str) -> int:
+        """Of those, what it has not taken yet. A GPU's are taken when the model is loaded."""
+        granted = self.granted_bytes(device)
+        if self.started is None or not granted:
+            return granted
+        return max(0, granted - self.started.client.own_bytes) if device == HOST else 0
 
     @property
     def may_lend(self) -> bool:
@@ -91,8 +89,8 @@ class Slot:
         assert self.plan is not None
         assert self.model is not None
         size = await self.started.client.resize_cache(num_bytes, may_forget=may_forget)
-        self.plan = replace(self.plan, kv_cache_bytes=size)
-        self.model.memory = self.plan.by_kind()
+        self.plan = self.plan.with_host_cache(size)
+        self.model.plan = self.plan
 
     @property
     def is_leaving(self) -> bool:
@@ -158,3 +156,17 @@ class Slot:
             self.model.num_active = self.num_users
             stays = self.keep_alive_s < 0 or self.model.is_pinned
             self.model.expires_at = None if stays else time.time() + self.keep_alive_s
+
+
+def left_over(budget: Free, free: Free, slots: Sequence[Slot]) -> Free:
+    """Of each device's budget and of what is free there.
+
+    Caches fill as they are used: what a model has been granted and not yet taken is not free.
+    """
+    return {
+        device: min(
+            budget[device] - sum(slot.granted_bytes(device) for slot in slots),
+            num_bytes - sum(slot.untouched_bytes(device) for slot in slots),
+        )
+        for device, num_bytes in free.items()
+    }

@@ -15,6 +15,8 @@ from support.index_server import serving, tiny_model
 from support.served import PooledModel, SmallPool, small_app
 from support.shop import Shop
 from support.small_model import small_model
+from tuili.cli.server_view import render_models
+from tuili.runtime.pool.memory_plan import DevicePart, MemoryPlan
 from tuili.server.dialects.ollama.names import model_name, shown_name
 from tuili.store import store as store_module
 
@@ -126,8 +128,24 @@ async def test_the_greeting() -> None:
 async def test_loaded_models_are_listed() -> None:
     async with small_app() as (_, client):
         (model,) = (await client.get("/api/ps")).json()["models"]
-    assert (model["name"], model["context_length"], model["size_vram"]) == ("small:latest", 128, 0)
+    assert (model["name"], model["context_length"], model["size"], model["size_vram"]) == ("small:latest", 128, 6, 0)
     assert model["expires_at"] > "2100"
+
+
+async def test_what_lies_on_each_gpu_is_told() -> None:
+    sizes = {"cpu": 1 << 20, "cuda:0": 3 << 20, "cuda:1": 5 << 20}
+    parts = [DevicePart(device=device, weights=size - 1, kv_cache=1, workspace=0) for device, size in sizes.items()]
+    pool = SmallPool(small_model())
+    pool.models["small"].plan = MemoryPlan(max_model_len=128, cache_bytes=1, parts=tuple(parts))
+    async with small_app(pool=pool) as (_, client):
+        (model,) = (await client.get("/api/ps")).json()["models"]
+        metrics = (await client.get("/metrics")).text
+    assert model["size_vram"] == 8 << 20
+    assert {name: found["size"] for name, found in model["devices"].items()} == sizes
+    assert model["devices"]["cuda:1"]["kv_cache"] == 1
+    assert "9.0 MiB (cuda:0 3.0 MiB, cuda:1 5.0 MiB)" in render_models([model | {"size": 9 << 20}])
+    labels = 'device="cuda:1",kind="weights",model_name="small"'
+    assert f"tuili:model_memory_bytes{{{labels}}} 5.242879e+06" in metrics
 
 
 async def test_models_are_pulled_copied_and_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

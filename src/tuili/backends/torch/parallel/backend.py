@@ -32,11 +32,12 @@ from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.cache import is_out_of_memory
 from tuili.backends.torch.divided import StepDivider
 from tuili.backends.torch.parallel.batch_frames import frame_of
-from tuili.backends.torch.parallel.division import check_divisible
 from tuili.backends.torch.parallel.frames import Frame
 from tuili.backends.torch.parallel.group import NO_MEMORY, WorkerGroup
 from tuili.backends.torch.parallel.loading import Place, group_size, layer_ends, load_rank, size_refusal
-from tuili.backends.torch.parallel.stages import check_stages
+from tuili.backends.torch_division import check_divisible
+from tuili.backends.torch_footprint import largest_groups
+from tuili.backends.torch_stages import check_stages
 from tuili.config import MAX_PARALLEL_SIZE, EngineConfig
 from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.models.spec import ModelSpec
@@ -82,12 +83,6 @@ def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendO
 
 def _sized(groups: ListLike[CacheGroup], sizes: ListLike[int]) -> tuple[CacheGroup, ...]:
     return tuple(replace(group, block_bytes=size) for group, size in zip(groups, sizes, strict=True))
-
-
-def largest_groups(of_ranks: ListLike[tuple[CacheGroup, ...]]) -> tuple[CacheGroup, ...]:
-    """What every rank has, with the size that is the largest of any: a cache that fits there fits everywhere."""
-    most = [max(group.block_bytes for group in same) for same in zip(*of_ranks, strict=True)]
-    return _sized(of_ranks[0], most)
 
 
 class ParallelBackend:

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tuili.backends.torch.parallel.division import Division
-from tuili.backends.torch.shard import LayerShare
-from tuili.models.spec import AttentionSpec, LayerSpec, ModelSpec
+from tuili.backends.torch_division import Division, cuts
+from tuili.models.spec import ModelSpec
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor
 from tuili.weights.tensor_table import TensorTable
 
 _log = logging.getLogger(__name__)
-Cut = tuple[int, range]  # the axis, and what is left of it
 
 
 def stored_group_size(weights: Mapping[str, Tensor], name: str) -> int:
@@ -26,43 +24,6 @@ def stored_group_size(weights: Mapping[str, Tensor], name: str) -> int:
 def stored_format(weights: Mapping[str, Tensor], name: str) -> str:
     """The name of its format. Reads no values where the table can tell."""
     return weights.stored_format(name) if isinstance(weights, TensorTable) else weights[name].format.name
-
-
-def cuts(spec: ModelSpec, division: Division) -> Mapping[str, Cut]:
-    """Of the weights of `spec` that are dealt out; all others are everybody's."""
-    found: dict[str, Cut] = {}
-    vocab = division.vocab[division.rank]
-    for name in ("embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
-        found[name] = (0, vocab)
-    for i, (layer, share) in enumerate(zip(spec.layers, division.layers, strict=True)):
-        found |= {f"layers.{i}.{name}": cut for name, cut in _layer_cuts(layer, share).items()}
-    return found
-
-
-def _layer_cuts(layer: LayerSpec, share: LayerShare) -> dict[str, Cut]:
-    a = layer.mixer
-    assert isinstance(a, AttentionSpec)
-    query_rows, key_rows = (_times(heads, a.head_dim) for heads in (share.heads, share.kv_heads))
-    rows = {
-        "q_proj": query_rows,
-        "k_proj": key_rows,
-        "v_proj": key_rows,
-        "gate_proj": share.inner,
-        "up_proj": share.inner,
-    }
-    found: dict[str, Cut] = {"o_proj.weight": (1, query_rows), "down_proj.weight": (1, share.inner)}
-    for name, own in rows.items():
-        found |= {f"{name}.weight": (0, own), f"{name}.bias": (0, own)}
-    found["sinks.weight"] = (0, share.heads)
-    if a.qk_norm == "each_head":
-        found |= {"q_norm.weight": (0, share.heads), "k_norm.weight": (0, share.kv_heads)}
-    elif a.qk_norm == "full":
-        found |= {"q_norm.weight": (0, query_rows), "k_norm.weight": (0, key_rows)}
-    return found
-
-
-def _times(heads: range, head_dim: int) -> range:
-    return range(heads.start * head_dim, heads.stop * head_dim)
 
 
 class CutWeights(Mapping[str, Tensor]):

@@ -14,9 +14,9 @@ from tuili.backends.torch.backend import TorchBackend, load
 from tuili.backends.torch.devices import choose_device, choose_dtype, current
 from tuili.backends.torch.parallel.collectives import join
 from tuili.backends.torch.parallel.cutting import CutWeights, stored_format, stored_group_size
-from tuili.backends.torch.parallel.division import divide, own_spec
-from tuili.backends.torch.parallel.stages import stage_ends
 from tuili.backends.torch.shard import Ranks, Shard, Stage
+from tuili.backends.torch_division import divide, own_spec
+from tuili.backends.torch_stages import stage_ends, stage_of
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
@@ -44,7 +44,7 @@ class Place:
 
     @property
     def stage(self) -> int:
-        return (self.rank // self.width - 1) % len(self.ends)
+        return stage_of(self.rank, self.width, len(self.ends))
 
     @property
     def layers(self) -> range:
@@ -81,11 +81,10 @@ def devices_of(options: BackendOptions) -> list[torch.device]:
 
 def layer_ends(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions) -> tuple[int, ...]:
     """Where the layers of each stage end. Raises InvalidRequestError for devices and stages that cannot be."""
-    device, size = devices_of(options)[0], options.pipeline_parallel_size
-    if size == 1:
-        return (spec.num_layers,)
-    dtype = choose_dtype(options.dtype, device, stored_format(weights, "layers.0.o_proj.weight"))
-    return stage_ends(spec, weights, size, dtype.itemsize, keep_packed=device.type != "cpu")
+    device, format_of = devices_of(options)[0], partial(stored_format, weights)
+    dtype = choose_dtype(options.dtype, device, format_of("layers.0.o_proj.weight"))
+    keeps_packed = device.type != "cpu"
+    return stage_ends(spec, format_of, options.pipeline_parallel_size, dtype.itemsize, keeps_packed=keeps_packed)
 
 
 def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, place: Place) -> TorchBackend:

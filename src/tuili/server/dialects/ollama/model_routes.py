@@ -165,13 +165,14 @@ def _loaded(model: ServedModel) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "size": sum(model.memory.values()),
-        "size_vram": 0,
+        "size": model.num_bytes,
+        "size_vram": model.plan.gpu_bytes,
         "digest": model.files.digest or "",
         "details": _details(model),
         "expires_at": timestamp(time.time() + _FOR_EVER_S if model.expires_at is None else model.expires_at),
         "context_length": model.front.max_model_len,
         "memory": dict(model.memory),
+        "devices": {part.device: {"size": part.num_bytes, **part.by_kind()} for part in model.plan.parts},
     }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import lcm
 
-from tuili.backends.torch.shard import LayerShare
 from tuili.checks import refusal
 from tuili.errors import UnsupportedModelError
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -14,6 +13,19 @@ from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 _ROWS = 64  # that are dealt out together where there are enough: products like such widths
 
 GroupSize = Callable[[str], int]  # weight -> weights of a row that its format keeps together
+Cut = tuple[int, range]  # the axis, and what is left of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShare:
+    """What a process has of a layer: heads that lie side by side, and rows of the MLP."""
+
+    heads: range
+    kv_heads: range
+    inner: range
+    num_heads: int  # of all processes
+    num_kv_heads: int
+    counts_keys: bool  # false where another process has the same key-value head and comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +125,40 @@ def _own_layer(layer: LayerSpec, share: LayerShare) -> LayerSpec:
     assert isinstance(layer.mlp, MlpSpec)
     mixer = replace(layer.mixer, num_heads=len(share.heads), num_kv_heads=len(share.kv_heads))
     return replace(layer, mixer=mixer, mlp=replace(layer.mlp, intermediate_size=len(share.inner)))
+
+
+def cuts(spec: ModelSpec, division: Division) -> Mapping[str, Cut]:
+    """Of the weights of `spec` that are dealt out; all others are everybody's."""
+    found: dict[str, Cut] = {}
+    vocab = division.vocab[division.rank]
+    for name in ("embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
+        found[name] = (0, vocab)
+    for i, (layer, share) in enumerate(zip(spec.layers, division.layers, strict=True)):
+        found |= {f"layers.{i}.{name}": cut for name, cut in _layer_cuts(layer, share).items()}
+    return found
+
+
+def _layer_cuts(layer: LayerSpec, share: LayerShare) -> dict[str, Cut]:
+    a = layer.mixer
+    assert isinstance(a, AttentionSpec)
+    query_rows, key_rows = (_times(heads, a.head_dim) for heads in (share.heads, share.kv_heads))
+    rows = {
+        "q_proj": query_rows,
+        "k_proj": key_rows,
+        "v_proj": key_rows,
+        "gate_proj": share.inner,
+        "up_proj": share.inner,
+    }
+    found: dict[str, Cut] = {"o_proj.weight": (1, query_rows), "down_proj.weight": (1, share.inner)}
+    for name, own in rows.items():
+        found |= {f"{name}.weight": (0, own), f"{name}.bias": (0, own)}
+    found["sinks.weight"] = (0, share.heads)
+    if a.qk_norm == "each_head":
+        found |= {"q_norm.weight": (0, share.heads), "k_norm.weight": (0, share.kv_heads)}
+    elif a.qk_norm == "full":
+        found |= {"q_norm.weight": (0, query_rows), "k_norm.weight": (0, key_rows)}
+    return found
+
+
+def _times(heads: range, head_dim: int) -> range:
+    return range(heads.start * head_dim, heads.stop * head_dim)

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.random_models import MLP, decoder, layer, random_weights
+from support.random_models import MLP, decoder, layer
 from tuili.backends.torch.parallel.loading import Place
-from tuili.backends.torch.parallel.stages import shared_out, stage_ends
 from tuili.backends.torch.shard import Stage
+from tuili.backends.torch_stages import shared_out, stage_ends
 from tuili.errors import InvalidRequestError
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import MlpSpec
-from tuili.quant.format import Tensor
-from tuili.weights.tensor_table import TensorTable
+
+
+def floats(_: str) -> str:
+    return "F32"
 
 
 @pytest.mark.parametrize(
@@ -50,23 +52,21 @@ def test_the_head_and_the_embedding_count() -> None:
     layers = [layer()] * 6
     for is_tied, expected in ((False, (3, 6)), (True, (3, 6))):
         spec = decoder(*layers, tie_word_embeddings=is_tied)
-        assert stage_ends(spec, random_weights(spec), 2, 4, keep_packed=False) == expected
+        assert stage_ends(spec, floats, 2, 4, keeps_packed=False) == expected
     head_only = decoder(*layers, vocab_size=900, hidden_size=64, embedding_size=None)
-    found = stage_ends(head_only, random_weights(head_only), 3, 4, keep_packed=False)
+    found = stage_ends(head_only, floats, 3, 4, keeps_packed=False)
     assert found[0] < found[1] - found[0] > found[2] - found[1]  # the stage in the middle has neither
 
 
-def test_what_stays_packed_counts_as_it_is_stored_and_is_not_read() -> None:
+def test_what_stays_packed_counts_as_it_is_stored() -> None:
     wide = MlpSpec(intermediate_size=512)
     spec = decoder(*[layer(wide, num_heads=16)] * 4, hidden_size=256)
-    formats = {name: ("Q4_0" if name.startswith(("layers.0", "layers.1")) else "F32") for name in tensor_shapes(spec)}
 
-    def make() -> Tensor:
-        raise AssertionError("nobody wants values")
+    def format_of(name: str) -> str:
+        return "Q4_0" if name.startswith(("layers.0", "layers.1")) else "F32"
 
-    table = TensorTable(dict.fromkeys(formats, make), {n: (lambda f=f: f) for n, f in formats.items()})  # type: ignore[misc]
-    assert stage_ends(spec, table, 2, 4, keep_packed=True) == (3, 4)
-    assert stage_ends(spec, table, 2, 4, keep_packed=False) == (2, 4)
+    assert stage_ends(spec, format_of, 2, 4, keeps_packed=True) == (3, 4)
+    assert stage_ends(spec, format_of, 2, 4, keeps_packed=False) == (2, 4)
 
 
 def test_more_stages_than_layers_are_refused() -> None:
@@ -74,7 +74,7 @@ def test_more_stages_than_layers_are_refused() -> None:
     with pytest.raises(
         InvalidRequestError, match="pipeline_parallel_size must be at most 2, as the model has 2 layers, got 3"
     ):
-        stage_ends(spec, random_weights(spec), 3, 4, keep_packed=False)
+        stage_ends(spec, floats, 3, 4, keeps_packed=False)
 
 
 def test_the_first_process_is_of_the_last_stage() -> None:
