@@ -103,17 +103,13 @@ def _engine_families(serving: Serving) -> Iterable[Family]:
         ready.add_metric([served.name], float(health.is_ready))
         steps.add_metric([served.name], stats.num_steps)
         computed.add_metric([served.name], stats.num_computed_tokens)
-        for group, (num_free, num_blocks) in enumerate(zip(stats.num_free_blocks, stats.num_blocks, strict=True)):
-            free.add_metric([served.name, str(group)], num_free)
-            total.add_metric([served.name, str(group)], num_blocks)
-    return restarts, ready, steps, computed, free, total, _cache_family(serving)
         for part in served.plan.parts:
             for kind, num_bytes in part.by_kind().items():
                 memory.add_metric([served.name, part.device, kind], num_bytes)
         for group, (num_free, num_blocks) in enumerate(zip(stats.num_free_blocks, stats.num_blocks, strict=True)):
             free.add_metric([served.name, str(group)], num_free)
             total.add_metric([served.name, str(group)], num_blocks)
-    return restarts, ready, free, total, memory, _cache_family(serving)
+    return restarts, ready, steps, computed, free, total, memory, _cache_family(serving)
 
 
 def _cache_family(serving: Serving) -> Family:
