@@ -335,7 +335,7 @@ class TorchBackend:
     def captured_by(self, capture: Capture) -> DecodeGraphs:
         """Graphs of this model's decode steps, none of them captured yet."""
         model = self._open_model
-        limits = GraphLimits(self.vocab_size, self._max_model_len, is_shared=model.shard is not None)
+        limits = GraphLimits(self.vocab_size, self._max_model_len, None if model.shard is None else model.shard.ranks)
         if isinstance(model, StagedModel):
             return StageGraphs(model, self._cache, self._input_ids, self._last_tokens, limits, capture)
         return DecodeGraphs(self._decode, self._last_tokens, limits, capture)

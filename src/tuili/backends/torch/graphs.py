@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from tuili.backend import Batch
 from tuili.backends.torch.cache import is_out_of_memory
 from tuili.backends.torch.devices import release_memory
 from tuili.backends.torch.ops import AttentionPlan
+from tuili.backends.torch.shard import Ranks
 from tuili.backends.torch.step import Array, StepInputs, Uploader, carry_slots
 from tuili.backends.torch_footprint import MAX_GRAPH_LOGIT_BYTES
 
@@ -72,7 +74,15 @@ def repeat(work: Work) -> Work:
 class GraphLimits(NamedTuple):
     vocab_size: int
     max_model_len: int
-    is_shared: bool = False  # by ranks that capture at the same time, and within it wait for each other
+    ranks: Ranks | None = None  # those who share the layers capture at the same time, and within it wait for each other
+
+
+class Outcome(IntEnum):
+    """Of a capture, the worst last."""
+
+    MADE = 0
+    NO_MEMORY = 1
+    FAILED = 2
 
 
 class Decoded(NamedTuple):
@@ -115,7 +125,7 @@ class DecodeGraphs:
         self._decode = decode
         self._capture: Capture | None = capture  # None: one has failed
         self._last_tokens = last_tokens
-        vocab_size, max_model_len, self._is_shared = limits
+        vocab_size, max_model_len, self._ranks = limits
         most_rows = max(1, MAX_GRAPH_LOGIT_BYTES // (4 * vocab_size))
         self._num_rows = [n for n in NUM_ROWS if n <= most_rows]
         self._context_lens = [n for n in CONTEXT_LENS if n < max_model_len] + [max_model_len]
@@ -123,6 +133,8 @@ class DecodeGraphs:
         self._outputs: GraphOutputs | None = None
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._too_large: list[tuple[int, int]] = []  # sizes that there was no memory for
+        self._has_run = False  # the work of the graph that is being captured, once
+        self.num_captures = 0  # that were tried
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -167,26 +179,47 @@ class DecodeGraphs:
     def _captured(self, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph | None:
         """A new graph; None where there is no memory for one of this size, and once one could not be captured.
 
-        Raises what is_out_of_memory knows where graphs are shared: the ranks would not be at the same place.
+        Ranks who share the layers all have one, or none. Raises what happens before the others can be told.
         """
         if self._capture is None or any(rows >= n and context >= length for n, length in self._too_large):
             return None
-        try:
-            self._graphs[rows, context] = graph = self._new_graph(self._capture, batch, rows, context, num_blocks)
-        except Exception as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                if self._is_shared:  # others have it, or wait in the middle of it
-                    raise
-                self._too_large.append((rows, context))
-                message = "no memory left for a CUDA graph of %d sequences in up to %d tokens: such steps are slower"
-                _log.warning(message, rows, context)
-            else:
-                self._capture = None
-                _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
-        else:
+        self.num_captures += 1
+        own, graph = self._tried(self._capture, batch, rows, context, num_blocks)
+        outcome = self._agreed(own)
+        if outcome is Outcome.MADE and graph is not None:
+            self._graphs[rows, context] = graph
             return graph
+        if outcome is Outcome.NO_MEMORY:
+            self._too_large.append((rows, context))
+        else:
+            self._capture = None
+        del graph
         release_memory(self._last_tokens.device)  # only now is the error gone, which kept what had been made
         return None
+
+    def _tried(
+        self, capture: Capture, batch: Batch, rows: int, context: int, num_blocks: int
+    ) -> tuple[Outcome, Graph | None]:
+        """On this rank; what went wrong is told."""
+        self._has_run = False
+        try:
+            return Outcome.MADE, self._new_graph(capture, batch, rows, context, num_blocks)
+        except Exception as error:
+            if self._ranks is not None and not self._has_run:
+                raise  # others wait for this one in the middle of it
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                message = "no memory left for a CUDA graph of %d sequences in up to %d tokens: such steps are slower"
+                _log.warning(message, rows, context)
+                return Outcome.NO_MEMORY, None
+            _log.warning("no CUDA graph for %d sequences: steps without one are slower", rows, exc_info=error)
+            return Outcome.FAILED, None
+
+    def _agreed(self, own: Outcome) -> Outcome:
+        """The worst of any rank's."""
+        if self._ranks is None:
+            return own
+        outcome = torch.tensor([own], dtype=torch.int32, device=self._last_tokens.device)
+        return Outcome(max(int(other) for other in self._ranks.gather(outcome)))
 
     def _new_graph(self, capture: Capture, batch: Batch, rows: int, context: int, num_blocks: int) -> Graph:
         """Tried with rows that all belong to nobody."""
@@ -194,7 +227,12 @@ class DecodeGraphs:
         uploader = Uploader(self._last_tokens.device, is_fixed=True)
         arrays = decode_arrays(batch, 0, rows, num_blocks, len(self._last_tokens) - 1)
         step = _step(uploader.upload(arrays), rows, context)
-        return Graph(uploader, step, capture(lambda: self._work(step, outputs, rows)))
+
+        def work() -> None:
+            self._work(step, outputs, rows)
+            self._has_run = True
+
+        return Graph(uploader, step, capture(work))
 
     def _made_outputs(self) -> GraphOutputs:
         device, rows = self._last_tokens.device, self._num_rows[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import support.leaving_rank
 from support.answers import Answers, ask
 from support.batches import Driver, Work, sampling_arrays
 from support.gguf_models import seeds
 from support.random_models import decoder, random_weights
 from tuili.backend import Backend, BackendOptions, Batch, StepHandle, WeightSource
 from tuili.backends import load_backend
-from tuili.backends.torch.parallel import ParallelBackend
+from tuili.backends.torch.parallel import ParallelBackend, collectives, group
 from tuili.config import EngineConfig
 from tuili.engine import turns
 from tuili.engine.engine import Engine
@@ -231,6 +234,26 @@ def test_what_another_rank_cannot_load_is_told(tiny: Path, tmp_path: Path) -> No
     options = replace(OPTIONS, tensor_parallel_size=2, source=elsewhere)
     with pytest.raises(ModelNotFoundError, match=r"rank 1: none\.gguf: no such file"):
         load_backend("torch", checkpoint.spec, checkpoint.weights, options)
+
+
+def test_a_rank_that_ends_before_it_has_met_the_others_is_noticed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits for it: torch would do so for half an hour."""
+    monkeypatch.setattr(group, "COMMAND", (sys.executable, "-P", support.leaving_rank.__file__))
+    with pytest.raises(DeviceFailureError, match=r"^rank 1 of 2 ended \(exit code 3\)$"):
+        loaded(tiny, 2)
+
+
+def test_who_waits_for_others_asks_whether_they_are_there(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise DeviceFailureError("it is gone")
+
+    with pytest.raises(DeviceFailureError, match="it is gone"):
+        collectives.join(tmp_path, "tensor", 0, 2, torch.device("cpu"), check=check)
+    assert len(asked) == 3
 
 
 def test_what_cannot_be_shared_is_refused_before_a_process_starts(tiny: Path) -> None:

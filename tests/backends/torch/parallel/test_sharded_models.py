@@ -119,24 +119,55 @@ def test_all_ranks_go_on_from_what_the_first_one_chose(has_graphs: bool, is_draw
         assert [len(part.graphs or ()) for part in parts.parts] == [1, 1]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_graph_that_one_rank_has_no_memory_for_is_no_step_of_its_own(rank: int) -> None:
-    """The other one has captured it: sums with a step without a graph would be of other rows."""
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
+NOT_PERMITTED = RuntimeError("operation not permitted when stream is capturing")
+
+
+def carried(rank: int, capture: Any) -> tuple[InThreads, list[list[int]]]:
+    """Steps of two ranks of which one captures as told: what they chose."""
     spec = decoder()
     parts = InThreads(spec, random_weights(spec), OPTIONS, 2)
+    for i, part in enumerate(parts.parts):
+        part.graphs = part.captured_by(capture if i == rank else repeat)
+    driver = Driver(parts)
+    texts = [driver.text() for _ in range(3)]
+    steps = [driver.step([Work(text, TEXT[:6]) for text in texts], want_logits=None)]
+    try:
+        for count in (3, 3, 2):
+            steps.append(driver.step([Work(text, [0], carry=True) for text in texts[:count]], want_logits=None))
+    finally:
+        parts.close()
+    return parts, [step.token_ids.tolist() for step in steps]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("error", "num_captures"), [(NO_MEMORY, 2), (NOT_PERMITTED, 1)])
+def test_a_graph_that_one_rank_cannot_capture_nobody_has(rank: int, error: Exception, num_captures: int) -> None:
+    """Sums of a step with a graph and of one without would be of other rows."""
 
     def lacking(work: Any) -> Any:
         work()
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
-    for i, part in enumerate(parts.parts):
-        part.graphs = part.captured_by(lacking if i == rank else repeat)
-    driver = Driver(parts)
-    texts = [driver.text() for _ in range(3)]
-    driver.step([Work(text, TEXT[:6]) for text in texts], want_logits=None)
-    with pytest.raises(BrokenBarrierError if rank else torch.OutOfMemoryError):  # of the first one
-        driver.step([Work(text, [0], carry=True) for text in texts], want_logits=None)
-    parts.close()
+    _, expected = carried(0, repeat)
+    parts, found = carried(rank, lacking)
+    assert found == expected
+    for part in parts.parts:
+        assert part.graphs is not None
+        assert len(part.graphs) == 0
+        assert part.graphs.num_captures == num_captures  # another size is tried where memory was what lacked
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("error", [NO_MEMORY, NOT_PERMITTED])
+def test_a_rank_that_fails_before_the_others_can_be_told_breaks_the_group(rank: int, error: Exception) -> None:
+    """They wait for its sums."""
+
+    def failing(_: Any) -> Any:
+        raise error
+
+    with pytest.raises(BrokenBarrierError if rank else type(error)):  # of the first one
+        carried(rank, failing)
 
 
 def test_a_part_caches_its_own_heads_only() -> None:

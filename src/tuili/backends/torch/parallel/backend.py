@@ -72,7 +72,7 @@ def load_group(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendO
             worker.send(Frame("open", told | place).encoded())
         group.replies()  # and have what they need: nobody waits in vain for them to join
         group.tell(Frame("join"))
-        first = load_rank(spec, weights, options, Place(folder, 0, width, ends))
+        first = load_rank(spec, weights, options, Place(folder, 0, width, ends), group.check)
         return ParallelBackend(first, group, group.replies(), options.pipeline_parallel_size)
     except BaseException:
         group.close(0)
@@ -206,13 +206,13 @@ class ParallelBackend:
 
     def _compute(self, batch: Batch) -> StepHandle:
         """The first rank's part of a step that the others have been told."""
-        num_graphs = self._num_graphs
+        num_captures = self._num_captures
         try:
             step = self._first.execute(batch)
         except Exception as error:
             raise self.broken(error) from error.with_traceback(None)
-        if self._num_graphs != num_graphs:
-            self._reserved = 0  # a capture gives back what torch keeps, and takes some for good
+        if self._num_captures != num_captures:
+            self._reserved = 0  # one gives back what torch keeps, and takes some for good
         return step
 
     def _own(self, work: Callable[[], Found]) -> Found:
@@ -222,6 +222,10 @@ class ParallelBackend:
     @property
     def _num_graphs(self) -> int:
         return 0 if self._first.graphs is None else len(self._first.graphs)
+
+    @property
+    def _num_captures(self) -> int:
+        return 0 if self._first.graphs is None else self._first.graphs.num_captures
 
     def _reserve(self, step_bytes: int) -> None:
         """On every rank, or on none to count on: what one of them lacks within a step would leave the others waiting.

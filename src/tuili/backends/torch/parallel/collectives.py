@@ -5,6 +5,8 @@ The group is a value of ours: torch's default group, which the program around us
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 _TIMEOUT = timedelta(minutes=30)  # of an operation; a process that ends is noticed at once
+_POLL_S = 0.02
 _LOOPBACK = "127.0.0.1"
 _c10d: Any = torch.distributed  # whose stores and groups have no types
 
@@ -73,18 +76,30 @@ def join(
     size: int,
     device: torch.device,
     *,
+    check: Callable[[], None],
     is_ordered: bool = False,
     is_ring: bool = False,
 ) -> ProcessRanks:
     """The group of that name, once all its processes have come. They find each other by a file in `folder`.
 
-    is_ring: each sends to the one behind it, the last to the first, and nothing else.
+    check() is called while others are to come, and raises once one of them is gone. is_ring: each sends to the one
+    behind it, the last to the first, and nothing else.
     """
     store = _c10d.PrefixStore(name, _c10d.FileStore(str(folder / name), size))
+    _wait_for_all(store, rank, size, check)
     group = _nccl(store, rank, size) if device.type == "cuda" else _gloo(store, rank, size)
     ranks = ProcessRanks(group, rank, size, is_ordered=is_ordered)
     _connect(ranks, size, torch.zeros(1, device=device), is_ring)
     return ranks
+
+
+def _wait_for_all(store: Any, rank: int, size: int, check: Callable[[], None]) -> None:
+    """The libraries would wait as long for a process that has ended as for one that is slow."""
+    store.set(f"here-{rank}", "")
+    everybody = [f"here-{other}" for other in range(size)]
+    while not store.check(everybody):
+        check()
+        time.sleep(_POLL_S)
 
 
 def _connect(ranks: ProcessRanks, size: int, x: Tensor, is_ring: bool) -> None:

@@ -127,10 +127,14 @@ class WorkerGroup:
         """Who ended, and how."""
         return next((worker.failure for worker in self.workers if worker.failure is not None), None)
 
+    def check(self) -> None:
+        """Raises DeviceFailureError once one has ended without having been asked to."""
+        if (failure := self.failure) is not None:
+            raise DeviceFailureError(failure)
+
     def tell(self, frame: Frame) -> None:
         """All of them, in order with all else they are told. Raises DeviceFailureError."""
-        if self.failure is not None:
-            raise DeviceFailureError(self.failure)
+        self.check()
         data = frame.encoded()
         for worker in self.workers:
             worker.send(data)

@@ -87,10 +87,17 @@ def layer_ends(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendO
     return stage_ends(spec, format_of, options.pipeline_parallel_size, dtype.itemsize, keeps_packed=keeps_packed)
 
 
-def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOptions, place: Place) -> TorchBackend:
+def load_rank(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    options: BackendOptions,
+    place: Place,
+    check: Callable[[], None] = lambda: None,
+) -> TorchBackend:
     """Meets the other ranks, then reads the own part of `weights`, which are the whole model's.
 
-    options are the group's: the device is the first rank's, the threads are all ranks'. Raises what loading raises.
+    options are the group's: the device is the first rank's, the threads are all ranks'. check() is called while others
+    are waited for. Raises what loading and check raise.
     """
     device = devices_of(options)[place.rank]
     own = replace(options, device=str(device), num_threads=threads_of(options, device, place))
@@ -98,7 +105,7 @@ def load_rank(spec: ModelSpec, weights: Mapping[str, Tensor], options: BackendOp
     def meet(name: str, rank: int, size: int) -> Ranks:
         ways = {"is_ordered": options.deterministic, "is_ring": name.startswith(STAGES)}
         with current(device):
-            return join(place.folder, name, rank, size, device, **ways)
+            return join(place.folder, name, rank, size, device, check=check, **ways)
 
     return load_part(spec, weights, own, place, meet)
 
