@@ -18,11 +18,12 @@ from support.served import SmallPool
 from support.small_model import small_model
 from tuili.server import turnstile as module
 from tuili.server.app import create_app
+from tuili.server.door import Door
 from tuili.server.edge import Edge
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.http_settings import HttpSettings
 from tuili.server.run import _Server
-from tuili.server.turnstile import Turnstile, read_request
+from tuili.server.turnstile import Turnstile, read_request, words_of
 
 BODY = json.dumps({"prompt": [1, 2, 3], "max_tokens": 2, "temperature": 0}).encode()
 FIELDS = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}"
@@ -56,9 +57,34 @@ async def served(tmp_path: Path, listener: socket.socket | None = None) -> Async
         await running
 
 
+def unix_listener(path: Path) -> socket.socket:
+    """Whose clients' bytes have arrived as soon as they are sent."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+async def connect(listener: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    place = listener.getsockname()
+    return await (asyncio.open_unix_connection(place) if isinstance(place, str) else asyncio.open_connection(*place))
+
+
+async def answers_of_a_turn(
+    turnstile: Turnstile, listener: socket.socket, *asks: bytes
+) -> list[tuple[int, Any, bytes]]:
+    """Of those who come together, in their order."""
+    turnstile._stop_timer()
+    streams = [await connect(listener) for _ in asks]
+    for (_, writer), ask in zip(streams, asks, strict=True):
+        writer.write(ask)
+    turnstile._turn()
+    return [await read_answer(*stream) for stream in streams]
+
+
 async def answer(listener: socket.socket, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to what is sent; each piece once the one before was acknowledged."""
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    reader, writer = await connect(listener)
     for piece in pieces:
         writer.write(piece)
         await writer.drain()
@@ -82,15 +108,24 @@ def turnstile_of(server: _Server) -> Turnstile:
     return server.turnstile
 
 
-async def test_refusals_are_the_same_at_the_turnstile(tmp_path: Path) -> None:
-    async with asyncio.timeout(120), served(tmp_path) as (server, listener):
+async def test_refusals_are_the_same_at_the_turnstile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    refusal = Door.refusal
+
+    def watched(self: Door, scope: Any, *arguments: Any) -> Any:
+        looked_at.append(scope["path"])
+        return refusal(self, scope, *arguments)
+
+    monkeypatch.setattr(Door, "refusal", watched)
+    async with asyncio.timeout(120), served(tmp_path, unix_listener(tmp_path / "place")) as (server, listener):
         turnstile = turnstile_of(server)
         with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
             refused = [await answer(listener, WHOLE)]
             assert not turnstile.listens.is_set()
             assert not server.servers
-            refused += [await answer(listener, WHOLE) for _ in range(3)]
+            refused += await answers_of_a_turn(turnstile, listener, WHOLE, WHOLE, WHOLE)
         assert {status for status, _, _ in refused} == {429}
+        assert len(looked_at) == 2, "by the protocol and by the turnstile; the others asked in the same words"
         told = [{name: value for name, value in headers.items() if "id" not in name} for _, headers, _ in refused]
         assert all(one.keys() == told[0].keys() and one["retry-after"] == told[0]["retry-after"] for one in told)
         bodies = [json.loads(body) for _, _, body in refused]
@@ -127,20 +162,11 @@ async def test_who_comes_with_others_is_let_in_as_far_as_there_is_room(
         await exchange(self, scope, *arguments)
 
     monkeypatch.setattr(Edge, "_exchange", watched)
-    place = socket.socket(socket.AF_UNIX)  # whose bytes have arrived as soon as they are sent
-    place.bind(str(tmp_path / "place"))
-    place.listen()
-    async with asyncio.timeout(120), served(tmp_path, place) as (server, _):
+    health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    async with asyncio.timeout(120), served(tmp_path, unix_listener(tmp_path / "place")) as (server, listener):
         turnstile = turnstile_of(server)
         turnstile._begin()
-        turnstile._stop_timer()
-        health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        asks = [health, WHOLE, WHOLE, health, WHOLE]
-        streams = [await asyncio.open_unix_connection(str(tmp_path / "place")) for _ in asks]
-        for (_, writer), ask in zip(streams, asks, strict=True):
-            writer.write(ask)
-        turnstile._turn()
-        answers = [await read_answer(*stream) for stream in streams]
+        answers = await answers_of_a_turn(turnstile, listener, health, WHOLE, WHOLE, health, WHOLE)
     assert [status for status, _, _ in answers] == [200, 200, 429, 200, 429]
     assert sorted(entered) == ["/health", "/health", "/v1/completions"]
 
@@ -206,6 +232,24 @@ async def test_a_server_that_cannot_listen_again_tries_until_it_can(
 )
 def test_what_is_no_whole_plain_request_goes_its_usual_way(data: bytes) -> None:
     assert read_request(data) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"POST", WHOLE[:40], b"x\r\n\r"])
+def test_what_has_no_whole_headers_is_known_by_nothing(data: bytes) -> None:
+    assert words_of(data, ("10.0.0.1", 5)) is None
+
+
+def test_a_request_is_known_by_its_headers_its_length_and_whose_it_is() -> None:
+    assert words_of(WHOLE, ("10.0.0.1", 5)) == (WHOLE.partition(b"\r\n\r\n")[0], len(WHOLE), "10.0.0.1")
+    assert words_of(WHOLE, "") == (WHOLE.partition(b"\r\n\r\n")[0], len(WHOLE), "")
+
+
+def test_a_body_that_tells_its_end_itself_is_chunked() -> None:
+    chunked = read_request(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n")
+    whole = read_request(WHOLE)
+    assert chunked is not None
+    assert whole is not None
+    assert (chunked.is_chunked, whole.is_chunked) == (True, False)
 
 
 def test_a_whole_request_is_read() -> None:

@@ -6,6 +6,7 @@ An engine gets enough sequences to stay busy; the rest waits here, where keys ta
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from bisect import insort
 from collections import OrderedDict, deque
@@ -14,7 +15,7 @@ from itertools import count as counting
 
 from tuili.errors import QueueFullError
 
-_MAX_WAIT_S = 60.0
+_MAX_WAIT_S = 60
 _RATE_MEMORY_S = 10.0
 
 
@@ -36,7 +37,8 @@ class Admission:
     def check_room(self, num_ahead: int = 0) -> None:
         """Raises QueueFullError, with the time after which it is worth trying again."""
         if not self.has_room(num_ahead):
-            raise self._full(f"{self.num_queued + num_ahead} requests are waiting, which is as many as may")
+            found = f"{self.num_queued + num_ahead} requests are waiting, which is as many as may"
+            raise self._full(found, num_ahead)
 
     def enter(self) -> Ticket:
         """Raises QueueFullError."""
@@ -54,13 +56,16 @@ class Admission:
         """A request has ended: estimates of waiting times live on it."""
         self._rate.add()
 
-    def expected_wait_s(self) -> float:
-        """How long until what waits now has been taken, as things went lately."""
-        return min(max(self.num_queued / max(self._rate.per_second(), 1e-3), 1.0), _MAX_WAIT_S)
+    def fullness(self, num_ahead: int = 0) -> tuple[int, float]:
+        """What check_room tells where there is no room: how many wait, and the seconds until they have been taken, as
+        things went lately: whole ones.
+        """
+        num_waiting = self.num_queued + num_ahead
+        return num_waiting, float(min(max(math.ceil(num_waiting / max(self._rate.per_second(), 1e-3)), 1), _MAX_WAIT_S))
 
-    def _full(self, found: str) -> QueueFullError:
+    def _full(self, found: str, num_ahead: int = 0) -> QueueFullError:
         self.num_refused += 1
-        wait_s = self.expected_wait_s()
+        wait_s = self.fullness(num_ahead)[1]
         return QueueFullError(f"{found}; try again in about {wait_s:.0f} s", retry_after_s=wait_s)
 
 

@@ -54,8 +54,13 @@ def _random_ids() -> Iterator[str]:
 _ids = _random_ids()
 
 
+def new_id() -> str:
+    """Of a request."""
+    return next(_ids)
+
+
 def new_caller(scope: MutableMapping[str, Any]) -> Caller:
     """Of a request that has just come, in whose scope it is from now on."""
-    caller = Caller(request_id=next(_ids), address=(scope.get("client") or ("",))[0])
+    caller = Caller(request_id=new_id(), address=(scope.get("client") or ("",))[0])
     scope.setdefault("state", {})["caller"] = caller
     return caller

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from starlette._utils import get_route_path
 from starlette.types import Scope
 
-from tuili.errors import TuiliError
+from tuili.errors import QueueFullError, TuiliError
 from tuili.server.caller import Caller, new_caller
 from tuili.server.dialect import queues
 from tuili.server.error_bodies import ErrorBodies, Headers, error_headers
 from tuili.server.guards.route_scopes import RouteScopes
-from tuili.server.request_log import RequestLog
+from tuili.server.repeats import Repeats, Words
+from tuili.server.request_log import RequestLog, line_of
 from tuili.server.serving import Serving
 from tuili.server.tracing import Tracer
 
@@ -54,6 +55,7 @@ class Door:
         self._bodies = bodies
         self._log = log
         self._tracer = tracer
+        self._repeats = Repeats(serving, log)
         self.on_refusal: Callable[[], None] | None = None
 
     def queues(self, scope: Scope) -> bool:
@@ -81,6 +83,17 @@ class Door:
         except TuiliError as error:
             return self._told(scope, caller, error, began_s)
         return None
+
+    def refusal_of(self, words: Words, num_ahead: int, date: bytes) -> bytes | None:
+        """The whole answer of that date to who asks in the words of somebody just refused; it is in the log by then."""
+        return self._repeats.find(words, num_ahead, date)
+
+    def keep(self, words: Words, scope: Scope, refusal: Refusal, date: bytes, answer: bytes) -> None:
+        """Has others who ask in those words answered so, for as long as it is right; spans are of one request each."""
+        if refusal.status == QueueFullError.status and self._tracer is None:
+            caller: Caller = scope["state"]["caller"]
+            line = line_of(scope, caller, refusal.status, 0.0, len(refusal.body))
+            self._repeats.keep(words, caller, date, answer, line)
 
     def _told(self, scope: Scope, caller: Caller, error: TuiliError, began_s: float) -> Refusal:
         body = self._bodies.body(get_route_path(scope), scope["headers"], error, caller.request_id)

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, MutableMapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,13 @@ _MAX_WAITING = 1024  # lines
 _CLOSE_S = 2.0
 _PAUSE_S = 0.05  # between writes
 _PIPE_BYTES = 4096
+
+
+class Line(NamedTuple):
+    """What is said of one request."""
+
+    counted: tuple[str, str, int]  # method, route and status
+    text: bytes
 
 
 class RequestLog:
@@ -44,29 +51,16 @@ class RequestLog:
         self._writer: threading.Thread | None = None
         self._num_untold = 0
         self.num_dropped = 0
-        self.counts: Counter[tuple[str, str, int]] = Counter()  # (method, route, status)
+        self.counts: Counter[tuple[str, str, int]] = Counter()  # as lines are
 
     def add(self, scope: MutableMapping[str, Any], caller: Caller, status: int, seconds: float, num_bytes: int) -> None:
         """The line of a request that has ended."""
-        route = getattr(scope.get("route"), "path", "-")
-        method = scope["method"] if scope.get("route") is not None else "-"  # what a client makes up is no label
-        self.counts[method, route, status] += 1
-        headers = dict(scope["headers"])
-        record = {
-            "time": _stamp(int(time.time())),
-            "request_id": caller.request_id,
-            "address": caller.address,
-            "key": caller.key_id,
-            "method": _short(scope["method"]),
-            "path": _short(scope["path"]),
-            "status": status,
-            "ms": round(seconds * 1000, 1),
-            "bytes": num_bytes,
-            **{name: _short(value) if isinstance(value, str) else value for name, value in caller.notes.items()},
-        }
-        if b"user-agent" in headers:
-            record["agent"] = _short(headers[b"user-agent"].decode("latin-1"))
-        self._put(_line(record))
+        self.put(line_of(scope, caller, status, seconds, num_bytes))
+
+    def put(self, line: Line) -> None:
+        """A line that is made."""
+        self.counts[line.counted] += 1
+        self._put(line.text)
 
     def flush(self, timeout_s: float = _CLOSE_S) -> bool:
         """Waits until every line has been written or dropped; whether that came about in time."""
@@ -158,6 +152,28 @@ class RequestLog:
                 return  # it is given up anyhow
 
 
+def line_of(scope: MutableMapping[str, Any], caller: Caller, status: int, seconds: float, num_bytes: int) -> Line:
+    """What is said of a request."""
+    route = getattr(scope.get("route"), "path", "-")
+    method = scope["method"] if scope.get("route") is not None else "-"  # what a client makes up is no label
+    headers = dict(scope["headers"])
+    record = {
+        "time": stamp(),
+        "request_id": caller.request_id,
+        "address": caller.address,
+        "key": caller.key_id,
+        "method": _short(scope["method"]),
+        "path": _short(scope["path"]),
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "bytes": num_bytes,
+        **{name: _short(value) if isinstance(value, str) else value for name, value in caller.notes.items()},
+    }
+    if b"user-agent" in headers:
+        record["agent"] = _short(headers[b"user-agent"].decode("latin-1"))
+    return Line((method, route, status), _line(record))
+
+
 def _chunks(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
     """As many at a time as a pipe takes whole or not at all."""
     some: list[bytes] = []
@@ -169,6 +185,11 @@ def _chunks(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
         some.append(line)
         num_bytes += len(line)
     yield some
+
+
+def stamp() -> str:
+    """The time, as lines tell it."""
+    return _stamp(int(time.time()))
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ import uvicorn
 from tuili.server.door import Door
 from tuili.server.guards.http_protocol import answer_bytes, are_headers_allowed, dated_headers
 from tuili.server.http_settings import HttpSettings
+from tuili.server.repeats import Words
 
 PERIOD_S = 0.03
 BUSY_COUNT = 10  # refusals within a second, from which it turns
@@ -134,26 +135,37 @@ class Turnstile:
             data = connection.recv(_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             data = b""
-        request = read_request(data)
-        if request is None or not are_headers_allowed(self._limits, request.url, request.headers):
-            self._let_in(connection)
-            return
-        scope = self._scope(request, self._places[listener.fileno()], address)
-        answer = self._door.refusal(scope, self._num_ahead)
-        if answer is None:
-            self._num_ahead += self._door.queues(scope)
-            self._let_in(connection)
+        refusal = self._refusal(data, self._places[listener.fileno()], address)
+        if refusal is None:
+            connection.setblocking(False)
+            self._start(self._loop.connect_accepted_socket(self._protocol, connection))
             return
         self._refused_s = self._loop.time()
         self._server.server_state.total_requests += 1
         connection.recv(_MAX_BYTES, socket.MSG_DONTWAIT)  # else what is unread when it closes takes the answer back
-        connection.send(answer_bytes(dated_headers(self._server.server_state), answer, closes=True), _WITH_END)
+        connection.send(refusal, _WITH_END)
         connection.close()
 
-    def _let_in(self, connection: socket.socket) -> None:
-        """Its usual way."""
-        connection.setblocking(False)
-        self._start(self._loop.connect_accepted_socket(self._protocol, connection))
+    def _refusal(self, data: bytes, here: Any, address: Any) -> bytes | None:
+        """What a connection that begins with the data is told; None lets it in."""
+        headers = dated_headers(self._server.server_state)
+        date = headers[0][1]
+        words = words_of(data, address)
+        told = None if words is None else self._door.refusal_of(words, self._num_ahead, date)
+        if told is not None:
+            return told
+        request = read_request(data)
+        if request is None or not are_headers_allowed(self._limits, request.url, request.headers):
+            return None
+        scope = self._scope(request, here, address)
+        answer = self._door.refusal(scope, self._num_ahead)
+        if answer is None:
+            self._num_ahead += self._door.queues(scope)
+            return None
+        told = answer_bytes(headers, answer, closes=True)
+        if words is not None and not request.is_chunked:
+            self._door.keep(words, scope, answer, date, told)
+        return told
 
     def _scope(self, request: Request, here: Any, address: Any) -> dict[str, Any]:
         """As uvicorn makes it; `here` is where the listener is."""
@@ -201,6 +213,17 @@ class Request(NamedTuple):
     method: str
     url: bytes
     headers: list[tuple[bytes, bytes]]
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether its body alone tells where it ends."""
+        return any(name == b"transfer-encoding" for name, _ in self.headers)
+
+
+def words_of(data: bytes, address: Any) -> Words | None:
+    """By which a request is known that begins a connection; None where its headers are not complete."""
+    end = data.find(b"\r\n\r\n")
+    return None if end < 0 else Words(data[:end], len(data), address[0] if isinstance(address, tuple) else "")
 
 
 def read_request(data: bytes) -> Request | None:
