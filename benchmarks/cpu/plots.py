@@ -64,7 +64,7 @@ def draw_shares(models: Mapping[str, Sequence[tuple[str, float]]]) -> Path:
         axes.bar(
             [i + 0.2 * index for i in range(len(measures))], [known.get(m, 0) for m in measures], 0.18, label=model
         )
-    axes.set_xticks([i + 0.3 for i in range(len(measures))], measures, fontsize=7)
+    axes.set_xticks([i + 0.1 * (len(models) - 1) for i in range(len(measures))], measures, fontsize=7)
     axes.set_ylabel("share of the probe")
     axes.set_ylim(0, 1.1)
     axes.legend(fontsize=7)

@@ -205,7 +205,7 @@ def compare(path: Path, backend_name: str, texts: list[list[int]], expected: Ora
     rest = driver.step([Work(driver.text(), text, NUM_TOKENS) for text in texts[NUM_COMPARED:]], want_logits=False)
     assert compared.logits is not None
     logits = compared.logits.reshape(expected.logits.shape)
-    np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=5e-4, err_msg=backend_name)
+    assert np.abs(logits - expected.logits).max() <= 5e-4, backend_name  # a NaN is above it
     chosen = np.concatenate((compared.token_ids, rest.token_ids)).reshape(expected.token_ids.shape)
     wrong = np.argwhere((chosen != expected.token_ids) & is_clear)
     assert not wrong.size, f"{backend_name}: prompts and positions that differ: {wrong.tolist()}"

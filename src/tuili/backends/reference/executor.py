@@ -33,7 +33,7 @@ from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.quant.format import Tensor
 
-ROW_TILE = 16  # rows whose logits exist at one time
+ROW_TILE = 64  # rows whose logits exist at one time
 
 SUPPORTED = frozenset(
     (
