@@ -63,8 +63,30 @@ def test_a_stage_that_fails_or_hangs_keeps_none_from_running(tmp_path: Path) -> 
     assert "said" in (tmp_path / "log.txt").read_text()
     summary = (tmp_path / "summary.md").read_text()
     assert "| x | 2 s |" in summary
+    assert "| Qwen3-1.7B decode B=1 | >= 60.0% of the limit |  | not measured |" in summary
     assert run_stages(stages[:1], tmp_path, [], 1) == 1
     assert "failed: failing: no time was left" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_stage_of_which_nothing_came_is_run_again_another_way(tmp_path: Path) -> None:
+    from benchmarks.gpu.__main__ import Stage, run_stages
+    from benchmarks.gpu.records import read_records
+
+    code = """
+import json, sys
+if "--eager" not in sys.argv:
+    raise SystemExit(3)
+found = {"name": "Qwen3-1.7B decode B=1", "value": 2, "unit": "tokens/s", "share_of_limit": 0.61, "limit": "bytes"}
+with open(sys.argv[2], "a") as file:
+    print(json.dumps(found), file=file)
+"""
+    stage = Stage("engine", ((sys.executable, "-c", code),), 60, ("--eager",))
+    assert run_stages([stage], tmp_path, [], 600) == 1
+    records = read_records(tmp_path / "engine.jsonl")
+    assert [record["exit_codes"] for record in records if "exit_codes" in record] == [[3], [0]]
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| Qwen3-1.7B decode B=1 | >= 60.0% of the limit | 61.0% of the limit | reached |" in summary
+    assert "| Q4_K 24576x4096 tokens 1 | >= 70.0% of the limit |  | not measured |" in summary
 
 
 def test_the_machine_is_told(recorder: Any) -> None:
@@ -133,7 +155,8 @@ def test_kernels_are_checked_and_timed(recorder: Any) -> None:
     kernels.check(recorder, bench)
     recorder.attempt("attention", lambda: kernels.time_attention(bench, 1e9, 1e9))
     recorder.attempt("rows", lambda: kernels.time_rows(bench, 1e9))
-    recorder.add(next(kernels.time_products(bench, 1e9, 1e9)))
+    recorder.attempt("dense", lambda: kernels.time_dense(bench, 16, 64, 1e9))
+    recorder.attempt("packed", lambda: kernels.time_packed(bench, "Q4_0", 16, 64, 1e9, 1e9))
     assert len(found_in(recorder)) > 10
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.records import Recorder
+from benchmarks.gpu.records import Recorder, read_records
 from benchmarks.gpu.report import write_report
 
 _NUM_SHARES = 12  # mostly compiling, each on a core
@@ -26,11 +26,14 @@ _REPORT_S = 15  # kept back for the last report
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Commands that run side by side, and the seconds they have."""
+    """Commands that run side by side, and the seconds they have; and with what they are run again if nothing came of
+    them that is compared with the machine's limits.
+    """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     limit_s: float
+    again: tuple[str, ...] = ()
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ def all_stages(num_shares: int) -> tuple[Stage, ...]:
     return (
         Stage("environment", (_module("environment"),), 50),
         Stage("correctness", (_module("correctness"), *checks), 140),
-        Stage("engine", (_module("engine"),), 190),
+        Stage("engine", (_module("engine"),), 190, ("--eager",)),
         Stage("large", (_module("large"),), 120),
         Stage("kernels", (_module("kernels", "--part", "times"),), 80),
     )
@@ -85,10 +88,17 @@ def run_stages(stages: Sequence[Stage], folder: Path, arguments: Sequence[str], 
     for stage in stages:
         limit_s = min(stage.limit_s, end - time.monotonic())
         is_well &= limit_s > 0 and run_stage(stage, folder, arguments, limit_s)
+        left_s = min(stage.limit_s, end - time.monotonic())
+        if stage.again and limit_s > 0 and left_s > 0 and not _has_measured(folder, stage):
+            is_well = run_stage(stage, folder, [*arguments, *stage.again], left_s) and is_well
         if limit_s <= 0:
             Recorder(folder / f"{stage.name}.jsonl").add({"stage": stage.name, "failed": "no time was left"})
         write_report(folder, [stage.name for stage in stages])
     return 0 if is_well else 1
+
+
+def _has_measured(folder: Path, stage: Stage) -> bool:
+    return any("share_of_limit" in record for record in read_records(folder / f"{stage.name}.jsonl"))
 
 
 def main() -> int:

@@ -26,11 +26,13 @@ _START_LIMIT_S = 60
 class Comparison:
     """A folder of weights, the model that tuili makes of it, and the peer, which loads when it is first asked."""
 
-    def __init__(self, shape: str, folder: Path, device: torch.device, sizes: Sizes) -> None:
+    def __init__(
+        self, shape: str, folder: Path, device: torch.device, sizes: Sizes, *, enforce_eager: bool = False
+    ) -> None:
         self.folder, self.device, self.sizes = folder, device, sizes
         write_folder(shape, folder)
         checkpoint = open_checkpoint(folder)
-        self.model = LoadedModel(shape, checkpoint.spec, checkpoint.weights, device, sizes)
+        self.model = LoadedModel(shape, checkpoint.spec, checkpoint.weights, device, sizes, enforce_eager=enforce_eager)
 
     @cached_property
     def peer(self) -> Peer:
@@ -95,10 +97,10 @@ class Comparison:
         yield {"name": f"{name}, ratio to transformers here", "value": each * num_tokens / run.total_s, "unit": "x"}
 
 
-def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
+def run(recorder: Recorder, device: torch.device, is_smoke: bool, enforce_eager: bool) -> None:
+    sizes, shape = (SMOKE, "tiny") if is_smoke else (FULL, "Qwen3-1.7B")
     with tempfile.TemporaryDirectory() as folder:
-        sizes, shape = (SMOKE, "tiny") if is_smoke else (FULL, "Qwen3-1.7B")
-        comparison = Comparison(shape, Path(folder), device, sizes)
+        comparison = Comparison(shape, Path(folder), device, sizes, enforce_eager=enforce_eager)
         recorder.attempt("cold", comparison.cold)
         measure_all(recorder, comparison.model)
         recorder.attempt("decode_orders", partial(decode_orders, comparison.model))
@@ -108,9 +110,11 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool) -> None:
 
 
 def main() -> int:
-    arguments = stage_arguments(__doc__).parse_args()
+    parser = stage_arguments(__doc__)
+    parser.add_argument("--eager", action="store_true", help="without captured graphs")
+    arguments = parser.parse_args()
     recorder = Recorder(arguments.records)
-    run(recorder, torch.device(arguments.device), arguments.smoke)
+    run(recorder, torch.device(arguments.device), arguments.smoke, arguments.eager)
     return 1 if recorder.num_failures else 0
 
 

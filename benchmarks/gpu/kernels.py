@@ -13,7 +13,7 @@ or keys and values. Exit code 1: a kernel is wrong.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
 
@@ -210,25 +210,33 @@ def timed(bench: Bench, name: str, launches: list[Launch], num_bytes: float, lim
     }  # fmt: skip
 
 
-def time_products(bench: Bench, copied: float, multiplied: float) -> Iterator[Record]:
-    shapes = [(64, 256)] if bench.is_tiny else [(2048, 2048), (6144, 2048), (2048, 6144), (24576, 4096), (151936, 2048)]
+def time_products(recorder: Recorder, bench: Bench, copied: float, multiplied: float) -> None:
+    """Each matrix on its own, the one that targets speak of first."""
+    shapes = [(64, 256)] if bench.is_tiny else [(24576, 4096), (2048, 2048), (6144, 2048), (2048, 6144), (151936, 2048)]
     for rows, cols in shapes:
-        dense = bench.randn(rows, cols)
-        x = bench.randn(1, cols)
-        copies = _copies(bench, dense.nbytes)
-        weights = [DenseWeight(dense.clone()) for _ in range(copies)]
-        launches: list[Launch] = [lambda w=w, x=x: bench.fast.linear(x, w) for w in weights]
-        yield timed(bench, f"dense {rows}x{cols} tokens 1", launches, dense.nbytes, copied, 0)
-        for name in _HEADS if rows > 100_000 else (*sorted(PACKABLE), "FP8_ROW"):
-            packed = bench.weight(name, rows, cols)
-            others = [packed, *(_clone(packed) for _ in range(_copies(bench, packed.num_bytes) - 1))]
-            for num_tokens in (1,) if bench.is_tiny or rows > 8192 or name not in _BATCHED else (1, 8, 64, 512):
-                x_many = bench.randn(num_tokens, cols)
-                launches = [lambda w=w, x=x_many: bench.fast.linear(x, w) for w in others]
-                label = f"{name} {rows}x{cols} tokens {num_tokens}"
-                operations = 2.0 * num_tokens * rows * cols if num_tokens >= 64 else 0
-                limit = multiplied if operations else copied
-                yield timed(bench, label, launches, packed.num_bytes, limit, operations)
+        names = _HEADS if rows > 100_000 else ("Q4_0", "Q4_K", *sorted(PACKABLE - {"Q4_0", "Q4_K"}), "FP8_ROW")
+        measures: list[Callable[[], Iterator[Record]]] = [partial(time_dense, bench, rows, cols, copied)]
+        measures += [partial(time_packed, bench, name, rows, cols, copied, multiplied) for name in names]
+        for name, measure in zip(("dense", *names), measures, strict=True):
+            recorder.attempt(f"{name} {rows}x{cols}", measure)
+
+
+def time_dense(bench: Bench, rows: int, cols: int, copied: float) -> Iterator[Record]:
+    dense, x = bench.randn(rows, cols), bench.randn(1, cols)
+    weights = [DenseWeight(dense.clone()) for _ in range(_copies(bench, dense.nbytes))]
+    launches: list[Launch] = [lambda w=w: bench.fast.linear(x, w) for w in weights]
+    yield timed(bench, f"dense {rows}x{cols} tokens 1", launches, dense.nbytes, copied, 0)
+
+
+def time_packed(bench: Bench, name: str, rows: int, cols: int, copied: float, multiplied: float) -> Iterator[Record]:
+    packed = bench.weight(name, rows, cols)
+    others = [packed, *(_clone(packed) for _ in range(_copies(bench, packed.num_bytes) - 1))]
+    for num_tokens in (1,) if bench.is_tiny or rows > 8192 or name not in _BATCHED else (1, 8, 64, 512):
+        x = bench.randn(num_tokens, cols)
+        launches: list[Launch] = [lambda w=w, x=x: bench.fast.linear(x, w) for w in others]
+        operations = 2.0 * num_tokens * rows * cols if num_tokens >= 64 else 0
+        limit = multiplied if operations else copied
+        yield timed(bench, f"{name} {rows}x{cols} tokens {num_tokens}", launches, packed.num_bytes, limit, operations)
 
 
 def _copies(bench: Bench, num_bytes: int) -> int:
@@ -282,8 +290,8 @@ def measure(recorder: Recorder, bench: Bench) -> None:
     recorder.add({"name": "copy", "value": copied / 1e9, "unit": "GB/s"})
     recorder.add({"name": "product", "value": multiplied / 1e12, "unit": "TFLOP/s"})
     recorder.attempt("time_attention", lambda: time_attention(bench, copied, multiplied))
+    time_products(recorder, bench, copied, multiplied)
     recorder.attempt("time_rows", lambda: time_rows(bench, copied))
-    recorder.attempt("time_products", lambda: time_products(bench, copied, multiplied))
 
 
 def main() -> int:

@@ -83,11 +83,18 @@ class LoadedModel:
     """A model on a device and an engine on top of it."""
 
     def __init__(
-        self, name: str, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, sizes: Sizes
+        self,
+        name: str,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        sizes: Sizes,
+        *,
+        enforce_eager: bool = False,
     ) -> None:
         self.name, self.spec, self.device, self.sizes = name, spec, device, sizes
         started = time.perf_counter()
-        options = BackendOptions(max_model_len=sizes.max_model_len, device=str(device))
+        options = BackendOptions(max_model_len=sizes.max_model_len, device=str(device), enforce_eager=enforce_eager)
         self.backend: Backend = load_backend("torch", spec, weights, options)
         self.load_s = time.perf_counter() - started
         config = EngineConfig(
@@ -171,12 +178,15 @@ def decode_orders(model: LoadedModel) -> Iterator[Record]:
     """B=1 without what keeps the device from waiting for the host."""
     sizes, prompt_len, backend = model.sizes, 32 if model.device.type == "cuda" else 4, cast(Any, model.backend)
     as_loaded = backend.is_asynchronous, backend.graphs
-    for is_ahead, has_graphs in ((False, False), (False, True), (True, False)):
-        backend.is_asynchronous, backend.graphs = is_ahead, as_loaded[1] if has_graphs else None
-        seconds = decode_seconds(model.run(model.prompts(1, prompt_len), sizes.order_tokens), sizes.warm_steps)
-        how = f"{'with' if has_graphs else 'without'} graphs, steps {'ahead' if is_ahead else 'in turn'}"
-        yield {"name": f"{model.name} decode B=1 {how}", "value": 1 / seconds, "unit": "tokens/s", "seconds": seconds}
-    backend.is_asynchronous, backend.graphs = as_loaded
+    try:
+        for is_ahead, has_graphs in ((False, False), (False, True), (True, False)):
+            backend.is_asynchronous, backend.graphs = is_ahead, as_loaded[1] if has_graphs else None
+            seconds = decode_seconds(model.run(model.prompts(1, prompt_len), sizes.order_tokens), sizes.warm_steps)
+            how = f"{'with' if has_graphs else 'without'} graphs, steps {'ahead' if is_ahead else 'in turn'}"
+            name = f"{model.name} decode B=1 {how}"
+            yield {"name": name, "value": 1 / seconds, "unit": "tokens/s", "seconds": seconds}
+    finally:  # whatever comes next is measured as it was loaded
+        backend.is_asynchronous, backend.graphs = as_loaded
 
 
 def decode_batch(model: LoadedModel) -> Iterator[Record]:
