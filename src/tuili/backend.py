@@ -6,6 +6,7 @@ file; it knows token ids and blocks, never weights, text or devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
@@ -113,6 +114,9 @@ def window_groups(windows: ListLike[int | None], block_bytes: ListLike[int], blo
     )
 
 
+CARRIED_STATE = -math.inf
+
+
 class SamplerKind(IntEnum):
     """One step of a row's chain, and what its three values are; see docs/sampling.md for the definition."""
 
@@ -160,7 +164,9 @@ class SamplingArrays:
     dry_start: Int32  # [R + 1]
     dry_ids: Int32  # [D] distinct in a row
     dry_values: Float32  # [D] subtracted from logits where the chain says so
-    sampler_state: Float32  # [R] of rows whose last step carries one: at first as it defines, then StepResult's
+    # [R] of rows whose last step carries one: at first as it defines, then StepResult's. CARRIED_STATE: what the step
+    # before, which chooses the token that comes from its slot, leaves.
+    sampler_state: Float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from itertools import repeat
 
 import numpy as np
 
+from tuili.backend import CARRIED_STATE
 from tuili.engine.history import SeenTokens, TokenHistory
 from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
 from tuili.engine.sequence import Sequence
@@ -26,6 +27,8 @@ def sample_rows(sequence: Sequence, index: int, position: int, draft: ListLike[i
     """The row of answer `index` at `position`, and the one behind each token of a draft."""
     sampling = sequence.sampling
     histories = repeat(None) if sequence.history is None else _histories(sequence, sequence.history, draft)
+    is_awaited = sequence.num_awaited and sampling.carries_state
+    state = CARRIED_STATE if is_awaited else sequence.sampler_state
     dries = repeat(None) if sequence.dry_runs is None else sequence.dry_runs.along(draft)
     return [
         SampleRow(
@@ -35,7 +38,7 @@ def sample_rows(sequence: Sequence, index: int, position: int, draft: ListLike[i
             seen,
             _bias(sequence, draft[:i]),
             dry,
-            sequence.sampler_state,
+            state,
             sampling.allowed,
         )
         for i, seen, dry in zip(range(len(draft) + 1), histories, dries, strict=False)

@@ -78,12 +78,15 @@ class RowSampling:
     @property
     def is_steady(self) -> bool:
         """Whether the rows of successive tokens differ in their position alone."""
-        return self.needs_no_token and not self.uses_history
+        return self.needs_no_token and not (self.uses_history or self.carries_state)
 
     @property
     def needs_no_token(self) -> bool:
-        """Whether a row can be told before the token ahead of it is known: the device itself counts that one in."""
-        return not (self.dry or self.words or self.processors or self.carries_state)
+        """Whether a row can be told before the token ahead of it is known: the device itself counts that one in.
+
+        It has the state of samplers behind it, too.
+        """
+        return not (self.dry or self.words or self.processors)
 
     @property
     def carries_state(self) -> bool:

@@ -19,7 +19,7 @@ from tuili.backend import Choices
 from tuili.backend import SamplerKind as Kind
 from tuili.backends.reference.sampling import choose
 from tuili.backends.torch import draw_plan
-from tuili.backends.torch.sampling import RowRules, StepDraws, choose_tokens, plan_draws
+from tuili.backends.torch.sampling import Carried, RowRules, StepDraws, choose_tokens, plan_draws
 from tuili.backends.torch.step import Uploader
 
 pytestmark = pytest.mark.no_cover  # the same lines thousands of times
@@ -43,7 +43,7 @@ def choices(
     found = []
     for first in range(0, len(rows), tile):
         part = torch.from_numpy(logits[first : first + tile].copy())
-        coming = None if carried is None else torch.from_numpy(carried[first : first + tile])
+        coming = None if carried is None else Carried(torch.from_numpy(carried[first : first + tile]), part[:, 0])
         found.append(choose_tokens(part, first, draws, torch.full((len(part),), -1, dtype=torch.int32), coming))
     token_ids, states = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return Choices(token_ids, states)

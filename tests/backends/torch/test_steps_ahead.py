@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from support.answers import Answers, ask
 from support.random_models import decoder, layer, random_weights
-from tuili.backend import BackendOptions
+from tuili.backend import CARRIED_STATE, BackendOptions
 from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.graphs import repeat
@@ -84,6 +84,8 @@ REQUESTS = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.4]),
     repeat_last_n=st.sampled_from([-1, 1, 5]),
     dry_multiplier=st.sampled_from([0.0] * 7 + [0.8]),
+    mirostat=st.sampled_from([0, 0, 1, 2]),
+    adaptive_target=st.sampled_from([-1.0, -1.0, 0.4]),
 )
 
 
@@ -108,6 +110,33 @@ def test_no_token_is_another(works: list[Any], abort_after: int, blocks: int) ->
             assert found.reason(name) == expected.reason(name)
             said = [[d.logprobs for d in answers.deltas[name, 0]] for answers in (found, expected)]
             assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"mirostat": 1}, {"mirostat": 2, "repetition_penalty": 1.3}, {"adaptive_target": 0.4}]
+)
+def test_samplers_that_carry_a_number_go_ahead_with_it(sampling: dict[str, Any]) -> None:
+    """It is that of the step before, whose result nobody has seen: the same bits as in turn, in graphs and without."""
+    requests = [ask(f"r{i}", [i, 5, 9], seed=i, max_tokens=25, temperature=0.9, **sampling) for i in range(3)]
+    requests.append(ask("r3", range(20), max_tokens=25))  # whose prompt comes in parts
+    expected, _, _ = answered(requests, 0, blocks=40, is_ahead=False)
+    begun: list[int] = []
+    execute = backend().execute
+
+    def watched(batch: Any) -> Any:
+        begun.append(int((batch.sampling.sampler_state == CARRIED_STATE).sum()))
+        return execute(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend(), "execute", watched)
+        found, _, _ = answered(requests, 0, blocks=40, is_ahead=True)
+    assert max(begun) == 3
+    assert sum(count == 3 for count in begun) > 15
+    for request in requests:
+        name = request.request_id
+        assert found.tokens(name) == expected.tokens(name)
+        said = [[d.sampler_state for d in answers.deltas[name, 0]] for answers in (found, expected)]
+        assert said[0] == said[1]
 
 
 def test_room_that_runs_out_changes_nothing_either() -> None:

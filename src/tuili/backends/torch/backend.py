@@ -42,8 +42,8 @@ from tuili.backends.torch.model import Model, build_model
 from tuili.backends.torch.ops import Ops, choose_ops
 from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.placement import model_sizes, num_host_layers, tell_split
-from tuili.backends.torch.rows import GreedyStep, RunningStep, is_greedy, run_rows
-from tuili.backends.torch.sampling import RowRules, choose_tokens, plan_draws
+from tuili.backends.torch.rows import GreedyStep, RunningStep, carried_rows, is_greedy, keep_states, run_rows
+from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.shard import Ranks, Shard, Stage
 from tuili.backends.torch.split import HOST, build_split_model
 from tuili.backends.torch.stage_graphs import StageGraphs
@@ -98,8 +98,7 @@ def load(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        # Its traceback would keep what was loaded so far.
-        message = f"{spec.family}: the weights do not fit on {device}"
+        message = f"{spec.family}: the weights do not fit on {device}"  # a traceback would keep what was loaded so far
         raise InsufficientMemoryError(message) from error.with_traceback(None)
     whole = spec if shard is None else replace(spec, vocab_size=shard.vocab_size)
     return TorchBackend(whole, model, options, device=device, dtype=dtype)
@@ -162,11 +161,11 @@ class TorchBackend:
         layers = None if model.stage is None else model.stage.layers
         self._goes_on = model.stage is not None and not model.stage.is_last  # in another stage, which chooses tokens
         self._cache = PagedCache(mixers, cache_dtype(options.kv_cache_dtype, dtype), device, model.num_host, layers)
-        self._uploader = Uploader(device)
-        self._draw_uploader = Uploader(device)  # its own: a step's inputs are read when its draws are sent
+        # Draws have their own: a step's inputs are read when they are sent.
+        self._uploader, self._draw_uploader = Uploader(device), Uploader(device)
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
-        self._max_model_len = options.max_model_len
-        self._footprint = StepFootprint(spec, dtype.itemsize)
+        self._last_states = torch.full(self._last_tokens.shape, torch.nan, device=device)  # of samplers, by slot
+        self._max_model_len, self._footprint = options.max_model_len, StepFootprint(spec, dtype.itemsize)
         self._step_scale = 1.0  # of what steps take, as measured, to what was reckoned
         self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
         self.memory = device_memory(device)
@@ -226,7 +225,6 @@ class TorchBackend:
         """See MeasuredBackend. Raises InsufficientMemoryError."""
         if self.memory is None:
             return None
-
         groups, count = self.cache_groups(config.block_size), num_blocks(config)
         largest = largest_batch(config, groups, self.vocab_size)
 
@@ -308,13 +306,15 @@ class TorchBackend:
             return SentStep(batch, self.vocab_size, self._spec.hidden_size)
         hidden = model.finish(flow, step.sample_rows)
         wanted = hidden if batch.want_hidden else None
-        carried = input_ids.index_select(0, step.sample_rows)
+        carried = carried_rows(input_ids.index_select(0, step.sample_rows), self._last_states, step)
         rows = run_rows(
             lambda tile: model.logits(hidden[tile]), wanted, batch, step, self.vocab_size, self._draw_uploader, carried
         )
         handle = RunningStep(rows)
         # Last, once nothing can fail any more: a step that is computed again reads what was kept before.
-        self._keep(rows.chosen.token_ids.index_select(0, step.kept_rows), step.kept_slots)
+        kept = Chosen(*(found.index_select(0, step.kept_rows) for found in rows.chosen))
+        self._keep(kept.token_ids, step.kept_slots)
+        keep_states(batch, kept.sampler_state, step.kept_slots, self._last_states)
         return handle
 
     def _decoded(self, batch: Batch, decoded: Decoded) -> StepHandle:
@@ -322,10 +322,10 @@ class TorchBackend:
         if is_greedy(batch):
             return GreedyStep(decoded.token_ids)
         logits, step = decoded.logits, decoded.step
-        rows = run_rows(
-            lambda tile: logits[tile], None, batch, step, self.vocab_size, self._draw_uploader, decoded.carried
-        )
-        self._keep(rows.chosen.token_ids, step.kept_slots[: len(logits)])
+        carried, slots = carried_rows(decoded.carried, self._last_states, step), step.kept_slots[: len(logits)]
+        rows = run_rows(lambda tile: logits[tile], None, batch, step, self.vocab_size, self._draw_uploader, carried)
+        self._keep(rows.chosen.token_ids, slots)
+        keep_states(batch, rows.chosen.sampler_state, slots, self._last_states)
         return RunningStep(rows)
 
     def _keep(self, token_ids: Tensor, slots: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tuili.backend import Bool, Float32, Int32, Int64, SamplerKind, SamplingArrays, UInt32
+from tuili.backend import CARRIED_STATE, Bool, Float32, Int32, Int64, SamplerKind, SamplingArrays, UInt32
 from tuili.backends.torch.rng import PURPOSE_TOKEN, PURPOSE_XTC, uniforms
 from tuili.backends.torch.step import Uploader
 from tuili.backends.torch_footprint import PART_LOGITS
@@ -67,6 +67,7 @@ class DrawPart:
     csr: Mapping[str, tuple[Tensor, Tensor, Tensor]]  # bias, history, dry: rows int32, ids int32, values [entries]
     allow_mask: Tensor | None  # int32 [n, words]
     counts_carried: bool = False  # an id of -1 in a history is the token that its row was computed from
+    has_carried: bool = False  # CARRIED_STATE in column "state" is what the step before has left
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,4 +265,5 @@ def _part(s: SamplingArrays, planned: _Planned, sent: Mapping[str, Tensor]) -> D
         csr={n: (views[f"{n}_rows"], views[f"{n}_ids"], views[f"{n}_values"]) for n in csr_names},
         allow_mask=views.get("allow_mask"),
         counts_carried=_counts_carried(s, planned.rows),
+        has_carried=bool((s.sampler_state[planned.rows] == CARRIED_STATE).any()),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tuili.backend import SamplerKind
+from tuili.backend import CARRIED_STATE, SamplerKind
 from tuili.backends.torch import draw_plan
 from tuili.backends.torch.draw_plan import DrawPart, DrawStep
 from tuili.backends.torch.scores import largest
@@ -103,6 +103,12 @@ def with_carried(part: DrawPart, tokens: Tensor) -> DrawPart:
     known = none.index_add(0, rows, torch.where(is_same, counts, 0)).index_select(0, rows)
     history = rows, torch.where(is_carried, coming, ids), torch.where(is_carried | is_same, known + 1, counts)
     return replace(part, csr={**part.csr, "history": history})
+
+
+def with_states(part: DrawPart, states: Tensor) -> DrawPart:
+    """states float32 [n] in place of CARRIED_STATE."""
+    known = part.columns["state"]
+    return replace(part, columns={**part.columns, "state": torch.where(known == CARRIED_STATE, states, known)})
 
 
 def add_bias(logits: Tensor, part: DrawPart) -> None:

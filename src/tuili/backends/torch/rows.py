@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tuili.backend import Batch, Float32, Int64, StepResult
 from tuili.backends.torch.devices import device_failure
-from tuili.backends.torch.sampling import Chosen, RowRules, choose_tokens, plan_draws
+from tuili.backends.torch.sampling import Carried, Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
 from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
 from tuili.backends.torch_footprint import TILE_LOGITS
@@ -37,12 +37,11 @@ def run_rows(
     step: StepInputs,
     vocab_size: int,
     uploader: Uploader,
-    carried: Tensor,
+    carried: Carried,
 ) -> RowResults:
     """Chooses and scores the sampled rows by their raw logits, float32 [n, vocab] of some rows that follow each other.
 
-    hidden [R, hidden]: their normed hidden states, where these are wanted. carried int32 [R]: the tokens that rows were
-    computed from, as far as these are carried.
+    hidden [R, hidden]: their normed hidden states, where these are wanted. carried [R]: what rows go on from.
     """
     device, num_rows = step.targets.device, len(batch.targets)
     logit_rows = None if batch.want_logits is None else np.flatnonzero(batch.want_logits)
@@ -56,7 +55,7 @@ def run_rows(
     for start in range(0, max(num_rows, 1), size):
         tile = slice(start, min(start + size, num_rows))
         logits = logits_of(tile)
-        chosen.append(choose_tokens(logits, start, draws, step.targets[tile], carried[tile]))
+        chosen.append(choose_tokens(logits, start, draws, step.targets[tile], carried.rows(tile)))
         if (batch.num_logprobs[tile] >= 0).any():
             scores.append(score_tokens(logits, chosen[-1].token_ids, step.num_logprobs[tile], k))
         else:
@@ -71,6 +70,23 @@ def run_rows(
         logit_rows=logit_rows,
         hidden=None if hidden is None else hidden.float(),
     )
+
+
+def carried_rows(token_ids: Tensor, last_states: Tensor, step: StepInputs) -> Carried:
+    """What sampled rows go on from: of those that do not, any numbers.
+
+    token_ids int32 [n]: those of the first rows. last_states: of samplers, by slot.
+    """
+    if step.carry_slots is None:
+        return Carried(token_ids, last_states[:1].expand(len(token_ids)))
+    slots = step.carry_slots.index_select(0, step.sample_rows[: len(token_ids)])
+    return Carried(token_ids, last_states.index_select(0, slots.clamp(min=0)))
+
+
+def keep_states(batch: Batch, found: Tensor, slots: Tensor, last_states: Tensor) -> None:
+    """Of samplers that carry one, if there are any."""
+    if not np.isnan(batch.sampling.sampler_state).all():
+        last_states.index_copy_(0, slots.long(), found)
 
 
 def is_greedy(batch: Batch) -> bool:

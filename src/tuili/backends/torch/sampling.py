@@ -14,8 +14,18 @@ from torch import Tensor
 from tuili.backend import Bool, Int32, SamplingArrays, UInt32
 from tuili.backends.torch.draw import draw_tokens
 from tuili.backends.torch.draw_plan import DrawPart, upload_parts
-from tuili.backends.torch.draw_samplers import with_carried
+from tuili.backends.torch.draw_samplers import with_carried, with_states
 from tuili.backends.torch.step import Uploader
+
+
+class Carried(NamedTuple):
+    """What rows go on from, as far as the step before has left it on the device."""
+
+    token_ids: Tensor  # int32 [n] that the rows were computed from
+    states: Tensor  # float32 [n] of their samplers
+
+    def rows(self, rows: slice | Tensor) -> Carried:
+        return Carried(self.token_ids[rows], self.states[rows])
 
 
 class Chosen(NamedTuple):
@@ -60,12 +70,12 @@ def plan_draws(rules: RowRules, tile_rows: int, vocab_size: int, uploader: Uploa
 
 
 def choose_tokens(
-    logits: Tensor, first: int, draws: StepDraws, targets: Tensor, carried: Tensor | None = None
+    logits: Tensor, first: int, draws: StepDraws, targets: Tensor, carried: Carried | None = None
 ) -> Chosen:
     """Tokens for rows [first, first + n) of a step, a tile of the plan, whose logits are float32 [n, vocab].
 
-    targets int32 [n] are taken where they are >= 0; -1 is chosen where the logits hold no finite maximum. carried
-    int32 [n]: the tokens that stand for -1 in the rows' histories.
+    targets int32 [n] are taken where they are >= 0; -1 is chosen where the logits hold no finite maximum. carried:
+    what stands for -1 in the rows' histories, and for CARRIED_STATE.
     """
     top, best = logits.max(-1)
     is_sound = top.isfinite()
@@ -73,12 +83,20 @@ def choose_tokens(
     states = torch.full_like(top, torch.nan)
     for part in draws.parts.get(first, ()):
         rows = part.rows.long().to(logits.device)
-        if part.counts_carried:
+        if part.counts_carried or part.has_carried:
             assert carried is not None
-            part = with_carried(part, carried.index_select(0, rows).to(part.rows.device))
+            part = _going_on(part, carried.rows(rows))
         token_ids, after = draw_tokens(logits.index_select(0, rows).to(part.rows.device), part)
         chosen.index_copy_(0, rows, token_ids.to(logits.device))
         if after is not None:
             states.index_copy_(0, rows, after.to(logits.device))
     chosen = torch.where(targets >= 0, targets, torch.where(is_sound, chosen, -1))
     return Chosen(chosen, torch.where(is_sound, states, torch.nan))
+
+
+def _going_on(part: DrawPart, carried: Carried) -> DrawPart:
+    """With what its rows go on from."""
+    device = part.rows.device
+    if part.counts_carried:
+        part = with_carried(part, carried.token_ids.to(device))
+    return with_states(part, carried.states.to(device)) if part.has_carried else part
