@@ -144,7 +144,9 @@ class Checks:
 
 
 def sampled(backend: Backend, prompts: list[list[int]], length: int) -> list[list[int]]:
-    """Tokens of all as one batch; every other one is drawn, some say logprobs, and they end at different times."""
+    """Tokens of all as one batch, that end at different times; every other one is drawn, some of these by mirostat, and
+    some say logprobs.
+    """
     config = EngineConfig(
         max_model_len=512, max_num_seqs=8, max_num_batched_tokens=48, block_size=16, kv_cache_dtype="auto",
         kv_cache_memory_bytes=64 << 20,
@@ -153,7 +155,7 @@ def sampled(backend: Backend, prompts: list[list[int]], length: int) -> list[lis
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         sampling = SamplingParams(
             temperature=0.9 * (i % 2), top_p=0.9, max_tokens=length + i, stop_token_ids=[1, 2, 3], ignore_eos=True,
-            logprobs=2 if i % 3 == 0 else None,
+            logprobs=2 if i % 3 == 0 else None, mirostat=2 * (i % 4 == 1),
         )  # fmt: skip
         engine.add(
             TokenRequest(request_id=str(i), prompt_token_ids=tuple(prompt), sampling=sampling, seed=i), answer.take

@@ -113,6 +113,28 @@ async def test_a_footprint_on_a_gpu_is_the_gpus(tmp_path: Path, monkeypatch: pyt
     assert host.other == on_host.by_kind()["other"]  # the processes
 
 
+async def test_a_model_beside_another_has_its_layers_on_the_gpu_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has no room, the other one goes: only what is larger than an empty GPU has layers on the CPU."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(seeds()["llama"].encode())
+    known = KnownModel(source=str(path), name="tiny", is_named=True)
+    load = LoadOptions(backend="torch", device="cuda", max_num_seqs=2)
+    found = []
+    for free_first, free_later in ((2 << 30, 2 << 30), (2 << 30, 100), (GPU_CONTEXT_BYTES + (400 << 20), 100)):
+        monkeypatch.setattr(model_host, "gpu_memory", lambda _, free=free_first: GpuMemory(free, 2 << 30))
+        host = host_of(tmp_path, load, memory_share=1.0)
+        monkeypatch.setattr(model_host, "gpu_memory", lambda _, free=free_later: GpuMemory(free, 2 << 30))
+        found.append((await host.footprint(known)).parts)
+    assert found[0] == found[1] == found[2]
+    tight = GPU_CONTEXT_BYTES + found[0][0].weight_bytes // 2
+    monkeypatch.setattr(model_host, "gpu_memory", lambda _: GpuMemory(tight, 2 << 30))
+    gpu, on_host = (await host_of(tmp_path, load, memory_share=1.0).footprint(known)).parts
+    assert gpu.weight_bytes < found[0][0].weight_bytes
+    assert on_host.weight_bytes > 0
+
+
 async def test_each_engine_gets_the_cache_that_was_planned(tmp_path: Path) -> None:
     """Not what all of them take together."""
     (tmp_path / "a.gguf").touch()

@@ -68,6 +68,7 @@ class LocalHost:
         self._settings, self._start_model = settings, start_model
         self._store, self._pulls = store, pulls
         self._gpus = gpus_of(settings.load, settings.num_replicas)
+        self._granted = self.budget_bytes(settings.memory_share)  # before any model is there
         self._seeds = None if settings.seed is None else random.Random(settings.seed)
 
     async def footprint(self, model: KnownModel) -> Footprint:
@@ -77,10 +78,9 @@ class LocalHost:
                 await pull.end()
         gpus = None
         if self._gpus:
-            granted = self.budget_bytes(self._settings.memory_share)
             gpus = Gpus(
                 names=self._gpus,
-                granted_bytes=min(granted[name] for name in self._gpus) - GPU_CONTEXT_BYTES,
+                granted_bytes=min(self._granted[name] for name in self._gpus) - GPU_CONTEXT_BYTES,
                 cache_share=1 / max(1, len(self._settings.models)),
             )
         return await asyncio.to_thread(
