@@ -171,6 +171,12 @@ class Reply:
         told = [event["usage"] for _, event in self.events if event != "[DONE]" and event.get("usage")]
         return int(told[-1]["completion_tokens"]) if told else 0
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """As the stream's usage says; 0 for one that told none."""
+        told = [event["usage"] for _, event in self.events if event != "[DONE]" and event.get("usage")]
+        return int(told[-1]["prompt_tokens"]) if told else 0
+
     def num_tokens_between(self, from_s: float, until_s: float) -> int:
         """Those that came in [from_s, until_s), where the request asked for token_ids."""
         choices = ((at, e["choices"][0]) for at, e in self.events if e != "[DONE]" and e.get("choices"))

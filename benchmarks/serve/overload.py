@@ -14,9 +14,11 @@ machines drift. The engine is full all the while; the first second of each slice
 - `overload`: as above.
 
 goodput_to_peak is of the second, goodput_to_free_peak of the first; an error is that of a mean over rounds. Tokens are
-counted where they are read. Processor seconds per token are the server's own; percent are shares of all cores. `work`
-is what the engine computed under each load, as /metrics tells it: all prompts and all answers are of one length, so
-that it differs by what the load makes of it alone. Running and waiting are those at the slices' ends.
+counted where they are read. computed_to_peak counts prompts, too, as their first token comes: what was computed for
+answers that were whole in the end. Prompts are of one length, so that slices differ little in it; answers are not, as
+their prompts would all be computed at once, in one slice or another. Processor seconds per token are the server's own;
+percent are shares of all cores. `work` is what the engine did, as /metrics tells it; running and waiting are those at
+the slices' ends.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ MAX_NUM_SEQS = 32
 NUM_CLIENTS = 2 * MAX_NUM_SEQS
 MAX_QUEUED = 8  # beside those whom the engine has
 PROMPT_WORDS = 20
-MAX_TOKENS = 32
+MAX_TOKENS = (16, 48)
 FILLING_S = 1.0
 NUM_CORES = len(os.sched_getaffinity(0))
 SLICES = ("free", "beside", "overload")
@@ -65,7 +67,7 @@ def workload(seed: int) -> Iterator[bytes]:
     """Requests without end."""
     for more in itertools.count(seed):
         wanted: Sequence[Ask] = asks(
-            256, seed=more, prompt_words=(PROMPT_WORDS,) * 2, max_tokens=(MAX_TOKENS,) * 2, temperature=0.8
+            256, seed=more, prompt_words=(PROMPT_WORDS,) * 2, max_tokens=MAX_TOKENS, temperature=0.8
         )
         for one in wanted:
             yield post(PATH, one.body(return_token_ids=True))
@@ -204,11 +206,14 @@ def refusals(replies: Sequence[Reply]) -> dict[str, Any]:
 def goodput(slices: Sequence[Slice], replies: Sequence[Reply]) -> dict[str, Any]:
     """The loads beside each other."""
     rates: dict[str, list[float]] = {name: [] for name in SLICES}
+    computed: dict[str, list[float]] = {name: [] for name in SLICES}
     used: dict[str, dict[str, float]] = {name: {} for name in SLICES}
     whole = [reply for reply in replies if reply.is_whole]
     for one in slices:
         num_tokens = sum(reply.num_tokens_between(one.from_s, one.until_s) for reply in whole)
         rates[one.load].append(num_tokens / one.seconds)
+        num_prompt = sum(r.num_prompt_tokens for r in whole if one.from_s <= r.sent_s + r.ttft_s < one.until_s)
+        computed[one.load].append((num_tokens + num_prompt) / one.seconds)
         for process, seconds in one.used.items():
             used[one.load][process] = used[one.load].get(process, 0.0) + seconds / one.seconds
     means = {name: statistics.mean(found) for name, found in rates.items()}
@@ -222,6 +227,8 @@ def goodput(slices: Sequence[Slice], replies: Sequence[Reply]) -> dict[str, Any]
         **{f"{name}_tokens_per_s": round(mean, 1) for name, mean in means.items()},
         "goodput_to_peak": round(means["overload"] / means["beside"], 3),
         "goodput_to_peak_error": round(_error(rates["overload"], rates["beside"]), 3),
+        "computed_to_peak": round(sum(computed["overload"]) / sum(computed["beside"]), 3),
+        "computed_to_peak_error": round(_error(computed["overload"], computed["beside"]), 3),
         "goodput_to_free_peak": round(means["overload"] / means["free"], 3),
         "refused_per_s": round(num_refused_per_s, 1),
         "http_us_per_refusal": round((share["overload"]["http"] - for_answers) / num_refused_per_s * 1e6),
