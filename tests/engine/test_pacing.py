@@ -30,6 +30,7 @@ class Machine(FakeBackend):
     now: float = 0.0
     base_s: float = 4.0
     per_token_s: float = 0.2
+    per_sample_s: float = 0.0  # the head's
     per_position_s: float = 0.0004
     noise: random.Random | None = None
     num_prompt_tokens: list[int] = field(default_factory=list)  # of each step
@@ -37,6 +38,7 @@ class Machine(FakeBackend):
     def execute(self, batch: Batch) -> Handle:
         lengths = np.diff(batch.query_start)
         seconds = self.base_s + self.per_token_s * len(batch.input_ids)
+        seconds += self.per_sample_s * len(batch.sample_rows)
         seconds += self.per_position_s * float(batch.positions.sum())
         if self.noise is not None:
             seconds *= self.noise.choice([1.0] * 18 + [1.3, 4.0])
@@ -129,7 +131,7 @@ def test_nobody_running_means_no_limit() -> None:
 
 def test_neither_prompts_nor_drafts_of_a_crowd_exceed_the_limit_in_an_engine_that_has_answered_one() -> None:
     """Steps of one answer tell little of what those of many take."""
-    machine = Machine(per_token_s=1.0)
+    machine = Machine(per_token_s=0.7, per_sample_s=0.3)
     engine = make_engine(
         machine,
         clock=lambda: machine.now,
@@ -152,7 +154,7 @@ def test_neither_prompts_nor_drafts_of_a_crowd_exceed_the_limit_in_an_engine_tha
         engine.add(ask(f"r{i}", LONG[i : 50 + 4 * i], max_tokens=30), stream)
     while engine.step():
         pass
-    assert max(gaps) <= 2.4 * (machine.base_s + 16 * machine.per_token_s)
+    assert max(gaps) <= 2.4 * (machine.base_s + 16 * (machine.per_token_s + machine.per_sample_s))
     assert engine.stats().num_accepted_tokens > 16  # drafts there were
 
 

@@ -80,7 +80,7 @@ class Engine:
         swap = open_swap(backend, groups, config)
         num_stages = 1 if config.speculative is not None else backend.num_stages  # drafts need the tokens before them
         self._scheduler = Scheduler(self.blocks, config, self._release, self._park, swap, Turns(num_stages))
-        self._speculation = speculation(config, self.blocks, drafter, clock, self._scheduler.costs.seconds)
+        self._speculation = speculation(config, self.blocks, drafter, clock, self._scheduler.costs.decode_units)
         self._batches = BatchBuilder(self.blocks, num_stages)
         self._clock = clock
         self._live: dict[str, list[Sequence]] = {}  # unfinished sequences of each request

@@ -62,7 +62,7 @@ class Speculation:
     ) -> None:
         """Drafts of up to `max_draft` tokens, in steps of up to `max_tokens` and max_slowdown; clock gives seconds.
 
-        foreseen tells roughly what a step of so many rows takes, which may never have run.
+        foreseen tells how steps of so many rows compare, which may never have run.
         """
         self.drafting_s = 0.0  # of the step under way: what its drafts took
         self._drafter = drafter

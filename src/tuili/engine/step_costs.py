@@ -61,12 +61,13 @@ class StepCosts:
             high = self._sizes[above]
             slope = (self._measured(high) - self._measured(low)) / (high - low)
             return self._measured(low) + slope * (num_rows - low)
-        seconds = self._measured(low) * self._foreseen(num_rows) / self._foreseen(low)
+        at_low = self._measured(low)
+        seconds = at_low * self._foreseen(num_rows) / self._foreseen(low)
         if above == 1:
             return seconds
         before = self._sizes[above - 2]
-        slope = (self._measured(low) - self._measured(before)) / (low - before)
-        return max(seconds, self._measured(low) + slope * (num_rows - low))
+        slope = (at_low - self._measured(before)) / (low - before)
+        return max(seconds, at_low + slope * (num_rows - low))
 
     def _measured(self, num_rows: int) -> float:
         return math.exp(self._log_level + self._log_share[num_rows])

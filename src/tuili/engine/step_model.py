@@ -26,8 +26,8 @@ _FALL, _RISE = 0.1, 0.05  # shares of an error that the level takes
 _DECODE_TOKENS = 1.25  # a decode's seconds in a prompt's tokens
 # What is guessed, in units of what a token takes: how far t, d - 1.25 a, b and c are from 0.
 _GUESSES = np.array([(1, 0, 0, 0, 0), (0, 1, -_DECODE_TOKENS, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)])
-_GUESSED = np.array([16.0, 0.5, 6e-3, 2e-3])
-_FADES = np.array([1.0, 0.0, 1.0, 1.0])  # the guess of d stays: weighed as one step, it yields to a few of other sizes
+_GUESSED = np.array([16.0, 0.7, 6e-3, 2e-3])
+_FADES = np.array([1.0, 0.0, 1.0, 1.0])  # the guess of d stays: weighed as two steps, it yields to a few of other sizes
 _RIDGE = 1e-9
 _MAX_UNREAD = 64
 _MAX_TOKENS = 10**9  # where a token takes nothing that could be seen
@@ -47,9 +47,9 @@ class StepModel:
         self._unread: list[tuple[int, ListLike[PromptSpan], float]] = []  # steps, until somebody asks
 
     def observe(self, num_decodes: int, prompts: ListLike[PromptSpan], seconds: float) -> None:
-        """Takes note of a step; what follows from it is found out later, as its tokens wait to be sent."""
+        """Takes note of a step; after the first ones, what follows is found out when seconds are asked for."""
         self._unread.append((num_decodes, prompts, seconds))
-        if len(self._unread) >= _MAX_UNREAD:
+        if len(self._unread) >= _MAX_UNREAD or self._num_alone + self._num_mixed < _SHORT_MEMORY:
             self._read()
 
     def _read(self) -> None:
@@ -89,10 +89,12 @@ class StepModel:
         self._read()
         return self._level * self._expected(num_decodes, prompts)
 
+    def decode_units(self, num_decodes: int) -> float:
+        """What a step of decodes takes, for comparison with others: without the level, and some steps ago."""
+        return max(self._factors[0] + self._factors[1] * num_decodes, 1e-9)
+
     def _expected(self, num_decodes: int, prompts: ListLike[PromptSpan]) -> float:
         t, d, a, b, c = self._factors
-        if not prompts:
-            return max(t + d * num_decodes, 1e-9)
         tokens, positions, products = _features(prompts)
         return max(t + d * num_decodes + a * tokens + b * positions + c * products, 1e-9)
 
