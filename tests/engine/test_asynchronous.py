@@ -62,7 +62,6 @@ def test_an_answer_that_stops_leaves_a_token_aside() -> None:
     "sampling",
     [
         {"dry_multiplier": 0.8, "dry_penalty_last_n": -1},
-        {"mirostat": 2, "temperature": 0.7},
         {"bad_words": ((3, 4), (5, 6))},
         {"n": 3, "temperature": 0.7},
     ],
@@ -75,6 +74,16 @@ def test_who_needs_the_token_on_the_host_gets_it_first(sampling: dict[str, Any])
         assert backend.num_carried == 3 * 10
     else:
         assert backend.num_carried == 0
+
+
+def test_what_a_sampler_goes_on_from_stays_on_the_device() -> None:
+    request = ask("r", LONG[:9], max_tokens=12, mirostat=2, temperature=0.7)
+    beside = ask("beside", LONG[:20], max_tokens=20)
+    engine, backend = asynchronous()
+    answers = run(engine, [request, beside])
+    assert_solo(answers, request)
+    assert_solo(answers, beside)
+    assert backend.num_carried == 11 + 19
 
 
 @pytest.mark.parametrize("last_n", [-1, 1, 2, 8])

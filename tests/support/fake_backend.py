@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from tuili.backend import Batch, CacheGroup, Choices, Float32, Int32, SamplingArrays, StepResult, UInt32
+from tuili.backend import CARRIED_STATE, Batch, CacheGroup, Choices, Float32, Int32, SamplingArrays, StepResult, UInt32
 from tuili.types import TokenRequest
 
 VOCAB = 61
@@ -174,6 +174,7 @@ class FakeBackend:
     def allocate_cache(self, num_blocks: list[int]) -> None:
         self.num_blocks = list(num_blocks)
         self.last_tokens: dict[int, int] = {}  # by slot
+        self.last_states: dict[int, float] = {}
         self.is_lost = False  # a step has failed and nobody knows yet
         self.under_way: set[int] = set()
         self.planes = [
@@ -318,15 +319,20 @@ class FakeBackend:
         result = self._answer(self._with_carried(batch, input_ids), chains)
         for r, t in enumerate(batch.sample_rows.tolist()):
             if batch.targets[r] < 0:
-                s = int(np.searchsorted(batch.query_start, t, side="right")) - 1
-                self.last_tokens[int(batch.slots[s])] = int(result.token_ids[r])
+                slot = int(batch.slots[np.searchsorted(batch.query_start, t, side="right") - 1])
+                self.last_tokens[slot] = int(result.token_ids[r])
+                self.last_states[slot] = float(result.sampler_state[r])
         return result
 
     def _with_carried(self, batch: Batch, input_ids: np.ndarray) -> Batch:
-        """Histories in which -1 is the token it stands for."""
+        """Histories in which -1 is the token it stands for, and the states that samplers go on from."""
         s = batch.sampling
-        starts, ids, counts = [0], [], []
+        starts, ids, counts, states = [0], [], [], s.sampler_state.copy()
         for r, t in enumerate(batch.sample_rows.tolist()):
+            if states[r] == CARRIED_STATE:
+                place = np.searchsorted(batch.query_start, t, side="right") - 1
+                assert batch.carry[place]
+                states[r] = self.last_states[int(batch.slots[place])]
             own = slice(s.history_start[r], s.history_start[r + 1])
             seen = dict(zip(s.history_ids[own].tolist(), s.history_counts[own].tolist(), strict=True))
             if -1 in seen:
@@ -338,7 +344,7 @@ class FakeBackend:
             starts.append(len(ids))
         columns = {"history_start": starts, "history_ids": ids, "history_counts": counts}
         arrays = {name: np.array(column, np.int32) for name, column in columns.items()}
-        return replace(batch, sampling=replace(s, **arrays))
+        return replace(batch, sampling=replace(s, sampler_state=states, **arrays))
 
     def _write(self, batch: Batch, s: int, t: int, token_id: int) -> int:
         """Writes token t in every group, then reads all that it can see."""
