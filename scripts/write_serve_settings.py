@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuili.server.setting import Setting
-from tuili.server.settings import all_settings
+from tuili.server.settings.serve_settings import all_settings
+from tuili.server.settings.setting import Setting
 
 PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 BEGIN, END = "<!-- settings -->\n", "<!-- end of settings -->\n"

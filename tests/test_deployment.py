@@ -17,7 +17,7 @@ from support.served import Listening, SmallPool, listening
 from tuili.cli.commands import serve
 from tuili.cli.service_session import _serve_settings
 from tuili.runtime.loading import LoadOptions, open_model
-from tuili.server.settings import ServeSettings
+from tuili.server.settings.serve_settings import ServeSettings
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")

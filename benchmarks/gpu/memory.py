@@ -18,7 +18,7 @@ from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.devices import choose_device
 from tuili.backends.torch.model import Model
 from tuili.config import EngineConfig
-from tuili.engine.cache_plan import plan_cache
+from tuili.engine.cache.cache_plan import plan_cache
 from tuili.engine.engine import Engine
 from tuili.models.spec import MlpSpec
 from tuili.runtime.memory import measured_room, size_device_cache

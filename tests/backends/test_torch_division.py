@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 import pytest
 
 from support.random_models import decoder, layer
-from tuili.backends.torch_division import Division, divide, own_spec, span
+from tuili.backends.torch_sizes.division import Division, divide, own_spec, span
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.models.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec
 

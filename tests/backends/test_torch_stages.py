@@ -11,7 +11,7 @@ import pytest
 from support.random_models import MLP, decoder, layer
 from tuili.backends.torch.parallel.loading import Place
 from tuili.backends.torch.shard import Stage
-from tuili.backends.torch_stages import shared_out, stage_ends
+from tuili.backends.torch_sizes.stages import shared_out, stage_ends
 from tuili.errors import InvalidRequestError
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import MlpSpec

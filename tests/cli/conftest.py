@@ -50,7 +50,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TUILI_DEBUG", raising=False)
     for name in ("TUILI_HOST", "TUILI_API_KEY", "OLLAMA_HOST"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tuili.cli.running_server.likely_addresses", lambda _: [])  # whatever runs on this machine
+    # Whatever runs on this machine is nobody's business here.
+    monkeypatch.setattr("tuili.cli.remote.running_server.likely_addresses", lambda _: [])
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 

@@ -15,9 +15,9 @@ import pytest
 from support.fake_pipeline import FakePipeline
 from support.terminal import CTRL_C, CTRL_D, Terminal, in_terminal
 from tuili.cli.answer import print_answer
-from tuili.cli.chat import Chat
-from tuili.cli.chat_commands import run_chat_command
-from tuili.cli.conversation import Conversation
+from tuili.cli.chat.chat import Chat
+from tuili.cli.chat.commands import run_chat_command
+from tuili.cli.chat.conversation import Conversation
 from tuili.cli.sampling_options import SAMPLING_NAMES
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import SamplingDefaults

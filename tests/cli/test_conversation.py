@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tuili.cli.conversation import MAX_FILE_BYTES, Conversation
+from tuili.cli.chat.conversation import MAX_FILE_BYTES, Conversation
 from tuili.errors import InvalidRequestError
 
 GOOD: dict[str, Any] = {"model": "m", "system": None, "sampling": {}, "messages": [{"role": "user", "content": "hi"}]}

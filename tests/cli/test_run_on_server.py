@@ -17,12 +17,18 @@ from support.fake_pipeline import FakePipeline
 from support.local_server import serving_handler
 from support.served import Listening, SmallPool, listening
 from support.small_model import small_model
-from tuili.cli import running_server, server_address
-from tuili.cli.chat import Chat
-from tuili.cli.conversation import Conversation
-from tuili.cli.remote_model import RemoteModel, open_remote_model
-from tuili.cli.server_address import ServerAddress, is_listened_on, likely_addresses, named_address, parse_address
-from tuili.cli.server_client import ServerClient
+from tuili.cli.chat.chat import Chat
+from tuili.cli.chat.conversation import Conversation
+from tuili.cli.remote import running_server, server_address
+from tuili.cli.remote.remote_model import RemoteModel, open_remote_model
+from tuili.cli.remote.server_address import (
+    ServerAddress,
+    is_listened_on,
+    likely_addresses,
+    named_address,
+    parse_address,
+)
+from tuili.cli.remote.server_client import ServerClient
 from tuili.errors import ContextLengthError, EngineUnavailableError, InvalidRequestError
 from tuili.server.api_keys import read_api_keys
 from tuili.types import Done, Finished, GenerateRequest, SamplingParams, TextDelta

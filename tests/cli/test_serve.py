@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tuili.cli.serve_options import spread_names
-from tuili.server import foreign_flags
-from tuili.server.settings import all_settings
+from tuili.server.settings import foreign_flags
+from tuili.server.settings.serve_settings import all_settings
 
 from .conftest import Cli
 from .test_hostile_flags import one_line

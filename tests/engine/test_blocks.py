@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tuili.backend import CacheGroup
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import BlockManager, num_spanned
-from tuili.engine.block_pool import BlockPool
-from tuili.engine.cache_plan import plan_cache
-from tuili.engine.history import TokenHistory
-from tuili.engine.prefix_cache import HashChain, block_hash, chain_root
+from tuili.engine.cache.block_manager import BlockManager, num_spanned
+from tuili.engine.cache.block_pool import BlockPool
+from tuili.engine.cache.cache_plan import plan_cache
+from tuili.engine.cache.prefix_cache import HashChain, block_hash, chain_root
+from tuili.engine.sampling.history import TokenHistory
 from tuili.errors import InsufficientMemoryError, UnsupportedModelError
 
 

@@ -12,7 +12,7 @@ from support.answers import Answers, ask, assert_idle, assert_solo, make_engine,
 from support.fake_backend import VOCAB, FakeBackend, solo
 from support.misguided import Misguided
 from tuili.backend import Batch, StepResult
-from tuili.engine.draft_model import CATCH_UP_TOKENS, MAX_FED, DraftModel
+from tuili.engine.drafts.draft_model import CATCH_UP_TOKENS, MAX_FED, DraftModel
 from tuili.engine.engine import Engine
 from tuili.types import TokenDelta
 

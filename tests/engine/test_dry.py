@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.fake_backend import repeats
-from tuili.engine import dry as module
-from tuili.engine.dry import Breakers, Dry, DryRuns, Penalized, Tails
+from tuili.engine.sampling import dry as module
+from tuili.engine.sampling.dry import Breakers, Dry, DryRuns, Penalized, Tails
 
 TOKENS = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 VOCAB = 10

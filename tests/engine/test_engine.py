@@ -257,7 +257,7 @@ def test_a_window_prefix_needs_only_its_last_window() -> None:
 
 
 def _digests(tokens: list[int], count: int) -> list[bytes]:
-    from tuili.engine.prefix_cache import HashChain, chain_root
+    from tuili.engine.cache.prefix_cache import HashChain, chain_root
 
     return HashChain(16, chain_root("bfloat16", "")).first(count, tokens)
 

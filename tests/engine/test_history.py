@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuili.engine.history import SeenTokens, TokenHistory
+from tuili.engine.sampling.history import SeenTokens, TokenHistory
 
 TOKENS = st.lists(st.integers(0, 6), max_size=40)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from support.answers import ask
 from tuili.config import SpeculativeConfig
-from tuili.engine.prefix_cache import HashChain
-from tuili.engine.prompt_lookup import MAX_CANDIDATES, PromptLookup, RunIndex
+from tuili.engine.cache.prefix_cache import HashChain
+from tuili.engine.drafts.prompt_lookup import MAX_CANDIDATES, PromptLookup, RunIndex
 from tuili.engine.sequence import Sequence
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=60)

@@ -13,7 +13,7 @@ from support.fake_backend import VOCAB, FakeBackend, chain_of, logits_of
 from support.oracle_drafter import OracleDrafter
 from tuili.backend import Batch
 from tuili.backend import SamplerKind as Kind
-from tuili.engine.sampler_order import chain_steps, first_state, plain_values
+from tuili.engine.sampling.sampler_order import chain_steps, first_state, plain_values
 from tuili.errors import InvalidRequestError
 from tuili.types import SamplingParams
 

@@ -13,7 +13,7 @@ from support.answers import ask, run
 from tuili.backend import Backend, BackendOptions, Batch, StepHandle
 from tuili.backends import load_backend
 from tuili.config import EngineConfig, SpeculativeConfig
-from tuili.engine.draft_model import DraftBackend
+from tuili.engine.drafts.draft_model import DraftBackend
 from tuili.engine.engine import Engine
 from tuili.runtime.text_parts import open_tokenizer
 from tuili.types import TokenDelta

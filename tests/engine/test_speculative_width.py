@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuili.engine.speculative_width import FIRST_PROBE, WidthChooser
+from tuili.engine.drafts.speculative_width import FIRST_PROBE, WidthChooser
 from tuili.engine.step_costs import Foreseen, StepCosts
 
 CHANCES = st.lists(st.lists(st.floats(0.0, 1.0), max_size=5), min_size=1, max_size=3)

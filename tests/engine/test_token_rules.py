@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuili.engine.token_rules import BadWords, completed_words, goes_in_circles
+from tuili.engine.sampling.token_rules import BadWords, completed_words, goes_in_circles
 from tuili.types import RepetitionDetectionParams
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tuili.backend import CacheGroup, DeviceRoom
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import BlockManager
-from tuili.engine.cache_plan import plan_cache
+from tuili.engine.cache.block_manager import BlockManager
+from tuili.engine.cache.cache_plan import plan_cache
 from tuili.errors import InsufficientMemoryError
 from tuili.runtime.memory import CACHE_SHARE, size_cache, size_device_cache
 

@@ -12,7 +12,7 @@ from tuili.backends import load_backend
 from tuili.backends.torch.backend import TorchBackend
 from tuili.backends.torch.devices import BATCHED_TOKENS
 from tuili.backends.torch.ops import PACKABLE
-from tuili.backends.torch_footprint import PACKED, kept_bytes
+from tuili.backends.torch_sizes.footprint import PACKED, kept_bytes
 from tuili.models.shapes import tensor_shapes
 from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, item_bytes
 from tuili.runtime.torch_ranks import Parts, deal_out

@@ -7,8 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from tuili.server.settings import all_settings
-from tuili.server.settings_sources import resolve
+from tuili.server.settings.serve_settings import all_settings
+from tuili.server.settings.settings_sources import resolve
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "serving.md"

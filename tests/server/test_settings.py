@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tuili.errors import InvalidRequestError
-from tuili.server import foreign_flags
-from tuili.server.setting_kinds import Many
-from tuili.server.settings import ServeSettings, all_settings
-from tuili.server.settings_sources import Resolved, resolve
+from tuili.server.settings import foreign_flags
+from tuili.server.settings.serve_settings import ServeSettings, all_settings
+from tuili.server.settings.setting_kinds import Many
+from tuili.server.settings.settings_sources import Resolved, resolve
 
 
 def of(**flags: Any) -> ServeSettings:

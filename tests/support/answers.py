@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from support.fake_backend import FakeBackend, solo
 from support.oracle_drafter import OracleDrafter
 from tuili.config import EngineConfig, SpeculativeConfig
-from tuili.engine.draft_model import DraftBackend
+from tuili.engine.drafts.draft_model import DraftBackend
 from tuili.engine.engine import Engine
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 

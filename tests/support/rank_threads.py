@@ -19,7 +19,7 @@ from tuili.backends.torch.parallel.batch_frames import batch_of, frame_of
 from tuili.backends.torch.parallel.frames import read_frame
 from tuili.backends.torch.parallel.loading import Place, load_part
 from tuili.backends.torch.shard import Ranks
-from tuili.backends.torch_footprint import largest_groups
+from tuili.backends.torch_sizes.footprint import largest_groups
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuili.checks import shown
 from tuili.cli.answer import print_answer, timing_lines
-from tuili.cli.conversation import Conversation
+from tuili.cli.chat.conversation import Conversation
 from tuili.cli.loading_settings import LoadingSettings
 from tuili.cli.model_argument import ModelAndPrompt, split_arguments
 from tuili.cli.refusals import refuse_format, refuse_pictures
-from tuili.cli.running_server import likely_servers, named_server
+from tuili.cli.remote.running_server import likely_servers, named_server
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.terminal import note
 from tuili.config import store_dir
@@ -26,8 +26,8 @@ from tuili.types import GenerateRequest
 
 if TYPE_CHECKING:
     from tuili.cli.chat_model import ChatModel
-    from tuili.cli.remote_model import RemoteModel
-    from tuili.cli.server_client import ServerClient
+    from tuili.cli.remote.remote_model import RemoteModel
+    from tuili.cli.remote.server_client import ServerClient
 
 _MAX_NUM_SEQS = 1
 
@@ -115,7 +115,7 @@ def _remote_model(servers: Sequence[_Server], choice: ModelAndPrompt, store: Sto
 
 
 def _opened(client: ServerClient, name: str) -> RemoteModel:
-    from tuili.cli.remote_model import open_remote_model  # slow to import
+    from tuili.cli.remote.remote_model import open_remote_model  # slow to import
 
     return open_remote_model(client, name)
 
@@ -225,9 +225,9 @@ def _answer_once(
 
 
 def _chat(pipeline: ChatModel, settings: RunSettings, sampling: Mapping[str, Any], remote: RemoteModel | None) -> None:
-    from tuili.cli.chat import Chat, run_chat
-    from tuili.cli.chat_commands import run_chat_command
-    from tuili.cli.line_reader import line_history
+    from tuili.cli.chat.chat import Chat, run_chat
+    from tuili.cli.chat.commands import run_chat_command
+    from tuili.cli.chat.line_reader import line_history
 
     if not pipeline.has_chat_template:
         raise InvalidRequestError(

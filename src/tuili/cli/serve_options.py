@@ -14,10 +14,10 @@ from typer.core import TyperCommand
 
 from tuili.cli.model_argument import complete_model
 from tuili.cli.shared_options import Command, with_options
-from tuili.server import foreign_flags
-from tuili.server.setting import Setting
-from tuili.server.setting_kinds import Many, Switch
-from tuili.server.settings import all_settings
+from tuili.server.settings import foreign_flags
+from tuili.server.settings.serve_settings import all_settings
+from tuili.server.settings.setting import Setting
+from tuili.server.settings.setting_kinds import Many, Switch
 
 _NAMES_FLAG = "--served-model-name"
 _WITHOUT_EFFECT = "Of vLLM and LMDeploy, without effect"

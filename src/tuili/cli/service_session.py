@@ -24,8 +24,8 @@ from tuili.cli.systemd import Systemd
 from tuili.errors import ConflictError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
 from tuili.server.listeners import Address
-from tuili.server.settings import ServeSettings
-from tuili.server.settings_sources import resolve
+from tuili.server.settings.serve_settings import ServeSettings
+from tuili.server.settings.settings_sources import resolve
 from tuili.store.names import is_path_like
 from tuili.store.store import existing_path
 

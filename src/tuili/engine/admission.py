@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import chain
 
-from tuili.engine.sampler_order import carries_state
+from tuili.engine.sampling.sampler_order import carries_state
 from tuili.errors import ContextLengthError, InvalidRequestError
 from tuili.types import TokenRequest
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuili.backend import Batch, Int32
-from tuili.engine.block_manager import BlockManager
+from tuili.engine.cache.block_manager import BlockManager
 from tuili.engine.rows import raw_row, sample_rows
-from tuili.engine.sampling import SampleRow, allow_mask, sampling_arrays
+from tuili.engine.sampling.arrays import SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
 
 SPARE_BLOCKS = 4  # table entries beyond the longest context, so that a kept batch need not grow with it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tuili.backend import StepResult
-from tuili.engine.logprobs import token_logprobs
+from tuili.engine.sampling.logprobs import token_logprobs
 from tuili.engine.sequence import Sequence
 from tuili.errors import TuiliError
 from tuili.types import FinishReason, TokenDelta

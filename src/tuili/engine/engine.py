@@ -19,19 +19,19 @@ from tuili.config import EngineConfig
 from tuili.engine.admission import check_request
 from tuili.engine.batch import BatchBuilder
 from tuili.engine.beam_group import BeamGroup
-from tuili.engine.block_manager import BlockManager
-from tuili.engine.cache_plan import plan_cache
-from tuili.engine.cache_size import CacheSize, cache_parts
+from tuili.engine.cache.block_manager import BlockManager
+from tuili.engine.cache.cache_plan import plan_cache
+from tuili.engine.cache.cache_size import CacheSize, cache_parts
+from tuili.engine.cache.prefix_cache import HashChain, chain_root
 from tuili.engine.deltas import damage, ending, endings, progress
-from tuili.engine.draft_model import DraftBackend, DraftModel
+from tuili.engine.drafts.draft_model import DraftBackend, DraftModel
+from tuili.engine.drafts.speculative import Drafter, speculation
 from tuili.engine.launch import Launch, Launches, Refusal
-from tuili.engine.logprobs import token_logprobs
 from tuili.engine.outbox import Outbox
-from tuili.engine.prefix_cache import HashChain, chain_root
 from tuili.engine.processors import choose_processed
+from tuili.engine.sampling.logprobs import token_logprobs
 from tuili.engine.scheduler import Scheduler
 from tuili.engine.sequence import Chunk, Sequence, Sink, Status
-from tuili.engine.speculative import Drafter, speculation
 from tuili.engine.stats import Counts, EngineStats
 from tuili.engine.swap import open_swap
 from tuili.engine.turns import Turns, max_steps

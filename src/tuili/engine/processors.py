@@ -13,7 +13,7 @@ import numpy as np
 
 from tuili.backend import Backend, Float32, Int32, StepResult
 from tuili.engine.rows import sample_rows
-from tuili.engine.sampling import Processor, SampleRow, allow_mask, sampling_arrays
+from tuili.engine.sampling.arrays import Processor, SampleRow, allow_mask, sampling_arrays
 from tuili.engine.sequence import Chunk, Sequence
 from tuili.errors import InvalidRequestError
 

@@ -8,8 +8,8 @@ from itertools import repeat
 import numpy as np
 
 from tuili.backend import CARRIED_STATE
-from tuili.engine.history import SeenTokens, TokenHistory
-from tuili.engine.sampling import Bias, SampleRow, row_sampling, with_bans
+from tuili.engine.sampling.arrays import Bias, SampleRow, row_sampling, with_bans
+from tuili.engine.sampling.history import SeenTokens, TokenHistory
 from tuili.engine.sequence import Sequence
 from tuili.types import SamplingParams, TokenRequest
 

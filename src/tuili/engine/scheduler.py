@@ -18,8 +18,8 @@ from collections.abc import Sequence as ListLike
 from typing import Any
 
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import BlockManager
-from tuili.engine.cache_record import CacheRecord
+from tuili.engine.cache.block_manager import BlockManager
+from tuili.engine.cache.cache_record import CacheRecord
 from tuili.engine.pacing import Pace
 from tuili.engine.sequence import Chunk, Sequence, Status
 from tuili.engine.stats import Prefill

@@ -10,11 +10,11 @@ from enum import Enum
 from typing import NamedTuple
 
 from tuili.engine.beam_search import BeamSearch
-from tuili.engine.dry import DryRuns
-from tuili.engine.history import TokenHistory
-from tuili.engine.prefix_cache import HashChain
-from tuili.engine.sampling import Bias, row_sampling
-from tuili.engine.token_rules import goes_in_circles
+from tuili.engine.cache.prefix_cache import HashChain
+from tuili.engine.sampling.arrays import Bias, row_sampling
+from tuili.engine.sampling.dry import DryRuns
+from tuili.engine.sampling.history import TokenHistory
+from tuili.engine.sampling.token_rules import goes_in_circles
 from tuili.sampling_params import RepetitionDetectionParams
 from tuili.types import CacheMiss, FinishReason, Resume, TokenDelta, TokenLogprobs, TokenRequest
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tuili.backend import Backend, CacheGroup, Int32, SwappingBackend
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import BlockManager, Held
+from tuili.engine.cache.block_manager import BlockManager, Held
 from tuili.engine.sequence import Chunk, Sequence
 
 _KEPT = 0.8  # of what is known of a token's time, at every step with prompts

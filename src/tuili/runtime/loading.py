@@ -124,7 +124,7 @@ def _start_engine(
     free_bytes: int,
     start: float,
 ) -> RunningEngine:
-    from tuili.engine.draft_model import DraftBackend
+    from tuili.engine.drafts.draft_model import DraftBackend
     from tuili.engine.engine import Engine
     from tuili.engine.loop import EngineLoop
     from tuili.runtime.running_engine import RunningEngine

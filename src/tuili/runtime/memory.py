@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tuili.backend import Backend, CacheGroup, DeviceRoom, MeasuredBackend
 from tuili.config import GPU_MEMORY_UTILIZATION, EngineConfig
-from tuili.engine.cache_plan import needed_bytes
+from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InsufficientMemoryError
 
 CACHE_SHARE = 0.4  # of the memory that is free before the weights are packed

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tuili.backend import CacheGroup
-from tuili.backends.torch_division import Cut, cuts, divide, own_spec
-from tuili.backends.torch_footprint import (
+from tuili.backends.torch_sizes.division import Cut, cuts, divide, own_spec
+from tuili.backends.torch_sizes.footprint import (
     CACHE_BYTES,
     LEAST_CONTEXT,
     MAX_GRAPH_LOGIT_BYTES,
@@ -22,7 +22,7 @@ from tuili.backends.torch_footprint import (
     kept_bytes,
     layers_that_fit,
 )
-from tuili.backends.torch_stages import is_of_stage, stage_ends, stage_of
+from tuili.backends.torch_sizes.stages import is_of_stage, stage_ends, stage_of
 from tuili.config import KvCacheDtype
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec

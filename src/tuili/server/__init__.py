@@ -18,7 +18,7 @@ def create_app() -> FastAPI:
     from tuili.program_log import hand_down
     from tuili.runtime.pool.model_pool import open_pool
     from tuili.server import app  # slow to import
-    from tuili.server.settings_sources import resolve
+    from tuili.server.settings.settings_sources import resolve
 
     settings = resolve(environ=os.environ).settings
     hand_down(settings.log_format)

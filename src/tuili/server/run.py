@@ -26,7 +26,7 @@ from tuili.server.guards.bind import check_bind
 from tuili.server.guards.http_protocol import guarded_protocol
 from tuili.server.listeners import Listeners, open_listeners
 from tuili.server.serving import Serving
-from tuili.server.settings import ServeSettings
+from tuili.server.settings.serve_settings import ServeSettings
 from tuili.server.socket_activation import inherited_sockets
 from tuili.server.turnstile import Turnstile
 

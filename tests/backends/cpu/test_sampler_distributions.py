@@ -15,9 +15,9 @@ import pytest
 from support.random_models import decoder, random_weights
 from tuili.backend import Backend, BackendOptions, Float32, SamplingArrays
 from tuili.backends import load_backend
-from tuili.engine.dry import Penalized
-from tuili.engine.history import SeenTokens
-from tuili.engine.sampling import SampleRow, row_sampling, sampling_arrays
+from tuili.engine.sampling.arrays import SampleRow, row_sampling, sampling_arrays
+from tuili.engine.sampling.dry import Penalized
+from tuili.engine.sampling.history import SeenTokens
 from tuili.types import SamplingParams, TokenRequest
 
 VOCAB, NUM_DRAWS = 24, 30_000

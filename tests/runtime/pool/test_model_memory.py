@@ -10,7 +10,7 @@ import pytest
 
 from support.gguf_models import seeds
 from tuili.backend import CacheGroup
-from tuili.backends.torch_footprint import SUPPORTED
+from tuili.backends.torch_sizes.footprint import SUPPORTED
 from tuili.config import EngineConfig
 from tuili.errors import InvalidRequestError
 from tuili.runtime.load_options import LoadOptions

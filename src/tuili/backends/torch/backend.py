@@ -50,7 +50,7 @@ from tuili.backends.torch.stage_graphs import StageGraphs
 from tuili.backends.torch.staged import SentStep, StagedModel, WeightsWithout, build_staged_model
 from tuili.backends.torch.step import StepInputs, Uploader, upload_batch
 from tuili.backends.torch.weights import WeightReader
-from tuili.backends.torch_footprint import SUPPORTED, StepFootprint, StepSize
+from tuili.backends.torch_sizes.footprint import SUPPORTED, StepFootprint, StepSize
 from tuili.checks import check_count, refusal
 from tuili.config import MAX_NUM_SEQS, EngineConfig
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, UnsupportedModelError

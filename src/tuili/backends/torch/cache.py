@@ -15,7 +15,7 @@ from torch import Tensor
 from tuili.backend import CacheGroup, Int32
 from tuili.backends.torch.devices import synchronize
 from tuili.backends.torch.ops import LayerCache
-from tuili.backends.torch_footprint import cache_groups, cache_windows, token_bytes
+from tuili.backends.torch_sizes.footprint import cache_groups, cache_windows, token_bytes
 from tuili.config import BLOCK_SIZES
 from tuili.errors import InsufficientMemoryError, InvalidRequestError
 from tuili.machine import available_memory

@@ -19,7 +19,7 @@ from torch import Tensor
 from tuili.backend import CARRIED_STATE, Bool, Float32, Int32, Int64, SamplerKind, SamplingArrays, UInt32
 from tuili.backends.torch.rng import PURPOSE_TOKEN, PURPOSE_XTC, uniforms
 from tuili.backends.torch.step import Uploader
-from tuili.backends.torch_footprint import PART_LOGITS
+from tuili.backends.torch_sizes.footprint import PART_LOGITS
 
 NARROW = 1024  # candidates that are found without a sort of all
 _ALL = float(1 << 24)  # candidates: no vocabulary is larger

@@ -14,7 +14,7 @@ from tuili.backends.torch.devices import device_failure
 from tuili.backends.torch.sampling import Carried, Chosen, RowRules, choose_tokens, plan_draws
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
 from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
-from tuili.backends.torch_footprint import TILE_LOGITS
+from tuili.backends.torch_sizes.footprint import TILE_LOGITS
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tuili.backends.torch_division import LayerShare
-from tuili.backends.torch_stages import is_of_stage
+from tuili.backends.torch_sizes.division import LayerShare
+from tuili.backends.torch_sizes.stages import is_of_stage
 
 
 class Ranks(Protocol):

@@ -65,7 +65,7 @@ def command(
     """
     from tuili.runtime.plan.device import DeviceOptions, planned_gpu
     from tuili.runtime.plan.plan import PlanOptions
-    from tuili.server.setting_kinds import Size
+    from tuili.server.settings.setting_kinds import Size
 
     devices = DeviceOptions(
         device=loading.pop("device"),

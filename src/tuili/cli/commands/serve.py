@@ -29,7 +29,7 @@ def command(
     Ctrl-C or SIGTERM lets running answers finish, a second one does not wait. Exit code 0: told to stop, 1: failed,
     2: wrong settings, 70: the engines of all models named here are given up.
     """
-    from tuili.server.settings_sources import resolve
+    from tuili.server.settings.settings_sources import resolve
 
     resolved = resolve(given_flags(flags), os.environ, config)
     for line in resolved.notes:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tuili.cli.model_argument import complete_stored_model
-from tuili.cli.running_server import KeyOption, UrlOption, the_server
+from tuili.cli.remote.running_server import KeyOption, UrlOption, the_server
 
 
 def command(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuili.cli.running_server import KeyOption, UrlOption, the_server
+from tuili.cli.remote.running_server import KeyOption, UrlOption, the_server
 from tuili.cli.terminal import one_line
 from tuili.errors import EngineUnavailableError
 
 if TYPE_CHECKING:
-    from tuili.cli.server_client import ServerClient
+    from tuili.cli.remote.server_client import ServerClient
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
 
 
 def _print_views(client: ServerClient, interval_s: float | None) -> None:
-    from tuili.cli.server_view import view
+    from tuili.cli.remote.server_view import view
 
     typer.echo(json.dumps(asdict(view(client))))
     while interval_s is not None:
@@ -49,14 +49,14 @@ def _print_views(client: ServerClient, interval_s: float | None) -> None:
 
 
 def _print_view(client: ServerClient) -> None:
-    from tuili.cli.server_view import render_view, view
+    from tuili.cli.remote.server_view import render_view, view
 
     typer.echo(render_view(view(client)), nl=False)
 
 
 def _show_views(client: ServerClient, interval_s: float) -> None:
     from tuili.cli.live_screen import can_show_live, show_live
-    from tuili.cli.server_view import render_view, view
+    from tuili.cli.remote.server_view import render_view, view
 
     def draw() -> str:
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tuili.backend import CacheGroup
 from tuili.backends.cpu.footprint import cache_groups, weight_bytes, workspace_bytes
 from tuili.config import EngineConfig, KvCacheDtype
-from tuili.engine.cache_plan import needed_bytes
+from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.models.spec import ModelSpec
 from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS
 from tuili.runtime.memory import CACHE_SHARE

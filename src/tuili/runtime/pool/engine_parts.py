@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuili.backend import CacheGroup
-from tuili.backends.torch_footprint import SUPPORTED, largest_groups
+from tuili.backends.torch_sizes.footprint import SUPPORTED, largest_groups
 from tuili.config import KvCacheDtype
 from tuili.errors import UnsupportedModelError
 from tuili.models.features import unsupported_features

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from tuili.backend import CacheGroup
 from tuili.backends import expected_backend
-from tuili.backends.torch_footprint import SUPPORTED
+from tuili.backends.torch_sizes.footprint import SUPPORTED
 from tuili.config import EngineConfig
-from tuili.engine.cache_plan import needed_bytes
+from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
 from tuili.models.features import unsupported_features
 from tuili.runtime.load_options import is_automatic

@@ -9,7 +9,7 @@ import pytest
 
 from support.random_models import decoder, layer, quantized, random_weights
 from tuili.backends.torch.parallel.cutting import CutWeights, part_of, stored_group_size
-from tuili.backends.torch_division import divide, own_spec
+from tuili.backends.torch_sizes.division import divide, own_spec
 from tuili.models.shapes import tensor_shapes
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor

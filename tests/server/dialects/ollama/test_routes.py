@@ -15,7 +15,7 @@ from support.index_server import serving, tiny_model
 from support.served import PooledModel, SmallPool, small_app
 from support.shop import Shop
 from support.small_model import small_model
-from tuili.cli.server_view import render_models
+from tuili.cli.remote.server_view import render_models
 from tuili.runtime.pool.memory_plan import DevicePart, MemoryPlan
 from tuili.server.dialects.ollama.names import model_name, shown_name
 from tuili.store import store as store_module

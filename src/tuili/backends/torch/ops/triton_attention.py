@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tuili.backends.torch.ops.kernels import attention as kernels
 from tuili.backends.torch.ops.protocol import AttentionConstants, AttentionPlan, LayerCache
-from tuili.backends.torch_footprint import CHUNK, DECODE_SCRATCH
+from tuili.backends.torch_sizes.footprint import CHUNK, DECODE_SCRATCH
 
 _RUN = 16  # chunks merged at once
 _PROGRAMS_PER_PROCESSOR = 4  # of the decode kernel

@@ -35,9 +35,9 @@ from tuili.backends.torch.parallel.batch_frames import frame_of
 from tuili.backends.torch.parallel.frames import Frame
 from tuili.backends.torch.parallel.group import NO_MEMORY, WorkerGroup
 from tuili.backends.torch.parallel.loading import Place, group_size, layer_ends, load_rank, size_refusal
-from tuili.backends.torch_division import check_divisible
-from tuili.backends.torch_footprint import largest_groups
-from tuili.backends.torch_stages import check_stages
+from tuili.backends.torch_sizes.division import check_divisible
+from tuili.backends.torch_sizes.footprint import largest_groups
+from tuili.backends.torch_sizes.stages import check_stages
 from tuili.config import MAX_PARALLEL_SIZE, EngineConfig
 from tuili.errors import DeviceFailureError, InsufficientMemoryError
 from tuili.models.spec import ModelSpec

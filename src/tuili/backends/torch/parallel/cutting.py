@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tuili.backends.torch_division import Division, cuts
+from tuili.backends.torch_sizes.division import Division, cuts
 from tuili.models.spec import ModelSpec
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor

@@ -15,8 +15,8 @@ from tuili.backends.torch.devices import choose_device, choose_dtype, current
 from tuili.backends.torch.parallel.collectives import join
 from tuili.backends.torch.parallel.cutting import CutWeights, stored_format, stored_group_size
 from tuili.backends.torch.shard import Ranks, Shard, Stage
-from tuili.backends.torch_division import divide, own_spec
-from tuili.backends.torch_stages import stage_ends, stage_of
+from tuili.backends.torch_sizes.division import divide, own_spec
+from tuili.backends.torch_sizes.stages import stage_ends, stage_of
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec

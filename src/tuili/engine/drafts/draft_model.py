@@ -15,10 +15,10 @@ from typing import NamedTuple
 from tuili.backend import Backend, Batch, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.batch import BatchBuilder
-from tuili.engine.block_manager import BlockManager
-from tuili.engine.block_pool import BlockPool
+from tuili.engine.cache.block_manager import BlockManager
+from tuili.engine.cache.block_pool import BlockPool
+from tuili.engine.drafts.speculative_width import Chance
 from tuili.engine.sequence import Chunk, Sequence
-from tuili.engine.speculative_width import Chance
 from tuili.engine.step_costs import StepCosts
 
 FIRST_CHANCE = 0.7  # of a guess to be right, before any was compared

@@ -10,8 +10,19 @@ from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, MAX_PARALL
 from tuili.errors import InvalidRequestError
 from tuili.runtime.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams
-from tuili.server.setting import ENGINE, MODELS, setting
-from tuili.server.setting_kinds import Choice, Count, Duration, JsonObject, Many, Number, RecipeName, Size, Switch, Text
+from tuili.server.settings.setting import ENGINE, MODELS, setting
+from tuili.server.settings.setting_kinds import (
+    Choice,
+    Count,
+    Duration,
+    JsonObject,
+    Many,
+    Number,
+    RecipeName,
+    Size,
+    Switch,
+    Text,
+)
 
 if TYPE_CHECKING:  # slow to import: the command line shows help without
     from tuili.runtime.loading import LoadOptions

@@ -12,10 +12,10 @@ from collections.abc import Sequence as ListLike
 from typing import Protocol
 
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import BlockManager
-from tuili.engine.prompt_lookup import PromptLookup
+from tuili.engine.cache.block_manager import BlockManager
+from tuili.engine.drafts.prompt_lookup import PromptLookup
+from tuili.engine.drafts.speculative_width import Chances, WidthChooser
 from tuili.engine.sequence import Chunk, Sequence
-from tuili.engine.speculative_width import Chances, WidthChooser
 from tuili.engine.step_costs import Foreseen, StepCosts
 
 MAX_TRIED = 0.01  # of the time: what drafts may take that are not known to pay

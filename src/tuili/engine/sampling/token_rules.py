@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 
-from tuili.engine.dry import Tails
+from tuili.engine.sampling.dry import Tails
 from tuili.sampling_params import RepetitionDetectionParams
 
 

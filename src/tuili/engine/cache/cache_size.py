@@ -13,8 +13,8 @@ from functools import partial
 
 from tuili.backend import Backend, CacheGroup, GivesBlocksBack
 from tuili.config import EngineConfig
-from tuili.engine.block_pool import BlockPool
-from tuili.engine.cache_plan import needed_blocks, needed_bytes, plan_cache
+from tuili.engine.cache.block_pool import BlockPool
+from tuili.engine.cache.cache_plan import needed_blocks, needed_bytes, plan_cache
 
 GiveBack = Callable[[ListLike[int]], None]
 

@@ -9,7 +9,7 @@ from tuili.checks import shown
 from tuili.errors import InvalidRequestError
 from tuili.runtime import vllm_arguments
 from tuili.runtime.vllm_arguments import Ignored, split_arguments
-from tuili.server import lmdeploy_flags, vllm_flags
+from tuili.server.settings import lmdeploy_flags, vllm_flags
 
 IGNORED: Mapping[str, Ignored] = {**vllm_arguments.IGNORED, **lmdeploy_flags.IGNORED, **vllm_flags.IGNORED}
 REFUSED = {**vllm_arguments.REFUSED, **lmdeploy_flags.REFUSED, **vllm_flags.REFUSED}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tuili.cli.chat import Chat
-from tuili.cli.line_reader import PROMPT
+from tuili.cli.chat.chat import Chat
+from tuili.cli.chat.line_reader import PROMPT
 from tuili.cli.sampling_options import SAMPLING_NAMES, sampling_params
 from tuili.cli.terminal import printable
 from tuili.config import store_dir

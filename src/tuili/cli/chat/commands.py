@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuili.cli.chat import Chat
-from tuili.cli.chat_settings import SETTINGS, change_setting, set_system
-from tuili.cli.chat_views import VIEWS, show
+from tuili.cli.chat.chat import Chat
+from tuili.cli.chat.settings import SETTINGS, change_setting, set_system
+from tuili.cli.chat.views import VIEWS, show
 from tuili.cli.refusals import refuse_picture, refuse_pictures
 from tuili.errors import InvalidRequestError
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from tuili.cli.answer import PrintedAnswer, print_answer, timing_lines
-from tuili.cli.conversation import Conversation
-from tuili.cli.line_reader import read_entry
+from tuili.cli.chat.conversation import Conversation
+from tuili.cli.chat.line_reader import read_entry
 from tuili.cli.refusals import refuse_pictures
 from tuili.cli.sampling_options import sampling_params
 from tuili.cli.terminal import report_error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 
-from tuili.backends.torch_footprint import kept_bytes
+from tuili.backends.torch_sizes.footprint import kept_bytes
 from tuili.checks import refusal
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import ModelSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
-from tuili.server.setting_kinds import Duration, Kind, Many, Secret, Size, Switch
+from tuili.server.settings.setting_kinds import Duration, Kind, Many, Secret, Size, Switch
 
 MODELS, ENGINE, LISTENING, SECURITY = "Models", "Engine", "Listening", "Security"
 LIMITS, ANSWERS, RUNNING = "Limits", "Answers", "Running"

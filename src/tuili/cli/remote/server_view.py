@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tuili.cli.server_client import ServerClient
+from tuili.cli.remote.server_client import ServerClient
 from tuili.cli.terminal import format_bytes, format_table, one_line
 
 _METRIC = re.compile(r"^([a-zA-Z_:]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from tuili.cli.server_address import ServerAddress
+from tuili.cli.remote.server_address import ServerAddress
 from tuili.engine.wire import ErrorNote, error_of
 from tuili.errors import AuthenticationError, EngineUnavailableError, TuiliError
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuili.cli.server_address import is_listened_on, likely_addresses, named_address
+from tuili.cli.remote.server_address import is_listened_on, likely_addresses, named_address
 from tuili.cli.terminal import note
 from tuili.errors import AuthenticationError, EngineUnavailableError
 
 if TYPE_CHECKING:
-    from tuili.cli.server_client import ServerClient
+    from tuili.cli.remote.server_client import ServerClient
 
 UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="The server; else TUILI_HOST's, else one that runs here.")
@@ -34,7 +34,7 @@ def named_server(url: str | None, api_key: str | None, environ: Mapping[str, str
     address = named_address(url, environ)
     if address is None:
         return None
-    from tuili.cli.server_client import ServerClient  # slow to import
+    from tuili.cli.remote.server_client import ServerClient  # slow to import
 
     client = ServerClient(address, api_key or environ.get(API_KEY_VARIABLE))
     if not client.greet(_NAMED_TIMEOUT_S):
@@ -48,7 +48,7 @@ def likely_servers(api_key: str | None, environ: Mapping[str, str]) -> Iterator[
     for address in dict.fromkeys(likely_addresses(environ)):
         if not is_listened_on(address):
             continue
-        from tuili.cli.server_client import ServerClient  # slow to import
+        from tuili.cli.remote.server_client import ServerClient  # slow to import
 
         client = ServerClient(address, api_key or environ.get(API_KEY_VARIABLE))
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
-from tuili.cli.server_client import ServerClient
+from tuili.cli.remote.server_client import ServerClient
 from tuili.errors import InvalidRequestError
 from tuili.runtime.modelfile_settings import Preamble
 from tuili.runtime.sampling_defaults import SamplingDefaults

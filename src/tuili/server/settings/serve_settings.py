@@ -18,9 +18,20 @@ from tuili.server.api_keys import read_api_keys
 from tuili.server.guards.bind import is_loopback
 from tuili.server.http_settings import HttpSettings
 from tuili.server.listeners import OLLAMA_PORT, Address, ollama_address
-from tuili.server.model_settings import ModelSettings
-from tuili.server.setting import ANSWERS, LIMITS, LISTENING, RUNNING, SECURITY, Setting, described, setting
-from tuili.server.setting_kinds import Choice, Count, Duration, File, Many, Matching, Secret, Size, Switch, Text
+from tuili.server.settings.model_settings import ModelSettings
+from tuili.server.settings.setting import ANSWERS, LIMITS, LISTENING, RUNNING, SECURITY, Setting, described, setting
+from tuili.server.settings.setting_kinds import (
+    Choice,
+    Count,
+    Duration,
+    File,
+    Many,
+    Matching,
+    Secret,
+    Size,
+    Switch,
+    Text,
+)
 
 DEFAULT_PORT = 8000
 _PATH = Matching(r"(/[!-~]*[!-.0-~])?", "a path that starts with / and does not end with it")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuili.cli.chat import Chat
-from tuili.cli.line_reader import keep_history
+from tuili.cli.chat.chat import Chat
+from tuili.cli.chat.line_reader import keep_history
 from tuili.cli.refusals import refuse_format
 from tuili.cli.sampling_options import parse_value, sampling_params
 from tuili.errors import InvalidRequestError

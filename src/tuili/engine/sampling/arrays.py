@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
-from tuili.engine.dry import Breakers, Dry, Penalized
-from tuili.engine.history import SeenTokens
-from tuili.engine.sampler_order import ChainStep, chain_steps, first_state, plain_values
-from tuili.engine.token_rules import BadWords
+from tuili.engine.sampling.dry import Breakers, Dry, Penalized
+from tuili.engine.sampling.history import SeenTokens
+from tuili.engine.sampling.sampler_order import ChainStep, chain_steps, first_state, plain_values
+from tuili.engine.sampling.token_rules import BadWords
 from tuili.sampling_params import LogitsProcessor
 from tuili.types import TokenRequest
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from tuili.config import SpeculativeConfig
+from tuili.engine.drafts.speculative_width import Chance
 from tuili.engine.sequence import Sequence
-from tuili.engine.speculative_width import Chance
 
 TABLE_SIZE = 1 << 14  # 64 KiB; places that collide are told apart when they are compared
 MAX_CANDIDATES = 8  # places compared in one look-up

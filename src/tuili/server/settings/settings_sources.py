@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from tuili.errors import InvalidRequestError
-from tuili.server import foreign_flags
-from tuili.server.config_file import read_config
-from tuili.server.setting import Setting
-from tuili.server.settings import ServeSettings, all_settings
+from tuili.server.settings import foreign_flags
+from tuili.server.settings.config_file import read_config
+from tuili.server.settings.serve_settings import ServeSettings, all_settings
+from tuili.server.settings.setting import Setting
 
 CONFIG_VARIABLE = "TUILI_SERVE_CONFIG"
 _PREFIX = "TUILI_SERVE_"

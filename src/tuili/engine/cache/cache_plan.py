@@ -6,7 +6,7 @@ from collections.abc import Sequence as ListLike
 
 from tuili.backend import CacheGroup
 from tuili.config import EngineConfig
-from tuili.engine.block_manager import num_spanned
+from tuili.engine.cache.block_manager import num_spanned
 from tuili.errors import InsufficientMemoryError, UnsupportedModelError
 
 DEFAULT_CACHE_BYTES = 1 << 30  # at most, when kv_cache_memory_bytes is None

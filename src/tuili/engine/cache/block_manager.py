@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tuili.backend import CacheGroup, Int32
-from tuili.engine.block_pool import BlockPool
+from tuili.engine.cache.block_pool import BlockPool
 
 NO_COPIES: Int32 = np.empty((0, 3), dtype=np.int32)
 

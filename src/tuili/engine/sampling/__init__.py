@@ -1,0 +1,1 @@
+"""How a next token is chosen, as data for the backends: parameters, penalties, rules over token ids."""
