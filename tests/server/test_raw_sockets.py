@@ -94,6 +94,8 @@ ABUSES = {
     "two hosts": (b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil\r\nconnection: close\r\n\r\n", 400),
     "foreign host": (b"GET /health HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n", 403),
     "absolute form": (b"GET http://evil.example/health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 200),
+    "8 MiB header behind the body": (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"a" * (8 << 20), 431),
+    "8 MiB beside a chunk's length": (HEAD + b"transfer-encoding: chunked\r\n\r\n2;x=" + b"a" * (8 << 20), 431),
     "length and chunks": (HEAD + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     "chunks and length": (HEAD + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", 400),
     "two lengths": (HEAD + b"content-length: 4\r\ncontent-length: 5\r\n\r\nabcd", 400),
@@ -201,6 +203,13 @@ def test_a_body_that_nobody_wants_is_read_past(server: Listening) -> None:
     for pieces in ((unread + chunks + GOOD,), (unread, chunks, GOOD)):
         answer = exchange(server, *pieces, pause_s=0.01)
         assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"404", b"404", b"200"]
+
+
+def test_what_comes_behind_a_body_that_nobody_wants_is_bounded(server: Listening) -> None:
+    """No key is asked for there: whoever it is, nothing is collected for him."""
+    sent = b"POST /elsewhere HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx: "
+    answer = exchange(server, sent, b"a" * (8 << 20), pause_s=0.01)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"404", b"431"]
 
 
 EXPECTING = (

@@ -52,7 +52,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._door = door
-        self._num_header_bytes = 0
+        self._num_header_bytes = 0  # since anything else came
         self._is_reading_headers = True
         self._num_trailers = 0
         self._num_discarded = 0
@@ -78,10 +78,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lingering or self._is_deaf:
             return
-        if self._is_reading_headers:
-            self._num_header_bytes += len(data)
+        self._num_header_bytes += len(data)
         super().data_received(data)
-        if self._is_reading_headers and self._num_header_bytes > self._limits.max_header_bytes:
+        if self._num_header_bytes > self._limits.max_header_bytes:
             self._too_large()
             self.send_400_response("")
         self._expect_another()
@@ -112,6 +111,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self.cycle.transport = cast(asyncio.Transport, _ClosesLater(self.transport, close))
 
     def on_body(self, body: bytes) -> None:
+        self._num_header_bytes = 0
         super().on_body(body)
         if self.cycle.response_complete:  # many clients read no answer before they have sent all
             if not self._num_discarded:
@@ -121,6 +121,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def on_message_complete(self) -> None:
+        self._num_header_bytes = 0
         self._stop_timer()
         super().on_message_complete()
 
@@ -145,6 +146,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if is_broken and self.cycle.response_started:  # nothing may be put into an answer
             self.transport.close()
         elif is_broken:
+            self.cycle.scope["extensions"].clear()  # so that nobody aborts what the refusal is sent on
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self._refuse()
