@@ -17,7 +17,7 @@ from tuili.server.guards.http_protocol import answer_bytes
 from tuili.server.repeats import Words
 from tuili.server.serving import Serving
 
-WORDS = Words(b"POST /v1/messages HTTP/1.1\r\nhost: localhost", 300, "10.0.0.1")
+WORDS = Words(b"hash", 300, "10.0.0.1")
 DATE, LATER = b"Sun, 22 Nov 2026 08:00:00 GMT", b"Sun, 22 Nov 2026 08:00:01 GMT"
 
 
@@ -66,17 +66,24 @@ async def test_the_same_words_are_told_the_same_under_an_id_of_their_own(tmp_pat
     )
 
 
+async def test_a_line_tells_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "stamp", lambda: "2030-01-02T03:04:05Z")  # later than the line it is made of
+    async with full(tmp_path) as (door, _):
+        refuse(door, WORDS)
+        assert door.refusal_of(WORDS, 0, LATER)
+        assert door._log.flush()
+        lines = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert lines[0]["time"] != lines[1]["time"] == "2030-01-02T03:04:05Z"
+
+
 async def test_other_words_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_KEPT", 2)
     async with full(tmp_path) as (door, _):
         refuse(door, WORDS)
-        others = [WORDS._replace(head=WORDS.head + b"x"), WORDS._replace(num_bytes=301), WORDS._replace(address="")]
+        others = [WORDS._replace(head=WORDS.head + b"x"), WORDS._replace(num_behind=301), WORDS._replace(address="")]
         assert [door.refusal_of(words, 0, DATE) for words in others] == [None] * 3
         assert b"403" in refuse(door, others[0], b"evil.example")[:15]
         assert door.refusal_of(others[0], 0, DATE) is None, "only what a full queue tells is kept"
-        long = WORDS._replace(head=b"x" * 5000)
-        refuse(door, long)
-        assert door.refusal_of(long, 0, DATE) is None
         assert door.refusal_of(WORDS, 0, DATE) is not None
         refuse(door, others[1])
         refuse(door, others[2])

@@ -17,6 +17,7 @@ from support.fake_backend import FakeBackend
 from support.served import SmallPool
 from support.small_model import small_model
 from tuili.server import turnstile as module
+from tuili.server.api_keys import read_api_keys
 from tuili.server.app import create_app
 from tuili.server.door import Door
 from tuili.server.edge import Edge
@@ -39,9 +40,11 @@ def turns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, listener: socket.socket | None = None) -> AsyncIterator[tuple[_Server, socket.socket]]:
+async def served(
+    tmp_path: Path, listener: socket.socket | None = None, **limits: Any
+) -> AsyncIterator[tuple[_Server, socket.socket]]:
     """A server on a socket of its own, where one request may wait."""
-    settings = HttpSettings(max_queued_requests=1, log_path=tmp_path / "log")
+    settings = HttpSettings(max_queued_requests=1, log_path=tmp_path / "log", **limits)
     app = create_app(settings, SmallPool(small_model(FakeBackend())))
     http = guarded_protocol(settings, app.state.door.refusal)
     server = _Server(uvicorn.Config(app, log_level="error", http=http, ws="none", access_log=False))
@@ -171,6 +174,28 @@ async def test_who_comes_with_others_is_let_in_as_far_as_there_is_room(
     assert sorted(entered) == ["/health", "/health", "/v1/completions"]
 
 
+@pytest.mark.parametrize("ahead", [b"", b"\r\n", b"\r\n\r\n"])
+async def test_who_has_no_key_is_told_so_however_full_it_is_and_takes_nobodys_room(
+    tmp_path: Path, ahead: bytes
+) -> None:
+    """Also behind empty lines, which a parser reads past, and where keys are equally long."""
+    theirs, nobodys = (
+        ahead + WHOLE.replace(b"\r\nhost", b"\r\nx-api-key: %b\r\nhost" % key) for key in (b"user-key-1", b"user-key-2")
+    )
+    keys = read_api_keys(["user-key-1"])
+    async with (
+        asyncio.timeout(120),
+        served(tmp_path, unix_listener(tmp_path / "place"), api_keys=keys) as (server, listener),
+    ):
+        turnstile = turnstile_of(server)
+        turnstile._begin()
+        with server.config.app.state.serving.accepted():  # type: ignore[union-attr]
+            refused = await answers_of_a_turn(turnstile, listener, theirs, nobodys, theirs, nobodys)
+        answers = await answers_of_a_turn(turnstile, listener, nobodys, theirs, nobodys, theirs)
+    assert [status for status, _, _ in refused] == [429, 401, 429, 401]
+    assert [status for status, _, _ in answers] == [401, 200, 401, 429]
+
+
 async def test_who_sends_too_many_headers_is_told_so_whether_there_is_room_or_not(tmp_path: Path) -> None:
     async with asyncio.timeout(120), served(tmp_path) as (server, listener):
         many = WHOLE.replace(b"host", b"x: y\r\n" * HttpSettings().max_headers + b"host")
@@ -240,16 +265,31 @@ def test_what_has_no_whole_headers_is_known_by_nothing(data: bytes) -> None:
 
 
 def test_a_request_is_known_by_its_headers_its_length_and_whose_it_is() -> None:
-    assert words_of(WHOLE, ("10.0.0.1", 5)) == (WHOLE.partition(b"\r\n\r\n")[0], len(WHOLE), "10.0.0.1")
-    assert words_of(WHOLE, "") == (WHOLE.partition(b"\r\n\r\n")[0], len(WHOLE), "")
+    words = words_of(WHOLE, ("10.0.0.1", 5))
+    assert words is not None
+    assert words[1:] == (len(BODY), "10.0.0.1")
+    assert words == words_of(WHOLE, ("10.0.0.1", 6))
+    others = [words_of(WHOLE, ""), words_of(WHOLE + b" ", ("10.0.0.1", 5)), words_of(b"X" + WHOLE, ("10.0.0.1", 5))]
+    assert words not in others
+    assert WHOLE.partition(b"\r\n\r\n")[0] not in words, "keys are kept as hashes"
 
 
-def test_a_body_that_tells_its_end_itself_is_chunked() -> None:
-    chunked = read_request(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n")
-    whole = read_request(WHOLE)
-    assert chunked is not None
-    assert whole is not None
-    assert (chunked.is_chunked, whole.is_chunked) == (True, False)
+@pytest.mark.parametrize(
+    ("data", "is_known"),
+    [
+        (WHOLE, True),
+        (b"\r\n" + WHOLE, True),
+        (b"\r\n\r\n" + WHOLE, False),
+        (b"\n\r\n\r\n" + WHOLE, False),
+        (WHOLE + b"\r\n", False),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", False),
+    ],
+)
+def test_words_know_a_request_only_if_its_body_is_all_that_is_behind_them(data: bytes, is_known: bool) -> None:
+    request, words = read_request(data), words_of(data, "")
+    assert request is not None
+    assert words is not None
+    assert (words.num_behind == request.num_body_bytes) == is_known
 
 
 def test_a_whole_request_is_read() -> None:

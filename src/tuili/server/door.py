@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fastapi.routing import APIRoute
 from starlette._utils import get_route_path
 from starlette.types import Scope
 
@@ -58,10 +59,16 @@ class Door:
         self._repeats = Repeats(serving, log)
         self.on_refusal: Callable[[], None] | None = None
 
-    def queues(self, scope: Scope) -> bool:
-        """Whether a request that is let in takes room."""
-        found = self._routes.plain(scope)
-        return found is not None and id(found.route) in self._queueing
+    def takes_room(self, scope: Scope) -> bool:
+        """Whether a request that is let in will. None does that the layers refuse: it would keep others out."""
+        if self._queueing_route(scope) is None:
+            return False
+        new_caller(scope)
+        try:
+            self._check(scope)
+        except TuiliError:
+            return False
+        return True
 
     def refusal(self, scope: Scope, num_ahead: int = 0) -> Refusal | None:
         """What a request is refused with, if it queues and there is no room; it is in the log by then.
@@ -70,14 +77,14 @@ class Door:
         """
         if self._serving.has_room(num_ahead):
             return None
-        found = self._routes.plain(scope)
-        if found is None or id(found.route) not in self._queueing:
+        route = self._queueing_route(scope)
+        if route is None:
             return None
         began_s = time.monotonic()
         caller = new_caller(scope)
         try:
             self._check(scope)
-            scope["route"] = found.route
+            scope["route"] = route
             caller.asks_model = True
             self._serving.check_room(num_ahead)
         except TuiliError as error:
@@ -94,6 +101,10 @@ class Door:
             caller: Caller = scope["state"]["caller"]
             line = line_of(scope, caller, refusal.status, 0.0, len(refusal.body))
             self._repeats.keep(words, caller, date, answer, line)
+
+    def _queueing_route(self, scope: Scope) -> APIRoute | None:
+        found = self._routes.plain(scope)
+        return None if found is None or id(found.route) not in self._queueing else found.route
 
     def _told(self, scope: Scope, caller: Caller, error: TuiliError, began_s: float) -> Refusal:
         body = self._bodies.body(get_route_path(scope), scope["headers"], error, caller.request_id)

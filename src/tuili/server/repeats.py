@@ -13,14 +13,13 @@ from tuili.server.request_log import Line, RequestLog, stamp
 from tuili.server.serving import Serving
 
 MAX_KEPT = 256
-MAX_WORDS_BYTES = 2048
 
 
 class Words(NamedTuple):
     """What a request is to be known by: two that have the same are answered the same, but for whom they name."""
 
-    head: bytes  # all that comes before the body
-    num_bytes: int  # with the body
+    head: bytes  # sha256 of all that comes before the body: it may hold a key
+    num_behind: int  # bytes: the body's
     address: str
 
 
@@ -30,7 +29,6 @@ class Told(NamedTuple):
     request_id: str
     date: bytes
     answer: bytes
-    time: str
     line: Line
 
 
@@ -57,14 +55,15 @@ class Repeats:
             return None
         admission.num_refused += 1
         request_id = new_id()
-        text = told.line.text.replace(told.time.encode(), stamp().encode(), 1)
-        self._log.put(Line(told.line.counted, text.replace(told.request_id.encode(), request_id.encode())))
+        text = told.line.text.replace(told.line.time.encode(), (now := stamp()).encode(), 1)
+        text = text.replace(told.request_id.encode(), request_id.encode())
+        self._log.put(Line(told.line.counted, now, text))
         return told.answer.replace(told.date, date).replace(told.request_id.encode(), request_id.encode())
 
     def keep(self, words: Words, caller: Caller, date: bytes, answer: bytes, line: Line) -> None:
         """That those words were just answered so, as the queue is full."""
-        if self._fullness is None or len(words.head) > MAX_WORDS_BYTES:
+        if self._fullness is None:
             return
         if len(self._told) == MAX_KEPT:
             del self._told[next(iter(self._told))]
-        self._told[words] = Told(caller.request_id, date, answer, stamp(), line)
+        self._told[words] = Told(caller.request_id, date, answer, line)

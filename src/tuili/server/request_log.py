@@ -33,6 +33,7 @@ class Line(NamedTuple):
     """What is said of one request."""
 
     counted: tuple[str, str, int]  # method, route and status
+    time: str  # as the text begins with it
     text: bytes
 
 
@@ -157,8 +158,9 @@ def line_of(scope: MutableMapping[str, Any], caller: Caller, status: int, second
     route = getattr(scope.get("route"), "path", "-")
     method = scope["method"] if scope.get("route") is not None else "-"  # what a client makes up is no label
     headers = dict(scope["headers"])
+    time_told = stamp()
     record = {
-        "time": stamp(),
+        "time": time_told,
         "request_id": caller.request_id,
         "address": caller.address,
         "key": caller.key_id,
@@ -171,7 +173,7 @@ def line_of(scope: MutableMapping[str, Any], caller: Caller, status: int, second
     }
     if b"user-agent" in headers:
         record["agent"] = _short(headers[b"user-agent"].decode("latin-1"))
-    return Line((method, route, status), _line(record))
+    return Line((method, route, status), time_told, _line(record))
 
 
 def _chunks(lines: Sequence[bytes]) -> Iterator[list[bytes]]:

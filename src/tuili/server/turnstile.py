@@ -13,6 +13,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import httptools
@@ -29,6 +30,7 @@ LINGER_S = 1.0  # without a refusal, after which connections are taken as they c
 _MAX_AT_ONCE = 64  # connections; then streams have their turn
 _MAX_BYTES = 1 << 14  # of a request that is looked at here
 _WITH_END = getattr(socket, "MSG_MORE", 0) | socket.MSG_DONTWAIT  # one packet of the answer and the connection's end
+_END_OF_HEAD = b"\r\n\r\n"
 _log = logging.getLogger(__name__)
 
 
@@ -160,10 +162,10 @@ class Turnstile:
         scope = self._scope(request, here, address)
         answer = self._door.refusal(scope, self._num_ahead)
         if answer is None:
-            self._num_ahead += self._door.queues(scope)
+            self._num_ahead += self._door.takes_room(scope)
             return None
         told = answer_bytes(headers, answer, closes=True)
-        if words is not None and not request.is_chunked:
+        if words is not None and words.num_behind == request.num_body_bytes:
             self._door.keep(words, scope, answer, date, told)
         return told
 
@@ -213,17 +215,19 @@ class Request(NamedTuple):
     method: str
     url: bytes
     headers: list[tuple[bytes, bytes]]
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether its body alone tells where it ends."""
-        return any(name == b"transfer-encoding" for name, _ in self.headers)
+    num_body_bytes: int
 
 
 def words_of(data: bytes, address: Any) -> Words | None:
-    """By which a request is known that begins a connection; None where its headers are not complete."""
-    end = data.find(b"\r\n\r\n")
-    return None if end < 0 else Words(data[:end], len(data), address[0] if isinstance(address, tuple) else "")
+    """By which a request is known that begins a connection; None where its headers are not complete.
+
+    They know it only if the body is all that is behind them: else it is chunked, or they are empty lines before it.
+    """
+    end = data.find(_END_OF_HEAD)
+    if end < 0:
+        return None
+    num_behind = len(data) - end - len(_END_OF_HEAD)
+    return Words(sha256(data[:end]).digest(), num_behind, address[0] if isinstance(address, tuple) else "")
 
 
 def read_request(data: bytes) -> Request | None:
@@ -242,7 +246,7 @@ def read_request(data: bytes) -> Request | None:
         return None
     if any(name == b"expect" for name, _ in collected.headers):
         return None
-    return Request(parser.get_method().decode("ascii"), url, collected.headers)
+    return Request(parser.get_method().decode("ascii"), url, collected.headers, collected.num_body_bytes)
 
 
 class _Collected:
@@ -251,7 +255,7 @@ class _Collected:
     def __init__(self) -> None:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.num_begun = self.num_complete = 0
+        self.num_begun = self.num_complete = self.num_body_bytes = 0
         self.has_trailers = False
         self._has_headers = False
 
@@ -269,6 +273,9 @@ class _Collected:
 
     def on_headers_complete(self) -> None:
         self._has_headers = True
+
+    def on_body(self, body: bytes) -> None:
+        self.num_body_bytes += len(body)
 
     def on_message_complete(self) -> None:
         self.num_complete += 1
