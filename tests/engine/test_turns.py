@@ -144,6 +144,24 @@ def test_who_has_no_block_waits_until_nothing_is_under_way_and_nobody_starves(mo
     assert backend.max_under_way == 3
 
 
+@pytest.mark.parametrize(("blocks", "longer"), [(8, 7), (10, 6), (11, 7)])
+def test_no_copy_of_a_block_waits_for_a_later_step(monkeypatch: pytest.MonkeyPatch, blocks: int, longer: int) -> None:
+    """Answers part in a step that finds too few blocks: one step later the source may hold another's tokens."""
+    monkeypatch.setattr(turns, "MIN_GROUP", 1)
+    backend = FakeBackend(is_asynchronous=True, num_stages=3)
+    engine, answers = make_engine(backend, blocks=blocks, max_num_seqs=8, enable_prefix_caching=False), Answers()
+    requests = [
+        ask(f"r{i}", LONG[i : i + 5 + longer * i], max_tokens=30, temperature=0.7, n=1 + i % 3, seed=i)
+        for i in range(6)
+    ]
+    for request in requests:
+        engine.add(request, answers)
+    while engine.step():
+        engine.check()
+    for request in requests:
+        assert_solo(answers, request)
+
+
 def test_aborts_and_failures_reach_every_step_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "MIN_GROUP", 1)
     backend = FakeBackend(is_asynchronous=True, num_stages=3)

@@ -70,7 +70,8 @@ class Scheduler:
     def schedule(self, *, is_ahead: bool = False, can_carry: bool = False) -> list[Chunk]:
         """The chunks of the next step, decodes first; their blocks are theirs and writable.
 
-        is_ahead: steps are under way. Nobody is preempted then: where one finds no blocks there are no chunks.
+        is_ahead: steps are under way. Nobody is preempted then: where one finds no blocks there are no chunks, unless
+        others have begun to part from a common block.
         can_carry: who waits for a token that one of those chooses may go on all the same.
         """
         preemptions = self.num_preemptions
@@ -93,7 +94,7 @@ class Scheduler:
         budget, is_stalled = self._continue(prompts, budget, chunks, is_ahead)
         if is_ahead and (stalled or is_stalled):
             self._turns.wait()
-            return []
+            return chunks if self.blocks.has_copies else []  # what is to be copied may be another's by the next step
         if not stalled and not is_stalled and self.num_preemptions == preemptions:
             self._admit(chunks, budget)
         return chunks
@@ -220,6 +221,7 @@ class Scheduler:
         assert sorted(slots) == list(range(self._config.max_num_seqs)), "a slot is lost or taken twice"
         assert all((self.blocks.tables[:, slot] < 0).all() for slot in self._free_slots), "a free slot holds blocks"
         self.blocks.check()
+        assert not self.blocks.has_copies, "a copy of a block is left undone"
         if self._swap is not None:
             self._swap.check(self.waiting)
 

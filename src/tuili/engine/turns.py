@@ -19,7 +19,7 @@ class Turns:
 
     def __init__(self, num_stages: int) -> None:
         self._num_stages = num_stages
-        self._is_short = False  # a step ahead found no blocks: the next one is everybody's, as long as it may preempt
+        self._is_short = False  # a step ahead found no blocks: the next one is everybody's, who may preempt
 
     def take(
         self, decodes: list[Sequence], *, has_prompts: bool, is_ahead: bool, can_carry: bool
@@ -29,19 +29,20 @@ class Turns:
         Prompts go through the stages one behind the other, so that whoever runs beside them takes turns in any case.
         is_ahead: other steps are under way; can_carry: the tokens that they choose may be carried.
         """
+        if self._is_short:
+            if is_ahead:
+                return None
+            self._is_short = False
+            return decodes
         num_groups = self._num_groups(len(decodes), has_prompts)
         if num_groups == 1:
             if is_ahead and not can_carry:
                 return None
             return decodes if self._num_stages == 1 else [s for s in decodes if s.num_awaited < 2]
-        free = [sequence for sequence in decodes if not sequence.num_awaited]
-        if self._is_short and not is_ahead:
-            self._is_short = False
-            return free
-        return free[: -(-len(decodes) // num_groups)]
+        return [sequence for sequence in decodes if not sequence.num_awaited][: -(-len(decodes) // num_groups)]
 
     def wait(self) -> None:
-        """Takes note that the step ahead has to wait for blocks."""
+        """Takes note that a step ahead has found no blocks: none is built until nothing is under way."""
         self._is_short = True
 
     def _num_groups(self, num_decodes: int, has_prompts: bool) -> int:

@@ -193,6 +193,11 @@ class BlockManager:
         self._maybe_shared.discard(slot)
         self._change(slot)
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether take_copies() has some to tell."""
+        return bool(self._copies)
+
     def take_copies(self) -> Int32:
         """[N, 3] (group, source, target) that grow() asked for since the last call, to be done in this order."""
         if not self._copies:
