@@ -91,9 +91,9 @@ def _model_cells(model: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _sizes(model: dict[str, Any]) -> str:
-    """All of it, and of which GPU how much, the host's last."""
+    """All of it, and what it takes of each GPU."""
     devices = {name: found["size"] for name, found in model.get("devices", {}).items() if name != "cpu"}
-    where = [f"{name} {format_bytes(size)}" for name, size in devices.items()]
+    where = [f"{one_line(name)} {format_bytes(size)}" for name, size in devices.items()]
     return format_bytes(model["size"]) + (f" ({', '.join(where)})" if where else "")
 
 

@@ -144,6 +144,8 @@ async def test_what_lies_on_each_gpu_is_told() -> None:
     assert {name: found["size"] for name, found in model["devices"].items()} == sizes
     assert model["devices"]["cuda:1"]["kv_cache"] == 1
     assert "9.0 MiB (cuda:0 3.0 MiB, cuda:1 5.0 MiB)" in render_models([model | {"size": 9 << 20}])
+    clears_the_screen = {"\x1b[2J": {"size": 1}}
+    assert "\x1b" not in render_models([model | {"devices": clears_the_screen}]), "a server of somebody else's"
     labels = 'device="cuda:1",kind="weights",model_name="small"'
     assert f"tuili:model_memory_bytes{{{labels}}} 5.242879e+06" in metrics
 
