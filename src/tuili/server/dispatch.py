@@ -13,7 +13,6 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tuili.server.dialect import queues
 from tuili.server.guards.route_scopes import RouteScopes
 
 
@@ -25,7 +24,6 @@ class Dispatch:
         self._routes = routes
         self._check_room = check_room
         self._direct = frozenset(id(route) for route in routes.plain_routes() if _takes_request_only(route))
-        self._queueing = frozenset(id(route) for route in routes.plain_routes() if queues(route.openapi_extra))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._routes.plain(scope) if scope["type"] == "http" else None
@@ -34,7 +32,7 @@ class Dispatch:
             return
         route = found.route
         scope["route"], scope["endpoint"], scope["path_params"] = route, route.endpoint, {}
-        if id(route) in self._queueing:
+        if found.queues:
             scope["state"]["caller"].asks_model = True
             self._check_room()
         response = await route.endpoint(Request(scope, receive, send))

@@ -16,7 +16,6 @@ from starlette.types import Scope
 
 from tuili.errors import QueueFullError, TuiliError
 from tuili.server.caller import Caller, new_caller
-from tuili.server.dialect import queues
 from tuili.server.error_bodies import ErrorBodies, Headers, error_headers
 from tuili.server.guards.route_scopes import RouteScopes
 from tuili.server.repeats import Repeats, Words
@@ -51,7 +50,6 @@ class Door:
         """`check` is what the layers find wrong with a request before there is a question of room."""
         self._serving = serving
         self._routes = routes
-        self._queueing = frozenset(id(route) for route in routes.plain_routes() if queues(route.openapi_extra))
         self._check = check
         self._bodies = bodies
         self._log = log
@@ -104,7 +102,7 @@ class Door:
 
     def _queueing_route(self, scope: Scope) -> APIRoute | None:
         found = self._routes.plain(scope)
-        return None if found is None or id(found.route) not in self._queueing else found.route
+        return found.route if found is not None and found.queues else None
 
     def _told(self, scope: Scope, caller: Caller, error: TuiliError, began_s: float) -> Refusal:
         body = self._bodies.body(get_route_path(scope), scope["headers"], error, caller.request_id)

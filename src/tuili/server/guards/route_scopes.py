@@ -12,14 +12,15 @@ from starlette.types import Scope
 
 from tuili.errors import InvalidRequestError
 from tuili.server.dialect import Scope as RouteScope
-from tuili.server.dialect import scope_of
+from tuili.server.dialect import queues, scope_of
 
 
 class KnownRoute(NamedTuple):
-    """A route, and who may use it."""
+    """A route, who may use it, and whether who asks may have to wait."""
 
     route: APIRoute
     needed: RouteScope
+    queues: bool
 
 
 class RouteScopes:
@@ -55,7 +56,7 @@ def _known(route: BaseRoute) -> KnownRoute:
     needed = scope_of(route.openapi_extra)
     if needed not in ("public", "infer", "manage"):
         raise ValueError(f"route {route.path!r} does not say which scope it needs: give it scoped(...)")
-    return KnownRoute(route, needed)
+    return KnownRoute(route, needed, queues(route.openapi_extra))
 
 
 def check_path(scope: Scope) -> None:
