@@ -62,3 +62,4 @@ def test_a_step_goes_the_same_way_everywhere() -> None:
         other = batch_of(frame)
         assert is_greedy(other) == is_greedy(batch)
         assert (other.want_logits is None) == (batch.want_logits is None)
+        assert np.isnan(other.sampling.sampler_state).all()  # the first rank alone keeps what samplers go on from

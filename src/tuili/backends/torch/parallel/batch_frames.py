@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +16,7 @@ _SENT = (
     *("input_ids", "positions", "query_start", "seq_lens", "block_tables", "slot_mapping", "block_copies"),
     *("slots", "carry", "sample_rows", "targets"),
 )
-_ONES = ("top_p", "min_p", "repetition_penalty")
+_NEUTRAL = {"top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1.0, "sampler_state": math.nan}  # 0 where not said
 
 
 def frame_of(batch: Batch) -> Frame:
@@ -50,5 +51,5 @@ def _greedy(num_rows: int) -> SamplingArrays:
         elif field.name.split("_")[0] in ("history", "bias", "chain", "dry"):
             arrays[field.name] = np.zeros((0, 3) if field.name == "chain_values" else 0, dtype)
         else:
-            arrays[field.name] = np.full(num_rows, field.name in _ONES, dtype)
+            arrays[field.name] = np.full(num_rows, _NEUTRAL.get(field.name, 0), dtype)
     return SamplingArrays(**arrays)
