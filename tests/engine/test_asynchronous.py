@@ -76,6 +76,29 @@ def test_who_needs_the_token_on_the_host_gets_it_first(sampling: dict[str, Any])
         assert backend.num_carried == 0
 
 
+def test_an_aborted_answers_processor_is_not_called_any_more() -> None:
+    called: list[int] = []
+
+    def noting(ids: list[int], row: Any) -> Any:
+        called.append(len(ids))
+        return row
+
+    engine, _ = asynchronous()
+    answers = Answers()
+    first = ask("first", LONG[:9], max_tokens=12)
+    engine.add(first, answers)
+    engine.step()
+    engine.add(ask("r", LONG[:9], max_tokens=12, logits_processors=[noting]), answers)
+    engine.step()
+    assert not called
+    assert engine.stats().num_running == 2  # its first step is under way
+    engine.abort("r")
+    while engine.step():
+        engine.check()
+    assert_solo(answers, first)
+    assert not called
+
+
 def test_what_a_sampler_goes_on_from_stays_on_the_device() -> None:
     request = ask("r", LONG[:9], max_tokens=12, mirostat=2, temperature=0.7)
     beside = ask("beside", LONG[:20], max_tokens=20)

@@ -14,7 +14,7 @@ import numpy as np
 from tuili.backend import Backend, Float32, Int32, StepResult
 from tuili.engine.rows import sample_rows
 from tuili.engine.sampling.arrays import Processor, SampleRow, allow_mask, sampling_arrays
-from tuili.engine.sequence import Chunk, Sequence
+from tuili.engine.sequence import Chunk, Sequence, Status
 from tuili.errors import InvalidRequestError
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def choose_processed(
     """The result once the rows with processors have chosen from what these made of the raw logits.
 
     A row whose processor fails has the choice -1 and its error beside the result; one that held nothing to choose
-    already keeps its -1.
+    already keeps its -1. Nobody's processors are called once the answer has ended, as while its step was under way.
     """
     if result.logits is None:
         return result, {}
@@ -38,16 +38,18 @@ def choose_processed(
     processed: list[Float32] = []
     samples: list[SampleRow] = []
     for chunk, index, r in _sampled(chunks):
-        if not chunk.sequence.sampling.processors or token_ids[r] < 0:
+        sequence = chunk.sequence
+        has_ended = sequence.status is Status.FINISHED or index not in sequence.indexes
+        if not sequence.sampling.processors or has_ended or token_ids[r] < 0:
             continue
         try:
-            processed.append(_processed(chunk.sequence, result.logits_of(r)))
+            processed.append(_processed(sequence, result.logits_of(r)))
         except InvalidRequestError as error:
             token_ids[r], failures[r] = -1, error
         else:
             rows.append(r)
-            samples += sample_rows(chunk.sequence, index, chunk.end)
-            if chunk.sequence.num_logprobs >= 0:
+            samples += sample_rows(sequence, index, chunk.end)
+            if sequence.num_logprobs >= 0:
                 scored.append(r)
     if rows:
         choices = backend.sample(np.stack(processed), sampling_arrays(samples), allow_mask(samples))
