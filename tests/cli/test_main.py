@@ -183,3 +183,33 @@ def test_shells_can_be_taught_completion(home: Path, monkeypatch: pytest.MonkeyP
         assert done.returncode == 0, done.stderr
         assert "tuili" in done.stdout
     assert build_app() is not None
+
+
+_ENDING = """
+import atexit, sys, threading
+from tuili.cli import main as module
+
+class Remains:
+    def __del__(self):
+        sys.stdout.write("taken apart")
+
+remains = Remains()
+
+def main():
+    atexit.register(print, "exit functions")
+    if {has_thread}:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    print("done")
+    return 7
+
+module.main = main
+module.program()
+"""
+
+
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_the_interpreter_is_not_taken_apart_under_threads_at_work(has_thread: bool) -> None:
+    code = _ENDING.format(has_thread=has_thread)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    told = "done\nexit functions\n" + ("" if has_thread else "taken apart")
+    assert (result.returncode, result.stdout, result.stderr) == (7, told, "")

@@ -6,11 +6,14 @@ per file in `commands/`, each with a function `command`, and import what they ne
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -57,6 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_debugging():
             raise
         return _reported(error)
+
+
+def program() -> NoReturn:
+    """The process: main(), and its end."""
+    codes = [1]  # of a main() that raises
+    atexit.register(_leave, codes)  # before any other, so that it is called last
+    codes.append(main())
+    sys.exit(codes[-1])
+
+
+def _leave(codes: Sequence[int]) -> None:
+    """Ends the process as it is while threads are at work that nobody waits for.
+
+    One that comes back from a library's native code to an interpreter that is being taken apart would fall over it.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                stream.flush()
+        os._exit(codes[-1])
 
 
 def _open_standard_streams() -> None:
@@ -113,4 +136,4 @@ def _root(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
