@@ -86,7 +86,7 @@ def peak_memory_mb(model: str) -> dict[str, float]:
 def packed_mb(model: str) -> float:
     """What the CPU backend's packed weights take."""
     code = (
-        "import sys; from tuili.runtime.loading import LoadOptions, open_model\n"
+        "import sys; from tuili.runtime.loading.loading import LoadOptions, open_model\n"
         "with open_model(sys.argv[1], LoadOptions(max_num_seqs=1, max_model_len=64)) as model:\n"
         "    print(model.backend.weight_bytes)"
     )

@@ -16,7 +16,7 @@ import pytest
 from support.served import Listening, SmallPool, listening
 from tuili.cli.commands import serve
 from tuili.cli.service_session import _serve_settings
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.server.settings.serve_settings import ServeSettings
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import pytest
 
 from support import assets, huggingface_folder
 from tuili.compat import llama_cpp_arguments
-from tuili.runtime import vllm_arguments
+from tuili.runtime.api import vllm_arguments
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -31,8 +31,8 @@ from tuili.runtime.jobs.job import Job, JobSettings, open_job
 from tuili.runtime.jobs.rows import FileRows
 from tuili.runtime.jobs.runner import JobProgress, RowRunner
 from tuili.runtime.jobs.task import Served
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import TokenDelta, TokenRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tuili.engine.loop import EngineLoop
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

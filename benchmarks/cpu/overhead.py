@@ -26,9 +26,9 @@ import numpy as np
 from tuili.backend import Batch, CacheGroup, StepHandle, StepResult
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.outputs import empty_output
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.api.outputs import empty_output
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import GenerateRequest, SamplingParams, TokenRequest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

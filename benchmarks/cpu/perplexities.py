@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.cpu.models import BenchModel
 from benchmarks.cpu.session import OURS
 
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.perplexity import perplexity
+from tuili.runtime.api.perplexity import perplexity
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 CONTEXT = 512
 

@@ -28,7 +28,7 @@ from benchmarks.cpu.reference_logprobs import ReferenceLogprobs
 from tuili.backend import Backend, BackendOptions, Batch, Float32, SamplingArrays
 from tuili.backends import load_backend
 from tuili.config import KvCacheDtype
-from tuili.runtime.text_parts import open_tokenizer
+from tuili.runtime.front.text_parts import open_tokenizer
 from tuili.weights.checkpoint import open_checkpoint
 
 CONTEXT = 512

@@ -26,7 +26,7 @@ from benchmarks.cpu.session import OURS, run_rounds, summary
 from tuili.runtime.bench.peers.llama_cpp import LlamaCpp
 from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.workload import Workload
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tuili.config import SpeculativeConfig
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.outputs import RequestOutput, empty_output
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.api.outputs import RequestOutput, empty_output
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import GenerateRequest, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -33,7 +33,7 @@ from tuili.registry import discover
 from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.target import PeerTarget
 from tuili.runtime.bench.workload import Workload
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 MEASURES: Mapping[str, Workload] = {
     "prefill 512": Workload(prompt_len=512, output_len=0),

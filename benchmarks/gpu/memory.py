@@ -21,7 +21,7 @@ from tuili.config import EngineConfig
 from tuili.engine.cache.cache_plan import plan_cache
 from tuili.engine.engine import Engine
 from tuili.models.spec import MlpSpec
-from tuili.runtime.memory import measured_room, size_device_cache
+from tuili.runtime.loading.memory import measured_room, size_device_cache
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
 _UTILIZATION = 0.5

@@ -8,22 +8,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "LLM": "tuili.runtime.llm",
-    "AsyncLLM": "tuili.runtime.async_llm",
-    "AsyncLLMEngine": "tuili.runtime.async_llm",
-    "LLMEngine": "tuili.runtime.llm_engine",
-    "EngineArgs": "tuili.runtime.engine_arguments",
-    "AsyncEngineArgs": "tuili.runtime.engine_arguments",
+    "LLM": "tuili.runtime.api.llm",
+    "AsyncLLM": "tuili.runtime.api.async_llm",
+    "AsyncLLMEngine": "tuili.runtime.api.async_llm",
+    "LLMEngine": "tuili.runtime.api.llm_engine",
+    "EngineArgs": "tuili.runtime.api.engine_arguments",
+    "AsyncEngineArgs": "tuili.runtime.api.engine_arguments",
     "SamplingParams": "tuili.types",
     "BeamSearchParams": "tuili.types",
     "RepetitionDetectionParams": "tuili.types",
     "RequestOutputKind": "tuili.types",
     "Logprob": "tuili.types",
-    "TextPrompt": "tuili.runtime.prompts",
-    "TokensPrompt": "tuili.runtime.prompts",
-    "RequestOutput": "tuili.runtime.outputs",
-    "CompletionOutput": "tuili.runtime.outputs",
-    "AutoTokenizer": "tuili.runtime.auto_tokenizer",
+    "TextPrompt": "tuili.runtime.api.prompts",
+    "TokensPrompt": "tuili.runtime.api.prompts",
+    "RequestOutput": "tuili.runtime.api.outputs",
+    "CompletionOutput": "tuili.runtime.api.outputs",
+    "AutoTokenizer": "tuili.runtime.api.auto_tokenizer",
     "TuiliError": "tuili.errors",
 }
 __all__ = ["__version__", *_EXPORTS]

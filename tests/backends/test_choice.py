@@ -117,8 +117,8 @@ def test_what_is_said_holds(machine: Machine, name: Any, device: Any, expected: 
 def test_loading_without_a_gpu_imports_no_torch() -> None:
     code = (
         "import sys, tuili.backends as b; b._DRIVERS = (); sys.platform = 'linux'\n"
-        "from tuili.runtime.load_options import LoadOptions, resolved\n"
-        "import tuili.runtime.loading\n"
+        "from tuili.runtime.loading.load_options import LoadOptions, resolved\n"
+        "import tuili.runtime.loading.loading\n"
         "print(resolved(LoadOptions()).backend, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -16,7 +16,7 @@ from support.index_server import serving, tiny_model
 from support.shop import Shop
 from support.small_model import small_model
 from tuili.cli.main import main
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.store import store as store_module
 
 PART = random.Random(1).randbytes(10_000)
@@ -71,7 +71,7 @@ def pipeline(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fak
     """What `run` loads for the model m.gguf, which is a file beside it."""
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     fake = FakePipeline()
-    monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: fake)
+    monkeypatch.setattr("tuili.runtime.loading.loading.open_model", lambda *_: fake)
     return fake
 
 
@@ -85,7 +85,7 @@ def loaded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
         pipelines.append(small_model(max_model_len=options.max_model_len or 128))
         return pipelines[-1]
 
-    monkeypatch.setattr("tuili.runtime.loading.open_model", open_model)
+    monkeypatch.setattr("tuili.runtime.loading.loading.open_model", open_model)
     return pipelines
 
 

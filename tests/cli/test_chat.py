@@ -20,7 +20,7 @@ from tuili.cli.chat.commands import run_chat_command
 from tuili.cli.chat.conversation import Conversation
 from tuili.cli.sampling_options import SAMPLING_NAMES
 from tuili.errors import InvalidRequestError
-from tuili.runtime.sampling_defaults import SamplingDefaults
+from tuili.runtime.front.sampling_defaults import SamplingDefaults
 from tuili.types import Event, TextDelta
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ from support.fake_pipeline import FakePipeline
 from tuili.cli.main import main
 
 fake = FakePipeline()
-with mock.patch("tuili.runtime.loading.open_model", lambda *_: fake):
+with mock.patch("tuili.runtime.loading.loading.open_model", lambda *_: fake):
     code = main(["run", "m.gguf", *sys.argv[1:]])
 for request in fake.requests:
     print("asked", [message["content"] for message in request.messages], request.sampling.temperature)

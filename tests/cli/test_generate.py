@@ -25,10 +25,10 @@ from tuili.cli.commands import run as run_command
 from tuili.cli.generate_display import format_seconds, showing
 from tuili.cli.sampling_options import SAMPLING_NAMES
 from tuili.errors import InvalidRequestError
-from tuili.runtime.in_flight import Inbox
+from tuili.runtime.front.in_flight import Inbox
 from tuili.runtime.jobs.journal import Journal, locked
 from tuili.runtime.jobs.runner import FinishedRow, JobProgress
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 
 from .conftest import Cli, Generate
 
@@ -116,7 +116,7 @@ def test_what_loading_finds_wrong_is_told_before_a_restart_drops_anything(
     generate(*flags)
     kept = {path: path.read_bytes() for path in Path("out.jsonl.job").iterdir() if path.is_file()}
     with monkeypatch.context() as changed:
-        changed.setattr("tuili.runtime.loading.open_model", refuse)
+        changed.setattr("tuili.runtime.loading.loading.open_model", refuse)
         outcome = generate(*flags, "--restart")
     assert (outcome.code, outcome.err) == (2, "error: max_model_len must be less\n")
     assert {path: path.read_bytes() for path in kept} == kept
@@ -198,7 +198,7 @@ def test_a_model_without_a_template_completes_and_takes_no_system_text(
     generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write_rows(2)
-    monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: small_model(template=None))
+    monkeypatch.setattr("tuili.runtime.loading.loading.open_model", lambda *_: small_model(template=None))
     outcome = generate("-i", "in.txt", "-o", "out.jsonl")
     assert outcome.code == 0
     assert outcome.err.startswith("note: small has no chat template: completing prompts as they are\n")
@@ -316,7 +316,9 @@ def test_failed_rows_are_recorded_and_may_be_tried_again(
     flags = ("-i", "in.txt", "-o", "out.jsonl", "--seed", "1")
     with monkeypatch.context() as broken:
         broken.setattr(
-            "tuili.runtime.loading.open_model", lambda *_: small_model(FakeBackend(fail_on={3, 9})), raising=True
+            "tuili.runtime.loading.loading.open_model",
+            lambda *_: small_model(FakeBackend(fail_on={3, 9})),
+            raising=True,
         )
         outcome = generate(*flags)
     assert outcome.code == 3
@@ -439,14 +441,14 @@ def test_ctrl_c_keeps_what_is_answered_and_says_how_to_go_on(
 
 def test_an_input_that_changes_meanwhile_stops_the_job(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     _write_rows(3)
-    open_model = __import__("tuili.runtime.loading").runtime.loading.open_model
+    open_model = __import__("tuili.runtime.loading.loading").runtime.loading.loading.open_model
 
     def edited(*arguments: Any) -> Pipeline:
         Path("in.txt").write_text("thing 0\nthing 1\nthing x\n")
         pipeline: Pipeline = open_model(*arguments)
         return pipeline
 
-    monkeypatch.setattr("tuili.runtime.loading.open_model", edited)
+    monkeypatch.setattr("tuili.runtime.loading.loading.open_model", edited)
     outcome = generate("-i", "in.txt", "-o", "out.jsonl")
     assert outcome.code == 2
     assert outcome.err.endswith("error: in.txt has changed while the job ran: bring back what it was to go on\n")

@@ -11,7 +11,7 @@ import pytest
 
 from tuili.errors import InsufficientMemoryError
 from tuili.runtime.jobs.journal import Journal
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 
 from .conftest import Generate
 
@@ -52,7 +52,7 @@ def test_a_model_that_does_not_load_leaves_nothing(
 ) -> None:
     before = _entries()
     with monkeypatch.context() as patch:
-        patch.setattr("tuili.runtime.loading.open_model", _no_memory)
+        patch.setattr("tuili.runtime.loading.loading.open_model", _no_memory)
         assert generate("--count", "2", "-p", "hi", *target, "--max-model-len", "128").code == 1
     assert _entries() == before
     assert generate("--count", "2", "-p", "hi", *target, "--max-model-len", "64").code == 0
@@ -69,7 +69,7 @@ def test_a_job_killed_before_its_first_answer_may_be_asked_otherwise(
     """There is nothing that --restart could drop; files that no job wrote stay out of reach all the same."""
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr("tuili.runtime.loading.open_model", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr("tuili.runtime.loading.loading.open_model", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         generate("--count", "2", "-p", "hi", *target)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.fake_pipeline import FakePipeline
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 
 from .conftest import Cli
 
@@ -20,7 +20,7 @@ def test_it_reaches_the_loader(
         asked.append(options)
         return pipeline
 
-    monkeypatch.setattr("tuili.runtime.loading.open_model", open_model)
+    monkeypatch.setattr("tuili.runtime.loading.loading.open_model", open_model)
     assert cli("run", "m.gguf", "hi", *arguments).code == 0
     assert [options.kv_cache_dtype for options in asked] == [expected]
 

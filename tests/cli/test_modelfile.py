@@ -10,7 +10,7 @@ import pytest
 
 from support.fake_pipeline import FakePipeline
 from support.serve_process import serve_process
-from tuili.runtime.modelfile_settings import Preamble
+from tuili.runtime.front.modelfile_settings import Preamble
 
 from .conftest import Cli
 

@@ -11,7 +11,7 @@ import pytest
 from tuili.cli.commands import generate, run
 from tuili.cli.sampling_options import SAMPLING_NAMES, given_only, parse_value, sampling_line, sampling_params
 from tuili.errors import InvalidRequestError
-from tuili.runtime.sampling_defaults import SamplingDefaults, effective_sampling, sampling_defaults
+from tuili.runtime.front.sampling_defaults import SamplingDefaults, effective_sampling, sampling_defaults
 from tuili.types import SamplingParams
 
 DEFAULTS = SamplingDefaults((("catalogue", {"temperature": 0.2, "top_p": 0.9}), ("generation_config", {"top_p": 0.8})))

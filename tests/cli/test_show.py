@@ -164,7 +164,7 @@ def test_what_a_model_file_says_cannot_paint_a_terminal(
     cli: Cli, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     painted = "{{ '\x1b]0;title\x07' }}\x1b[2Jplain\n\tend"
-    monkeypatch.setattr("tuili.runtime.text_parts.chat_template_source", lambda *_: painted)
+    monkeypatch.setattr("tuili.runtime.front.text_parts.chat_template_source", lambda *_: painted)
     into_pipe = cli("show", str(smollm2_gguf), option).out
     assert "\x1b[2J" in into_pipe
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -25,7 +25,7 @@ from tuili.engine import child_process
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import Load
 from tuili.errors import ContextLengthError, EngineUnavailableError, InsufficientMemoryError, InvalidRequestError
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.types import Resume, TokenRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one child for most of them

@@ -15,7 +15,7 @@ from tuili.backends import load_backend
 from tuili.config import EngineConfig, SpeculativeConfig
 from tuili.engine.drafts.draft_model import DraftBackend
 from tuili.engine.engine import Engine
-from tuili.runtime.text_parts import open_tokenizer
+from tuili.runtime.front.text_parts import open_tokenizer
 from tuili.types import TokenDelta
 from tuili.weights.checkpoint import open_checkpoint
 

@@ -12,7 +12,7 @@ import pytest
 from support.answers import ask, assert_solo
 from support.fake_engine import CONFIG
 from support.faults import KillAt, start_fake, take_all
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 
 # A hang is found after as many seconds as these say; with TUILI_DEFAULT_LIMITS=1 after those of a server.
 if os.environ.get("TUILI_DEFAULT_LIMITS"):

@@ -16,9 +16,9 @@ from support.answers import Answers, ask
 from support.fake_backend import solo
 from support.faults import KillAt, collect, start_fake, take_all
 from tuili.errors import EngineUnavailableError
-from tuili.runtime.engine_start import start_engine
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.loading.loading import LoadOptions
+from tuili.runtime.supervision.engine_start import start_engine
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import SamplingParams, TokenRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ from support.fake_backend import VOCAB, solo
 from support.fake_engine import CONFIG
 from support.faults import start_fake, take_all
 from tuili.errors import TuiliError
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import TokenRequest
 
 DEADLY = VOCAB - 1

@@ -12,9 +12,9 @@ import psutil
 
 from support.faults import take_all
 from support.gguf_models import seeds
-from tuili.runtime.engine_start import start_engine
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.loading.loading import LoadOptions
+from tuili.runtime.supervision.engine_start import start_engine
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 from tuili.types import SamplingParams, TokenDelta, TokenRequest
 
 PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)

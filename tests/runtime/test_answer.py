@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from tuili.errors import TuiliError
-from tuili.runtime.answer import Answer
-from tuili.runtime.outputs import RequestOutput, empty_output
-from tuili.runtime.text_parts import open_tokenizer
+from tuili.runtime.api.outputs import RequestOutput, empty_output
+from tuili.runtime.front.answer import Answer
+from tuili.runtime.front.text_parts import open_tokenizer
 from tuili.text.reasoning import THINK, Marks, Phase
 from tuili.text.tokenizer import NamedTokens, Tokenizer
 from tuili.types import Done, Event, Failed, Finished, Logprob, SamplingParams, TokenDelta, TokenRequest

@@ -9,7 +9,7 @@ import pytest
 from tuili import SamplingParams
 from tuili.config import SpeculativeConfig
 from tuili.errors import InvalidRequestError
-from tuili.runtime.arguments import LLMArguments
+from tuili.runtime.api.arguments import LLMArguments
 
 
 def test_a_vllm_scripts_arguments_are_accepted() -> None:

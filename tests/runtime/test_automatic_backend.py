@@ -12,7 +12,7 @@ import tuili.backends.torch as torch_backend
 from support.gguf_models import seeds
 from tuili.backends import backend_name
 from tuili.errors import InvalidRequestError, UnsupportedModelError
-from tuili.runtime.loading import LoadOptions, open_engine, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_engine, open_model
 
 TOLD = "the cpu backend computes, not the GPU: "
 

@@ -10,8 +10,8 @@ import pytest
 
 from support.gguf_models import seeds
 from tuili.errors import ModelFileError
-from tuili.runtime import loading
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading import loading
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.types import Done, GenerateRequest, SamplingParams
 
 OPTIONS = LoadOptions(num_threads=1, max_num_seqs=1, max_num_batched_tokens=64)

@@ -7,7 +7,7 @@ import pytest
 from support.gguf_models import seeds
 from tuili import LLM, SamplingParams
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 PROMPTS = ["one two three", "a", "x y z " * 9]
 SAMPLED = SamplingParams(temperature=0.7, seed=3, n=2, max_tokens=24, ignore_eos=True)

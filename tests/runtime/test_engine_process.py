@@ -18,10 +18,10 @@ from tuili import LLM
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import FrameReader, FromEngine, Load, LoadFailed, frame
 from tuili.errors import ModelFileError
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.types import SamplingParams, TokenRequest
 
-COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.engine_process"]
+COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.supervision.engine_process"]
 OPTIONS = LoadOptions(max_model_len=512, kv_cache_memory_bytes=64 << 20)
 PROMPT = "The capital of France is"
 

@@ -9,7 +9,7 @@ import pytest
 from support.index_server import serving, tiny_model
 from support.shop import Shop
 from tuili.errors import ModelNotFoundError
-from tuili.runtime.fetching import find_model
+from tuili.runtime.loading.fetching import find_model
 
 
 def test_a_missing_model_is_fetched_and_its_license_shown(

@@ -29,7 +29,7 @@ SIZES = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, 
 LOAD = """
 import json, sys
 from tuili.machine import process_memory
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 options = LoadOptions(
     max_num_seqs=1, max_model_len=64, kv_cache_memory_bytes=1 << 20, num_threads=1, quantization=sys.argv[2] or None
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuili.runtime.gpu_memory import GpuMemory, gpu_memory
+from tuili.runtime.devices.gpu_memory import GpuMemory, gpu_memory
 
 
 class Library:

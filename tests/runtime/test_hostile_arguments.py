@@ -17,8 +17,8 @@ from tuili.backends import BACKENDS, load_backend
 from tuili.checks import shown
 from tuili.config import EngineConfig, SpeculativeConfig
 from tuili.errors import ContextLengthError, InsufficientMemoryError, InvalidRequestError, TuiliError
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from support import huggingface_folder
 from tuili import LLM, SamplingParams
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 PROMPTS = ["the quick brown", "one two three", "café 東京", "x"]
 MODELS: list[tuple[str, dict[str, Any]]] = [

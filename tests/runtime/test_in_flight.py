@@ -12,9 +12,9 @@ from support.answers import ask, make_engine
 from support.fake_backend import solo
 from tuili.engine.loop import EngineLoop
 from tuili.errors import ContextLengthError
-from tuili.runtime.answer import Answer
-from tuili.runtime.in_flight import WAITING_SHARE, Inbox, InFlight
-from tuili.runtime.llm import LLM
+from tuili.runtime.api.llm import LLM
+from tuili.runtime.front.answer import Answer
+from tuili.runtime.front.in_flight import WAITING_SHARE, Inbox, InFlight
 from tuili.runtime.metrics import RequestMeter
 from tuili.types import Done, Failed, PromptTokens, TextDelta, TokenDelta, TokenRequest
 

@@ -10,7 +10,7 @@ import pytest
 
 from tuili import LLM, SamplingParams
 from tuili.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
-from tuili.runtime.outputs import RequestOutput
+from tuili.runtime.api.outputs import RequestOutput
 from tuili.types import Done, Finished, PromptTokens, TextDelta
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)

@@ -22,7 +22,7 @@ def watch():
         peak = max(peak, process_memory()[0])
 watcher = threading.Thread(target=watch)
 watcher.start()
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 options = LoadOptions(max_num_seqs=1, max_model_len=2048, kv_cache_memory_bytes=int(sys.argv[2]))
 with open_model(sys.argv[1], options) as model:
     is_done.set()

@@ -13,7 +13,7 @@ from tuili.config import EngineConfig
 from tuili.engine.cache.block_manager import BlockManager
 from tuili.engine.cache.cache_plan import plan_cache
 from tuili.errors import InsufficientMemoryError
-from tuili.runtime.memory import CACHE_SHARE, size_cache, size_device_cache
+from tuili.runtime.loading.memory import CACHE_SHARE, size_cache, size_device_cache
 
 FULL = CacheGroup(kind="full", block_bytes=1000, block_size=64)
 WINDOW = CacheGroup(kind="window", block_bytes=5000, block_size=64, window=512)

@@ -8,7 +8,7 @@ import pytest
 
 from tuili import LLM, SamplingParams
 from tuili.errors import InvalidRequestError
-from tuili.runtime.messages import plain_messages
+from tuili.runtime.front.messages import plain_messages
 
 
 def test_text_parts_become_one_string_and_none_an_empty_one() -> None:

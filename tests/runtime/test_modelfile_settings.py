@@ -14,12 +14,12 @@ from support import huggingface_folder
 from tuili import LLM, SamplingParams
 from tuili.errors import InvalidRequestError
 from tuili.ollama_terms import SAMPLING_FIELDS
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.modelfile_settings import Preamble
-from tuili.runtime.modelfile_view import modelfile_text
+from tuili.runtime.front.modelfile_settings import Preamble
+from tuili.runtime.front.modelfile_view import modelfile_text
+from tuili.runtime.front.sampling_defaults import configured_sampling, effective_sampling
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.runtime.openai.requests import completion_defaults
-from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.sampling_defaults import configured_sampling, effective_sampling
 from tuili.store.modelfile import parse_modelfile
 from tuili.store.store import Store
 from tuili.types import GenerateRequest

@@ -7,7 +7,7 @@ import pickle
 
 from support.sizes import deep_size
 from tuili import CompletionOutput, RequestOutput, SamplingParams
-from tuili.runtime.outputs import RequestMetrics, SharedParams, empty_output
+from tuili.runtime.api.outputs import RequestMetrics, SharedParams, empty_output
 from tuili.types import Finished, PromptTokens, TextDelta
 
 

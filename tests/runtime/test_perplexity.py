@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.perplexity import perplexity
+from tuili.runtime.api.perplexity import perplexity
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 # llama-perplexity -f wikitext2/test.txt -c 512 on the same files, after so many chunks.
 SMOLLM2_12_CHUNKS, GEMMA3_4_CHUNKS = 23.1463, 12.3069

@@ -17,10 +17,10 @@ from support.fake_backend import solo
 from support.faults import start_fake
 from tuili import LLM, SamplingParams
 from tuili.errors import ContextLengthError, EngineUnavailableError, InsufficientMemoryError, InvalidRequestError
+from tuili.runtime.api.replica_loop import ReplicaLoop
 from tuili.runtime.pool.served_model import StartedModel
-from tuili.runtime.replica_loop import ReplicaLoop
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 from tuili.types import TokenDelta
 
 PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuili import LLM, SamplingParams
-from tuili.runtime.sampling_text import BreakerTables, bad_word_ids
+from tuili.runtime.front.sampling_text import BreakerTables, bad_word_ids
 from tuili.types import GenerateRequest
 
 PROMPT = "The capital of France is"

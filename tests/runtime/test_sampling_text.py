@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from support.small_model import small_tokenizer
-from tuili.runtime import sampling_text
-from tuili.runtime.sampling_text import MAX_TAIL, Breakers, BreakerTables
+from tuili.runtime.front import sampling_text
+from tuili.runtime.front.sampling_text import MAX_TAIL, Breakers, BreakerTables
 from tuili.text.tokenizer import Tokenizer
 
 

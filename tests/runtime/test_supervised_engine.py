@@ -16,8 +16,8 @@ from tuili.engine.client import Stream
 from tuili.engine.stats import EngineStats
 from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError, TuiliError
-from tuili.runtime.flight import INNOCENT, Flight
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.supervision.flight import INNOCENT, Flight
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import Resume, TokenDelta, TokenRequest
 
 IDLE = EngineStats(

@@ -15,10 +15,10 @@ from tuili.backends.torch import backend
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import Load
 from tuili.errors import DeviceFailureError, InvalidRequestError
-from tuili.runtime.loading import LoadOptions, open_engine
+from tuili.runtime.loading.loading import LoadOptions, open_engine
 from tuili.types import SamplingParams, TokenRequest
 
-COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.engine_process"]
+COMMAND = [sys.executable, "-P", "-m", "tuili.runtime.supervision.engine_process"]
 PROMPT = (1, 5, 9, 3)
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 

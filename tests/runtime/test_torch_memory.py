@@ -14,8 +14,8 @@ from tuili.backends.torch.devices import BATCHED_TOKENS
 from tuili.backends.torch.ops import PACKABLE
 from tuili.backends.torch_sizes.footprint import PACKED, kept_bytes
 from tuili.models.shapes import tensor_shapes
-from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, item_bytes
-from tuili.runtime.torch_ranks import Parts, deal_out
+from tuili.runtime.devices.torch_memory import GPU_BATCHED_TOKENS, item_bytes
+from tuili.runtime.devices.torch_ranks import Parts, deal_out
 
 
 def test_what_stays_packed_is_what_has_kernels() -> None:

@@ -12,7 +12,7 @@ from tuili.backend import BackendOptions
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import MlpSpec, ModelSpec
 from tuili.quant import BY_NAME
-from tuili.runtime.torch_ranks import Parts, deal_out
+from tuili.runtime.devices.torch_ranks import Parts, deal_out
 
 NARROW = layer(sliding_window=7, q_bias=True, out_bias=True)
 WIDE = layer(replace(MLP, bias=True), qk_norm="full", sinks=True)

@@ -22,11 +22,11 @@ from tuili import (
     TokensPrompt,
 )
 from tuili.errors import EngineUnavailableError, InvalidRequestError
-from tuili.runtime.arguments import LLMArguments
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.api.outputs import OutputStream, RequestOutput
+from tuili.runtime.api.vllm_arguments import IGNORED, REFUSED
+from tuili.runtime.front.sampling_defaults import SamplingDefaults
 from tuili.runtime.metrics import Counter, Gauge, Histogram, RequestMeter
-from tuili.runtime.outputs import OutputStream, RequestOutput
-from tuili.runtime.sampling_defaults import SamplingDefaults
-from tuili.runtime.vllm_arguments import IGNORED, REFUSED
 from tuili.types import Done, Event, Finished, PromptTokens, TextDelta, Timings, Usage
 
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}

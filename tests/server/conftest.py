@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.served import Listening, SmallPool, listening
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 
 NAME = "smollm2:135m"
 MAX_MODEL_LEN = 512

@@ -15,7 +15,7 @@ from support.asking import events_of
 from support.fake_backend import FakeBackend
 from support.served import SmallPool, small_app
 from support.small_model import small_model
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.server.api_keys import read_api_keys
 
 NUM_TURNS, BLOCK = 20, 16

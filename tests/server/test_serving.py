@@ -16,7 +16,7 @@ from support.gated_backend import GatedBackend
 from support.served import SmallPool, small_app
 from support.small_model import small_front, small_model, small_tokenizer
 from tuili.errors import TuiliError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.server.admission import Seats
 from tuili.server.caller import Caller
 from tuili.server.serving import Serving

@@ -23,8 +23,8 @@ from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
 from tuili.errors import DeviceFailureError, InsufficientMemoryError
-from tuili.runtime import engine_process
-from tuili.runtime.running_engine import RunningEngine
+from tuili.runtime.loading.running_engine import RunningEngine
+from tuili.runtime.supervision import engine_process
 
 TESTS = Path(__file__).parent.parent
 CONFIG = EngineConfig(max_model_len=256, max_num_seqs=20, block_size=16, max_num_batched_tokens=512)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tuili.errors import ContextLengthError, EngineUnavailableError, TuiliError
-from tuili.runtime.modelfile_settings import Preamble
+from tuili.runtime.front.modelfile_settings import Preamble
 from tuili.types import Done, Event, Failed, Finished, GenerateRequest, PromptTokens, TextDelta, Timings, Usage
 
 

@@ -14,8 +14,8 @@ from support import fake_engine
 from support.answers import Answers
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import EngineFacts, Load
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.loading.loading import LoadOptions
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.types import TokenDelta, TokenRequest
 
 FACTS = EngineFacts(  # of an engine that there is none of

@@ -22,9 +22,9 @@ from support.gguf_mutants import mutants, split_mutants
 from support.gguf_parsing import parse
 from tuili.cli.model_description import describe, render_description
 from tuili.errors import MAX_MESSAGE_CHARS, TuiliError
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.sampling_defaults import sampling_defaults
-from tuili.runtime.text_parts import open_chat_template, open_tokenizer
+from tuili.runtime.front.sampling_defaults import sampling_defaults
+from tuili.runtime.front.text_parts import open_chat_template, open_tokenizer
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.store.records import ModelFiles
 from tuili.types import Done, Failed, GenerateRequest, SamplingParams
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint

@@ -26,7 +26,7 @@ from typing import Any
 from support.small_model import small_model
 from tuili.cli import generate_session  # noqa: F401  forks need not import it
 from tuili.cli.main import main
-from tuili.runtime import loading
+from tuili.runtime.loading import loading
 
 
 class KilledCommands:

@@ -21,7 +21,7 @@ from support.fake_backend import FakeBackend
 from support.small_model import small_model
 from tuili.engine.client import InProcess
 from tuili.errors import ModelNotFoundError
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.runtime.pool.memory_plan import HOST, DevicePart, MemoryPlan
 from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import ModelCard

@@ -13,8 +13,8 @@ from support.fake_backend import VOCAB, FakeBackend
 from tuili.config import EngineConfig
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
-from tuili.runtime.front import Front
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.front.front import Front
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.tokenizer import NamedTokens, Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from tuili.runtime.modelfile_settings import Preamble
+from tuili.runtime.front.modelfile_settings import Preamble
 from tuili.types import Event, GenerateRequest
 
 

@@ -31,7 +31,7 @@ from tuili.runtime.jobs.task import Result
 from tuili.store.store import Store
 
 if TYPE_CHECKING:
-    from tuili.runtime.pipeline import Pipeline
+    from tuili.runtime.loading.pipeline import Pipeline
 
 SOME_FAILED = 3
 _STDIN = "-"

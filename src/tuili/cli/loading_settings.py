@@ -12,8 +12,8 @@ from tuili.cli.speculative_option import parse_speculative
 from tuili.runtime.jobs.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from tuili.runtime.loading import LoadOptions
-    from tuili.runtime.pipeline import Pipeline
+    from tuili.runtime.loading.loading import LoadOptions
+    from tuili.runtime.loading.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +35,13 @@ class LoadingSettings(ModelSettings):
     @contextmanager
     def opened(self, model: str, max_num_seqs: int) -> Iterator[Pipeline]:
         """The model, loaded; closed in the end."""
-        from tuili.runtime.loading import open_model  # slow to import
+        from tuili.runtime.loading.loading import open_model  # slow to import
 
         with closing(open_model(model, self._options(max_num_seqs))) as pipeline:
             yield pipeline
 
     def _options(self, max_num_seqs: int) -> LoadOptions:
-        from tuili.runtime.loading import LoadOptions  # slow to import
+        from tuili.runtime.loading.loading import LoadOptions  # slow to import
 
         return LoadOptions(
             backend=self.backend,

@@ -17,7 +17,7 @@ from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeS
 from tuili.store.store import Store
 
 if TYPE_CHECKING:
-    from tuili.runtime.sampling_defaults import SamplingDefaults
+    from tuili.runtime.front.sampling_defaults import SamplingDefaults
     from tuili.store.modelfile import Modelfile
     from tuili.store.records import ModelFiles
     from tuili.weights.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def describe(files: ModelFiles, checkpoint: Checkpoint, quantization: str | None
 
 def template_of(files: ModelFiles, checkpoint: Checkpoint) -> str | None:
     """The source of a Modelfile's own template, else of the model's."""
-    from tuili.runtime.text_parts import chat_template_source
+    from tuili.runtime.front.text_parts import chat_template_source
 
     own = None if files.modelfile is None else files.modelfile.template
     return own or chat_template_source(checkpoint)
@@ -58,14 +58,14 @@ def template_of(files: ModelFiles, checkpoint: Checkpoint) -> str | None:
 
 def sampling_of(files: ModelFiles, checkpoint: Checkpoint) -> SamplingDefaults:
     """What requests start from, by layer."""
-    from tuili.runtime.modelfile_settings import model_sampling
+    from tuili.runtime.front.modelfile_settings import model_sampling
 
     return model_sampling(files.name, files.modelfile, checkpoint.generation_config, Store(store_dir()))
 
 
 def _settings(modelfile: Modelfile, limit: int) -> dict[str, Any]:
     """Checked as far as it can be without the tokenizer: a template of its own is compiled."""
-    from tuili.runtime.modelfile_settings import model_context, model_template
+    from tuili.runtime.front.modelfile_settings import model_context, model_template
 
     model_template(modelfile, {})
     return {

@@ -104,7 +104,7 @@ def sampling_params(defaults: Mapping[str, object], given: Mapping[str, Any]) ->
 
 def sampling_told(defaults: Mapping[str, object], given: Mapping[str, Any]) -> str:
     """The values in effect that are not the library's, and where each is from."""
-    from tuili.runtime.sampling_defaults import LIBRARY, effective_sampling
+    from tuili.runtime.front.sampling_defaults import LIBRARY, effective_sampling
 
     effective = effective_sampling(sampling_params(defaults, given), defaults, given)
     told = [f"{name} {value!r} ({source})" for name, value, source in effective if source != LIBRARY]

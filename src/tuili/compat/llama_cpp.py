@@ -15,8 +15,8 @@ from tuili.checks import check_count, check_optional_count
 from tuili.compat.llama_cpp_arguments import LLAMA_DEFAULT_SEED, llm_options, refuse_given, sampling_params
 from tuili.compat.llama_cpp_responses import ChatResponder, CompletionResponder, Responder
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import open_model
-from tuili.runtime.outputs import OutputStream
+from tuili.runtime.api.outputs import OutputStream
+from tuili.runtime.loading.loading import open_model
 from tuili.types import Event, GenerateRequest, Message, RequestOutputKind, SamplingParams, TextDelta
 
 _NOT_HERE = {

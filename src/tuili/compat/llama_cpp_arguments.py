@@ -15,7 +15,7 @@ import numpy as np
 from tuili.backends import expected_backend
 from tuili.checks import check_count, check_optional_count, check_optional_text, refusal, shown
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.sampling_checks import MAX_LOGIT_BIAS
 from tuili.sampling_params import LogitsProcessor, SamplingParams
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from tuili.runtime.outputs import CompletionOutput, RequestOutput
+from tuili.runtime.api.outputs import CompletionOutput, RequestOutput
 from tuili.types import Event, Failed, Finished, FinishReason, Logprob, TextDelta, TokenLogprobs
 
 Decode = Callable[[Sequence[int]], bytes]  # of one token it may end inside a character

@@ -15,7 +15,7 @@ from typing import Literal
 from tuili.engine.client import Stream
 from tuili.engine.stats import Prefill
 from tuili.errors import DeadlineError, TuiliError
-from tuili.runtime.answer import Answer, abort_stopped
+from tuili.runtime.front.answer import Answer, abort_stopped
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.admission import Seats, Ticket
 from tuili.server.caller import Caller

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from tuili.errors import DeadlineError, EngineUnavailableError, InvalidRequestError, TuiliError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.openai.fields import MAX_PROMPTS
 from tuili.runtime.pool.model_pool import ModelPool
 from tuili.runtime.pool.served_model import ServedModel

@@ -24,7 +24,7 @@ from tuili.backends import load_backend
 from tuili.errors import TuiliError
 from tuili.quant import BY_NAME
 from tuili.quant.format import Tensor
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.types import Done, Failed, GenerateRequest, SamplingParams
 
 NUM_LOADED = int(os.environ.get("TUILI_HOSTILE_FILES", "40"))

@@ -27,7 +27,7 @@ from tuili.runtime.explain.inside import look_inside
 from tuili.runtime.explain.model_facts import cache_facts, describe_as_run, layer_groups, model_facts
 from tuili.runtime.explain.page import render_page
 from tuili.runtime.explain.text import render_text
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.weights.checkpoint import Checkpoint
 from tuili.weights.quantizing import quantize_tensor, quantized_weights
 from tuili.weights.recipes import find_recipe

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tuili.errors import ContextLengthError, InvalidRequestError, TuiliError
+from tuili.runtime.api.outputs import CompletionOutput, RequestOutput
 from tuili.runtime.jobs.openai_batch import OpenAiTask, is_batch_row
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Served
 from tuili.runtime.jobs.template import row_seed
 from tuili.runtime.openai.fields import CHAT, COMPLETIONS
-from tuili.runtime.outputs import CompletionOutput, RequestOutput
 from tuili.types import GenerateRequest, Logprob, SamplingParams
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

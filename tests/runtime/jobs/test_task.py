@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tuili.errors import ContextLengthError, InvalidRequestError
+from tuili.runtime.api.outputs import CompletionOutput, RequestOutput
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import PromptTask, Served
 from tuili.runtime.jobs.template import Template, drawn, row_seed
-from tuili.runtime.outputs import CompletionOutput, RequestOutput
 from tuili.types import SamplingParams
 
 MODEL = Served(default_sampling={"temperature": 0.5, "top_k": 7})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.gpu_memory import GpuMemory
+from tuili.runtime.devices.gpu_memory import GpuMemory
 from tuili.runtime.plan import device as device_module
 from tuili.runtime.plan.device import DeviceOptions, DevicePlan, PlannedGpu, make_device_plan, planned_gpu
 from tuili.runtime.plan.plan import PlanOptions

@@ -26,7 +26,7 @@ from tuili.weights.recipes import find_recipe
 
 WORK = """
 import sys
-from tuili.runtime.loading import LoadOptions, open_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
 from tuili.types import GenerateRequest, SamplingParams
 ctx, parallel = int(sys.argv[2]), int(sys.argv[3])
 sampling = SamplingParams(max_tokens=2, ignore_eos=True, seed=1)

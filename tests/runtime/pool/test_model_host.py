@@ -11,8 +11,9 @@ import pytest
 from support.gguf_models import seeds
 from support.small_model import small_front
 from tuili.errors import ModelFileError
-from tuili.runtime.gpu_memory import GpuMemory
-from tuili.runtime.load_options import LoadOptions
+from tuili.runtime.devices.gpu_memory import GpuMemory
+from tuili.runtime.devices.torch_memory import GPU_CONTEXT_BYTES
+from tuili.runtime.loading.load_options import LoadOptions
 from tuili.runtime.pool import model_host
 from tuili.runtime.pool.memory_plan import HOST, DevicePart, MemoryPlan
 from tuili.runtime.pool.model_host import LocalHost
@@ -20,7 +21,6 @@ from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.pool.served_names import KnownModel
 from tuili.runtime.pool.settings import NamedModel, PoolSettings
-from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams
 

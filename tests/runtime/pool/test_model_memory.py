@@ -13,12 +13,12 @@ from tuili.backend import CacheGroup
 from tuili.backends.torch_sizes.footprint import SUPPORTED
 from tuili.config import EngineConfig
 from tuili.errors import InvalidRequestError
-from tuili.runtime.load_options import LoadOptions
+from tuili.runtime.devices.torch_memory import GPU_CONTEXT_BYTES
+from tuili.runtime.loading.load_options import LoadOptions
 from tuili.runtime.pool import model_memory
 from tuili.runtime.pool.engine_parts import EnginePart, Gpus
 from tuili.runtime.pool.memory_plan import HOST
 from tuili.runtime.pool.model_memory import Footprint, read_footprint
-from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.store import Store
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.runtime.pool.memory_plan import HOST, Free
 from tuili.runtime.pool.model_host import LocalHost
 from tuili.runtime.pool.model_memory import read_footprint
@@ -17,7 +17,7 @@ from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_engine import start_served_model
 from tuili.runtime.pool.served_names import ServedNames
 from tuili.runtime.pool.settings import NamedModel, PoolSettings
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 from tuili.types import GenerateRequest, SamplingParams, TextDelta
 

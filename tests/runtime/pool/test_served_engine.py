@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuili.config import SpeculativeConfig
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.runtime.pool import served_engine
 
 

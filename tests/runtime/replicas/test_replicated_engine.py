@@ -17,9 +17,9 @@ from support.fake_backend import solo
 from support.faults import FACTS, collect, start_fake
 from tuili.engine.stats import EngineHealth
 from tuili.errors import EngineUnavailableError
-from tuili.runtime.flight import Flight
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.supervision.flight import Flight
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 from tuili.types import TokenDelta, TokenRequest
 
 PATIENT = RestartPolicy(silence_s=120, hang_timeout_s=240)

@@ -6,7 +6,7 @@ import pytest
 
 from tuili.errors import InvalidRequestError
 from tuili.machine import thread_limits
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.runtime.replicas.starting import replica_options
 
 

@@ -37,7 +37,7 @@ def _info(chat: Chat) -> str:
 
 def _parameters(chat: Chat) -> str:
     """What `/set` can change as it takes effect, and where it comes from if that is not the library."""
-    from tuili.runtime.sampling_defaults import LIBRARY, REQUEST, effective_sampling
+    from tuili.runtime.front.sampling_defaults import LIBRARY, REQUEST, effective_sampling
 
     given, defaults = chat.conversation.sampling, chat.pipeline.default_sampling
     said = {LIBRARY: "", REQUEST: "set here"}

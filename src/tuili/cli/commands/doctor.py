@@ -86,7 +86,7 @@ def _memory() -> dict[str, Any]:
     own_bytes, mapped_bytes = process_memory()
     import psutil
 
-    from tuili.runtime.memory import CACHE_SHARE
+    from tuili.runtime.loading.memory import CACHE_SHARE
 
     limits = memory_limits()
     return {

@@ -36,7 +36,7 @@ def command(
     if html is not None:
         _check_page(html)
     from tuili.runtime.explain.gather import ExplainOptions, explain
-    from tuili.runtime.loading import LoadOptions
+    from tuili.runtime.loading.loading import LoadOptions
 
     options = ExplainOptions(
         max_tokens=max_tokens,

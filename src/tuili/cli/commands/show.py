@@ -78,8 +78,8 @@ def _wanted(text: str | None, name: str, what: str) -> str:
 
 
 def _rendered(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
-    from tuili.runtime.modelfile_settings import Preamble, model_template
-    from tuili.runtime.text_parts import open_chat_template, open_tokenizer, special_tokens
+    from tuili.runtime.front.modelfile_settings import Preamble, model_template
+    from tuili.runtime.front.text_parts import open_chat_template, open_tokenizer, special_tokens
 
     tokenizer = open_tokenizer(checkpoint)
     own = model_template(files.modelfile, special_tokens(tokenizer))
@@ -106,13 +106,13 @@ def _system(files: ModelFiles, _: Checkpoint) -> tuple[str, str]:
 
 
 def _parameters(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
-    from tuili.runtime.modelfile_view import parameters_text
+    from tuili.runtime.front.modelfile_view import parameters_text
 
     return "parameters", parameters_text(sampling_of(files, checkpoint), files.modelfile)
 
 
 def _modelfile(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
-    from tuili.runtime.modelfile_view import modelfile_text
+    from tuili.runtime.front.modelfile_view import modelfile_text
 
     base = files.name if files.modelfile is None else files.modelfile.base
     sampling = sampling_of(files, checkpoint)
@@ -120,7 +120,7 @@ def _modelfile(files: ModelFiles, checkpoint: Checkpoint) -> tuple[str, str]:
 
 
 def _show_tokens(checkpoint: Checkpoint, text: str, as_json: bool) -> None:
-    from tuili.runtime.text_parts import open_tokenizer
+    from tuili.runtime.front.text_parts import open_tokenizer
 
     tokenizer = open_tokenizer(checkpoint)
     ids = tokenizer.encode(text)

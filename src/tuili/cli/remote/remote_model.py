@@ -14,8 +14,8 @@ from typing import Any
 
 from tuili.cli.remote.server_client import ServerClient
 from tuili.errors import InvalidRequestError
-from tuili.runtime.modelfile_settings import Preamble
-from tuili.runtime.sampling_defaults import SamplingDefaults
+from tuili.runtime.front.modelfile_settings import Preamble
+from tuili.runtime.front.sampling_defaults import SamplingDefaults
 from tuili.types import Done, Event, Finished, GenerateRequest, SamplingParams, TextDelta, Timings, Usage
 
 _NO_TIMINGS: Mapping[str, float] = {}

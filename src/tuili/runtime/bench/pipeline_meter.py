@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 from tuili.runtime.bench.workload import Measurement, Trace, Workload
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import Failed, GenerateRequest, SamplingParams, TextDelta
 
 

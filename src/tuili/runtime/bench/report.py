@@ -11,7 +11,7 @@ from typing import Any
 from tuili.backend import Backend
 from tuili.machine import thread_limits
 from tuili.runtime.bench.workload import Contender, Measurement, Workload, median_ratio, percentile
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 
 _WARM_UP = Workload(num_seqs=1, prompt_len=32, output_len=4)
 

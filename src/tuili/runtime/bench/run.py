@@ -19,9 +19,9 @@ from tuili.runtime.bench.pipeline_meter import PipelineMeter
 from tuili.runtime.bench.report import BenchReport, engine_report, memory_report, run_workloads
 from tuili.runtime.bench.target import PeerFlags, PeerTarget
 from tuili.runtime.bench.workload import Contender, Workload
-from tuili.runtime.fetching import find_model
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.fetching import find_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 
 _SPARE_TOKENS = 64  # of context beyond the longest workload
 

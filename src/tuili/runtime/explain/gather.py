@@ -20,8 +20,8 @@ from tuili.runtime.explain.facts import (
 )
 from tuili.runtime.explain.inside import look_inside
 from tuili.runtime.explain.model_facts import cache_facts, describe_as_run, layer_groups, model_facts
-from tuili.runtime.loading import LoadOptions, open_model, weights_to_run
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.loading import LoadOptions, open_model, weights_to_run
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.store.store import Store
 from tuili.text.detokenizer import Detokenizer
 from tuili.types import Event, Failed, Finished, GenerateRequest, PromptTokens, SamplingParams, TextDelta, TokenLogprobs

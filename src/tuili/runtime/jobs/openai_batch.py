@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuili.errors import InvalidRequestError, TuiliError
+from tuili.runtime.api.outputs import CompletionOutput, RequestOutput
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Result, Served, row_sampling
 from tuili.runtime.openai.fields import CHAT, TAKEN, URLS
@@ -23,7 +24,6 @@ from tuili.runtime.openai.requests import (
     sampling_values,
     without_unimplemented,
 )
-from tuili.runtime.outputs import CompletionOutput, RequestOutput
 from tuili.types import GenerateRequest
 
 _LINE = ("custom_id", "method", "url", "body")

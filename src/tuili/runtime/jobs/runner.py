@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
+from tuili.runtime.api.outputs import RequestOutput, empty_output
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.task import Result, Served, Task
-from tuili.runtime.outputs import RequestOutput, empty_output
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import Done, Event, Failed, GenerateRequest, TextDelta
 
 SHOW_INTERVAL_S = 0.2

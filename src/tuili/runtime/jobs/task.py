@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tuili.errors import InvalidRequestError, TuiliError
+from tuili.runtime.api.outputs import RequestOutput
+from tuili.runtime.front.messages import checked_messages
 from tuili.runtime.jobs.rows import Row
 from tuili.runtime.jobs.template import Template, drawn, row_seed
-from tuili.runtime.messages import checked_messages
-from tuili.runtime.outputs import RequestOutput
 from tuili.types import GenerateRequest, Message, SamplingParams
 
 Result = Mapping[str, Any]  # what the journal keeps of a row

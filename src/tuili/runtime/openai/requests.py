@@ -10,7 +10,8 @@ from typing import Any
 
 from tuili.checks import refusal
 from tuili.errors import InvalidRequestError
-from tuili.runtime.messages import checked_messages
+from tuili.runtime.front.messages import checked_messages
+from tuili.runtime.front.sampling_defaults import MODELFILE, SamplingDefaults
 from tuili.runtime.openai.fields import (
     CHAT,
     COMPLETIONS,
@@ -24,7 +25,6 @@ from tuili.runtime.openai.fields import (
     SAMPLING,
     WITHOUT_EFFECT,
 )
-from tuili.runtime.sampling_defaults import MODELFILE, SamplingDefaults
 
 _NUM_SEEDS = 2**64
 

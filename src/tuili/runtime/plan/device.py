@@ -14,13 +14,13 @@ from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.spec import AttentionSpec, ModelSpec
-from tuili.runtime.gpu_memory import gpu_memory
-from tuili.runtime.modelfile_settings import model_context
+from tuili.runtime.devices.gpu_memory import gpu_memory
+from tuili.runtime.devices.torch_memory import GPU_BATCHED_TOKENS, GPU_CONTEXT_BYTES, item_bytes
+from tuili.runtime.devices.torch_ranks import Parts, deal_out
+from tuili.runtime.front.modelfile_settings import model_context
 from tuili.runtime.plan.memory import BLOCK_SIZE, MAX_PARALLEL, largest
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.plan import NARROW, Alternative, PlanOptions
-from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS, GPU_CONTEXT_BYTES, item_bytes
-from tuili.runtime.torch_ranks import Parts, deal_out
 from tuili.store.store import Store
 from tuili.weights.recipes import find_recipe
 

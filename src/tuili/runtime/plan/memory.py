@@ -10,8 +10,8 @@ from tuili.backends.cpu.footprint import cache_groups, weight_bytes, workspace_b
 from tuili.config import EngineConfig, KvCacheDtype
 from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.models.spec import ModelSpec
-from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS
-from tuili.runtime.memory import CACHE_SHARE
+from tuili.runtime.loading.loading import DEFAULT_BATCHED_TOKENS
+from tuili.runtime.loading.memory import CACHE_SHARE
 from tuili.runtime.plan.outline import Outline
 from tuili.runtime.plan.python_side import PythonSide
 

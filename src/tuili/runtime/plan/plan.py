@@ -11,8 +11,8 @@ from tuili.checks import check_count
 from tuili.config import KV_CACHE_DTYPES, KvCacheDtype, store_dir
 from tuili.errors import InvalidRequestError
 from tuili.machine import ThreadLimits, available_memory, thread_limits
-from tuili.runtime.memory import CACHE_SHARE
-from tuili.runtime.modelfile_settings import model_context
+from tuili.runtime.front.modelfile_settings import model_context
+from tuili.runtime.loading.memory import CACHE_SHARE
 from tuili.runtime.plan.memory import MemoryModel, MemoryNeed
 from tuili.runtime.plan.outline import Outline, open_outline
 from tuili.runtime.plan.python_side import measure_python_side

@@ -70,12 +70,12 @@ def _read_line(stream: IO[str], lines: list[str]) -> None:
 
 
 def _make(path: Path | None) -> object:
-    """Imports and makes what runtime.loading does; what is returned must be kept."""
+    """Imports and makes what runtime.loading.loading does; what is returned must be kept."""
     import tuili.backends.cpu.backend
     import tuili.engine.loop
-    import tuili.runtime.loading
-    import tuili.runtime.pipeline  # noqa: F401
-    from tuili.runtime.text_parts import open_chat_template, open_tokenizer
+    import tuili.runtime.loading.loading
+    import tuili.runtime.loading.pipeline  # noqa: F401
+    from tuili.runtime.front.text_parts import open_chat_template, open_tokenizer
     from tuili.weights.checkpoint import open_checkpoint
 
     if path is None:

@@ -15,13 +15,13 @@ from tuili.config import KvCacheDtype
 from tuili.errors import UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.spec import ModelSpec
-from tuili.runtime.load_options import LoadOptions, cpu_cache_dtype
-from tuili.runtime.loading import DEFAULT_BATCHED_TOKENS
+from tuili.runtime.loading.load_options import LoadOptions, cpu_cache_dtype
+from tuili.runtime.loading.loading import DEFAULT_BATCHED_TOKENS
 from tuili.runtime.pool.memory_plan import HOST
 
 if TYPE_CHECKING:
+    from tuili.runtime.devices.torch_ranks import Rank
     from tuili.runtime.plan.outline import Outline
-    from tuili.runtime.torch_ranks import Rank
 
 ENGINE_BYTES = 60 << 20  # interpreter and libraries of an engine's process
 TOKENIZER_BYTES = 530  # for a vocabulary entry, of the process that speaks HTTP
@@ -99,7 +99,7 @@ def torch_sizes(
 
     A draft model is on the first process's device alone. Raises UnsupportedModelError, InvalidRequestError.
     """
-    from tuili.runtime.torch_memory import GPU_BATCHED_TOKENS
+    from tuili.runtime.devices.torch_memory import GPU_BATCHED_TOKENS
 
     for outline in outlines:
         if missing := unsupported_features(outline.spec, SUPPORTED):
@@ -122,8 +122,8 @@ class _TorchEngine:
     def __init__(
         self, outlines: Sequence[Outline], options: LoadOptions, length: int, num_tokens: int, gpus: Gpus | None
     ) -> None:
-        from tuili.runtime.torch_memory import item_bytes
-        from tuili.runtime.torch_ranks import Parts, deal_out
+        from tuili.runtime.devices.torch_memory import item_bytes
+        from tuili.runtime.devices.torch_ranks import Parts, deal_out
 
         self._options, self._length, self._num_tokens, self._gpus = options, length, num_tokens, gpus
         self._outlines = outlines
@@ -153,7 +153,7 @@ class _TorchEngine:
 
     def parts(self, replica: int) -> list[EnginePart]:
         """Of each rank's device, then of the host."""
-        from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
+        from tuili.runtime.devices.torch_memory import GPU_CONTEXT_BYTES
 
         gpus, count = self._gpus, len(self._ranks)
         found = []
@@ -171,7 +171,7 @@ class _TorchEngine:
         return [*found, self._host_part()]
 
     def _workspace_bytes(self, rank: Rank) -> int:
-        from tuili.runtime.torch_memory import workspace_bytes
+        from tuili.runtime.devices.torch_memory import workspace_bytes
 
         num_seqs = self._options.max_num_seqs
         if self._gpus is None:
@@ -180,7 +180,7 @@ class _TorchEngine:
 
     def _host_part(self) -> EnginePart:
         """Processes, tokenizer, memory for swapped blocks, and layers that are on the host beside a GPU."""
-        from tuili.runtime.torch_memory import LIBRARY_BYTES
+        from tuili.runtime.devices.torch_memory import LIBRARY_BYTES
 
         ranks = [self._ranks[0], *self._drafts]
         groups = [rank.host_cache_groups(self.cache_dtype, self._options.block_size) for rank in ranks]

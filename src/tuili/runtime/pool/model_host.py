@@ -16,10 +16,12 @@ from tuili.backends import expected_backend
 from tuili.daemon_threads import in_daemon_thread
 from tuili.errors import ModelNotFoundError
 from tuili.machine import available_memory
-from tuili.runtime.fetching import find_model
-from tuili.runtime.front import Front
-from tuili.runtime.gpu_memory import GpuMemory, gpu_memory
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.devices.gpu_memory import GpuMemory, gpu_memory
+from tuili.runtime.devices.torch_memory import GPU_CONTEXT_BYTES
+from tuili.runtime.front.front import Front
+from tuili.runtime.front.sampling_defaults import configured_sampling
+from tuili.runtime.loading.fetching import find_model
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.runtime.pool.engine_parts import Gpus
 from tuili.runtime.pool.memory_plan import HOST, Free, MemoryPlan
 from tuili.runtime.pool.model_memory import Footprint, read_footprint
@@ -27,8 +29,6 @@ from tuili.runtime.pool.pulls import Pulls
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.pool.served_names import KnownModel
 from tuili.runtime.pool.settings import PoolSettings
-from tuili.runtime.sampling_defaults import configured_sampling
-from tuili.runtime.torch_memory import GPU_CONTEXT_BYTES
 from tuili.store.progress import ProgressCallback
 from tuili.store.records import ModelFiles
 from tuili.store.store import Store

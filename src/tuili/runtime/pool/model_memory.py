@@ -16,10 +16,10 @@ from tuili.config import EngineConfig
 from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
 from tuili.models.features import unsupported_features
-from tuili.runtime.load_options import is_automatic
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.memory import CACHE_SHARE
-from tuili.runtime.modelfile_settings import model_context
+from tuili.runtime.front.modelfile_settings import model_context
+from tuili.runtime.loading.load_options import is_automatic
+from tuili.runtime.loading.loading import LoadOptions
+from tuili.runtime.loading.memory import CACHE_SHARE
 from tuili.runtime.pool.engine_parts import EnginePart, Gpus, cpu_sizes, torch_sizes
 from tuili.runtime.pool.memory_plan import HOST, DevicePart, Free, MemoryPlan
 from tuili.store.store import Store

@@ -27,7 +27,7 @@ from tuili.runtime.pool.served_model import ModelCard, ServedModel
 from tuili.runtime.pool.served_names import KnownModel, ServedNames
 from tuili.runtime.pool.settings import PoolSettings
 from tuili.runtime.pool.slot import Slot, left_over
-from tuili.runtime.supervised_engine import RestartPolicy
+from tuili.runtime.supervision.supervised_engine import RestartPolicy
 from tuili.store.store import Store
 
 _log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from typing import Any
 
 from tuili.daemon_threads import in_daemon_thread
 from tuili.errors import TuiliError
-from tuili.runtime.engine_start import named_by_path, start_engine
-from tuili.runtime.front import Front
-from tuili.runtime.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
+from tuili.runtime.front.front import Front
+from tuili.runtime.loading.loading import LoadOptions, check_vocabulary, open_front, tokenizer_source
 from tuili.runtime.pool.served_model import StartedModel
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
 from tuili.runtime.replicas.starting import start_replicas
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.supervision.engine_start import named_by_path, start_engine
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 from tuili.weights.checkpoint import open_checkpoint
 
 
@@ -55,7 +55,7 @@ async def start_served_model(
 
 def _open_front(source: str, path: Path, options: LoadOptions) -> Front:
     """Headers, tokenizer and template; no weight is read."""
-    from tuili.runtime.text_parts import open_tokenizer
+    from tuili.runtime.front.text_parts import open_tokenizer
 
     checkpoint = open_checkpoint(path)
     front = open_front(source, checkpoint, tokenizer_source(checkpoint, options), options.chat_template)

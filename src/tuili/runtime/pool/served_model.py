@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tuili.engine.client import EngineClient
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.pool.memory_plan import MemoryPlan
 from tuili.store.records import ModelFiles
 

@@ -17,9 +17,9 @@ from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError
-from tuili.runtime.flight import Flight
 from tuili.runtime.replicas.router import PIECE, Router, Ticket
-from tuili.runtime.supervised_engine import SupervisedEngine
+from tuili.runtime.supervision.flight import Flight
+from tuili.runtime.supervision.supervised_engine import SupervisedEngine
 from tuili.types import TokenDelta, TokenRequest
 
 _NOT_ADDED = ("num_blocks", "num_free_blocks", "max_step_tokens", "prefill")

@@ -9,10 +9,10 @@ from pathlib import Path
 from tuili.backends import expected_backend
 from tuili.checks import refusal
 from tuili.machine import thread_limits
-from tuili.runtime.engine_start import start_engine
-from tuili.runtime.loading import LoadOptions
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.runtime.replicas.replicated_engine import ReplicatedEngine
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.supervision.engine_start import start_engine
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 
 
 async def start_replicas(

@@ -7,8 +7,8 @@ from typing import Any
 
 from tuili.checks import shown
 from tuili.errors import InvalidRequestError
-from tuili.runtime import vllm_arguments
-from tuili.runtime.vllm_arguments import Ignored, split_arguments
+from tuili.runtime.api import vllm_arguments
+from tuili.runtime.api.vllm_arguments import Ignored, split_arguments
 from tuili.server.settings import lmdeploy_flags, vllm_flags
 
 IGNORED: Mapping[str, Ignored] = {**vllm_arguments.IGNORED, **lmdeploy_flags.IGNORED, **vllm_flags.IGNORED}

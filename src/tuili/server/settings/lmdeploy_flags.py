@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tuili.runtime.vllm_arguments import Ignored
+from tuili.runtime.api.vllm_arguments import Ignored
 
 _ONE_PROCESS = "one process speaks HTTP, on one machine"
 _DRAFTS = "say it in speculative_config"

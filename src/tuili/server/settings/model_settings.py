@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, MAX_PARALLEL_SIZE, KvCacheDtype
 from tuili.errors import InvalidRequestError
-from tuili.runtime.sampling_defaults import sampling_defaults
+from tuili.runtime.front.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams
 from tuili.server.settings.setting import ENGINE, MODELS, setting
 from tuili.server.settings.setting_kinds import (
@@ -25,7 +25,7 @@ from tuili.server.settings.setting_kinds import (
 )
 
 if TYPE_CHECKING:  # slow to import: the command line shows help without
-    from tuili.runtime.loading import LoadOptions
+    from tuili.runtime.loading.loading import LoadOptions
     from tuili.runtime.pool.settings import NamedModel, PoolSettings
 
 
@@ -239,7 +239,7 @@ class ModelSettings:
 
     def load_options(self) -> LoadOptions:
         """How every model is loaded."""
-        from tuili.runtime.loading import LoadOptions
+        from tuili.runtime.loading.loading import LoadOptions
 
         return LoadOptions.of(self)
 

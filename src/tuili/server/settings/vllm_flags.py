@@ -1,13 +1,13 @@
 """vLLM's flags of `vllm serve` that are no settings here: without effect, or refused. Data; foreign_flags reads it.
 
-The engine's own are runtime.vllm_arguments'; here is what only a server has.
+The engine's own are runtime.api.vllm_arguments'; here is what only a server has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tuili.runtime.vllm_arguments import Ignored
+from tuili.runtime.api.vllm_arguments import Ignored
 
 _LOG = "log_requests and log_file say what is logged"
 _ONE_PROCESS = "one process runs the model"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import huggingface_folder
-from tuili.runtime.modelfile_view import modelfile_text, parameters_text
+from tuili.runtime.front.modelfile_view import modelfile_text, parameters_text
 from tuili.server.dialects.ollama.descriptions import (
     full_metadata,
     human_count,

@@ -9,8 +9,8 @@ import pytest
 
 from support.small_model import small_front
 from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestError
-from tuili.runtime.front import Front
-from tuili.runtime.loading import open_front
+from tuili.runtime.front.front import Front
+from tuili.runtime.loading.loading import open_front
 from tuili.server.dialects.ollama.bodies import ChatBody, GenerateBody
 from tuili.server.dialects.ollama.requests import Interpreted, chat_request, check, generate_request, is_empty
 from tuili.weights.checkpoint import open_checkpoint

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from support.served import Listening, SmallPool, listening
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.loading import open_model
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.loading.loading import open_model
 
 SIZES = {"max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 256 << 20}
 

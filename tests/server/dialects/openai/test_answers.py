@@ -12,7 +12,7 @@ from support.fake_backend import FakeBackend
 from support.served import SmallPool, small_app
 from support.small_model import small_model
 from tuili.errors import EngineUnavailableError
-from tuili.runtime.outputs import collect
+from tuili.runtime.api.outputs import collect
 from tuili.server.dialect import Progress
 from tuili.server.dialects.openai.completions import CompletionForm
 from tuili.server.dialects.openai.missing_routes import MISSING

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.server.dialects.anthropic.bodies import MessagesBody, PromptBody
 from tuili.server.dialects.anthropic.conversation import conversation
 from tuili.server.sampling_fields import named_sampling

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import ForbiddenError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.body import read_body
 from tuili.server.caller import Caller

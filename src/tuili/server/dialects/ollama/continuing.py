@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tuili.errors import ChatTemplateError
-from tuili.runtime.front import Front, check_chars
+from tuili.runtime.front.front import Front, check_chars
 from tuili.text.prompt_text import PromptText
 from tuili.types import GenerateRequest, PromptTokens
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tuili.errors import ModelFileError, ModelNotFoundError
 from tuili.models.spec import AttentionSpec, ModelSpec
-from tuili.runtime.sampling_defaults import SamplingDefaults
-from tuili.runtime.text_parts import chat_template_source
+from tuili.runtime.front.sampling_defaults import SamplingDefaults
+from tuili.runtime.front.text_parts import chat_template_source
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 from tuili.weights.mapped_file import file_stamps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.types import GenerateRequest, Message
 
 

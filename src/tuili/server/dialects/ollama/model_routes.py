@@ -15,8 +15,8 @@ import tuili
 from tuili.checks import shown
 from tuili.config import store_dir
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, TuiliError
-from tuili.runtime.modelfile_settings import Preamble, model_context, model_sampling
-from tuili.runtime.modelfile_view import modelfile_text, parameters_text
+from tuili.runtime.front.modelfile_settings import Preamble, model_context, model_sampling
+from tuili.runtime.front.modelfile_view import modelfile_text, parameters_text
 from tuili.runtime.pool.served_model import ModelCard, ServedModel
 from tuili.server.body import read_body
 from tuili.server.dialect import scoped

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.ollama_terms import is_go_template
-from tuili.runtime.front import Front, check_chars
+from tuili.runtime.front.front import Front, check_chars
 from tuili.server.dialects.ollama.bodies import AnswerBody, ChatBody, GenerateBody
 from tuili.server.dialects.ollama.continuing import continued
 from tuili.server.dialects.ollama.fitting import Fitted, cut_to_fit

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.openai.fields import CHAT
 from tuili.runtime.openai.logprobs import ChatLogprobs, prompt_logprobs
 from tuili.runtime.openai.requests import conversation

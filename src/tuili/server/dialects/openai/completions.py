@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.openai.fields import COMPLETIONS
 from tuili.runtime.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from tuili.runtime.openai.requests import completion_defaults, prompts

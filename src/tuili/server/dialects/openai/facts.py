@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 import tuili
 from tuili.errors import InvalidRequestError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.openai.logprobs import TokenBytes
 from tuili.runtime.pool.served_model import ServedModel
 from tuili.server.serving import Serving

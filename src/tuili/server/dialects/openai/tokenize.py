@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.front import Front, check_chars
+from tuili.runtime.front.front import Front, check_chars
 from tuili.runtime.openai.requests import conversation
 from tuili.server.dialects.openai.bodies import DetokenizeBody, TokenizeBody, read_fields
 from tuili.server.dialects.openai.facts import model_name

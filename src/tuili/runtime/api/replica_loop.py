@@ -13,7 +13,7 @@ from tuili.engine.client import Stream
 from tuili.engine.sequence import Sink
 from tuili.engine.stats import EngineStats
 from tuili.errors import EngineUnavailableError, TuiliError
-from tuili.runtime.front import Front
+from tuili.runtime.front.front import Front
 from tuili.runtime.pool.served_model import ServedEngine, StartedModel
 from tuili.types import TokenDelta, TokenRequest
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuili.errors import ChatTemplateError
-from tuili.runtime.sampling_defaults import MODELFILE, SamplingDefaults, sampling_defaults
+from tuili.runtime.front.sampling_defaults import MODELFILE, SamplingDefaults, sampling_defaults
 from tuili.store.modelfile import Modelfile
 from tuili.store.store import Store
 from tuili.types import Message

@@ -9,14 +9,14 @@ from typing import Any
 
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
-from tuili.runtime.answer import Answer, abort_stopped
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.engine_arguments import EngineArgs
-from tuili.runtime.in_flight import Inbox
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.api.engine_arguments import EngineArgs
+from tuili.runtime.api.outputs import OutputStream, RequestOutput
+from tuili.runtime.api.prompts import Prompt, prompt_fields, refuse_adapter
+from tuili.runtime.api.replicated_model import open_replicas
+from tuili.runtime.front.answer import Answer, abort_stopped
+from tuili.runtime.front.in_flight import Inbox
 from tuili.runtime.metrics import Metric
-from tuili.runtime.outputs import OutputStream, RequestOutput
-from tuili.runtime.prompts import Prompt, prompt_fields, refuse_adapter
-from tuili.runtime.replicated_model import open_replicas
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import GenerateRequest, SamplingParams
 

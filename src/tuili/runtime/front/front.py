@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestError
-from tuili.runtime.answer import Answer, abort_stopped
-from tuili.runtime.messages import plain_messages
+from tuili.runtime.front.answer import Answer, abort_stopped
+from tuili.runtime.front.messages import plain_messages
+from tuili.runtime.front.modelfile_settings import Preamble
+from tuili.runtime.front.sampling_text import BreakerTables, bad_word_ids
+from tuili.runtime.front.text_parts import special_tokens
 from tuili.runtime.metrics import RequestMeter
-from tuili.runtime.modelfile_settings import Preamble
-from tuili.runtime.sampling_text import BreakerTables, bad_word_ids
-from tuili.runtime.text_parts import special_tokens
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText

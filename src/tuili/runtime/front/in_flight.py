@@ -9,8 +9,8 @@ from typing import Protocol
 from tuili.engine.loop import RequestLoop
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
-from tuili.runtime.answer import Answer, abort_stopped
-from tuili.runtime.front import Front
+from tuili.runtime.front.answer import Answer, abort_stopped
+from tuili.runtime.front.front import Front
 from tuili.types import Event, Failed, GenerateRequest, TokenDelta
 
 WAITING_SHARE = 4  # answers in flight per running one, so that the engine never starves

@@ -15,10 +15,10 @@ from typing import Any
 from tuili.backend import Backend
 from tuili.engine.loop import RequestLoop
 from tuili.models.spec import ModelSpec
-from tuili.runtime.front import Front
-from tuili.runtime.in_flight import InFlight
+from tuili.runtime.front.front import Front
+from tuili.runtime.front.in_flight import InFlight
+from tuili.runtime.front.modelfile_settings import Preamble
 from tuili.runtime.metrics import Metric, RequestMeter
-from tuili.runtime.modelfile_settings import Preamble
 from tuili.text.chat_template import ChatTemplate
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText

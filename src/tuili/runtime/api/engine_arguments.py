@@ -6,8 +6,8 @@ import argparse
 from dataclasses import MISSING, fields
 from typing import Any, Self
 
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.vllm_arguments import IGNORED, REFUSED
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.api.vllm_arguments import IGNORED, REFUSED
 from tuili.store.catalogue import DEFAULT_MODEL
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuili.runtime.fetching import find_model
+from tuili.runtime.loading.fetching import find_model
 from tuili.text.pretrained import PretrainedTokenizer
 
 

@@ -13,15 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.beam_search import BeamSearchOutput, run_beam_search
-from tuili.runtime.engine_arguments import EngineArgs
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.api.beam_search import BeamSearchOutput, run_beam_search
+from tuili.runtime.api.engine_arguments import EngineArgs
+from tuili.runtime.api.outputs import RequestOutput, SharedParams, empty_output
+from tuili.runtime.api.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.api.replicated_model import open_replicas
+from tuili.runtime.front.sampling_defaults import EffectiveValue, effective_params
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.runtime.metrics import Metric
-from tuili.runtime.outputs import RequestOutput, SharedParams, empty_output
-from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.prompts import Prompt, parsed_prompt, prompt_fields, prompt_list, refuse_adapter
-from tuili.runtime.replicated_model import open_replicas
-from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.text.prompt_text import PromptText
 from tuili.types import BeamSearchParams, Done, Event, GenerateRequest, Message, SamplingParams

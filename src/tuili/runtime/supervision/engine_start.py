@@ -10,11 +10,12 @@ import msgspec
 
 from tuili.engine.child_process import ChildProcess
 from tuili.engine.wire import EngineFacts, Load
-from tuili.runtime.fetching import find_model
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.supervised_engine import RestartPolicy, SupervisedEngine
+from tuili.runtime.loading.fetching import find_model
+from tuili.runtime.loading.loading import LoadOptions
+from tuili.runtime.supervision.supervised_engine import RestartPolicy, SupervisedEngine
 
-COMMAND = (sys.executable, "-P", "-m", "tuili.runtime.engine_process")  # -P: nothing is imported from where we stand
+# -P: nothing is imported from where we stand.
+COMMAND = (sys.executable, "-P", "-m", "tuili.runtime.supervision.engine_process")
 
 
 async def start_engine(path: Path, options: LoadOptions, *, policy: RestartPolicy | None = None) -> SupervisedEngine:

@@ -20,7 +20,7 @@ from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats
 from tuili.engine.wire import EngineFacts
 from tuili.errors import EngineUnavailableError, ModelFileError, TuiliError
-from tuili.runtime.flight import Flight
+from tuili.runtime.supervision.flight import Flight
 from tuili.types import TokenRequest
 
 _GAUGES = ("num_running", "num_waiting", "num_blocks", "num_free_blocks", "max_step_tokens", "prefill")

@@ -26,17 +26,17 @@ from tuili.config import (
 from tuili.errors import InvalidRequestError, ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec
-from tuili.runtime.fetching import find_model
-from tuili.runtime.load_options import LoadOptions as LoadOptions
-from tuili.runtime.load_options import is_automatic, resolved
-from tuili.runtime.memory import measured_room, size_cache, size_device_cache
-from tuili.runtime.modelfile_settings import (
+from tuili.runtime.front.modelfile_settings import (
     Preamble,
     check_modelfile,
     model_context,
     model_sampling,
     model_template,
 )
+from tuili.runtime.loading.fetching import find_model
+from tuili.runtime.loading.load_options import LoadOptions as LoadOptions
+from tuili.runtime.loading.load_options import is_automatic, resolved
+from tuili.runtime.loading.memory import measured_room, size_cache, size_device_cache
 from tuili.store.store import Store
 from tuili.weights.checkpoint import Checkpoint, open_checkpoint
 from tuili.weights.mapped_file import file_stamps
@@ -45,9 +45,9 @@ from tuili.weights.recipes import find_recipe
 from tuili.weights.tensor_table import TensorTable
 
 if TYPE_CHECKING:
-    from tuili.runtime.front import Front
-    from tuili.runtime.pipeline import Pipeline
-    from tuili.runtime.running_engine import RunningEngine
+    from tuili.runtime.front.front import Front
+    from tuili.runtime.loading.pipeline import Pipeline
+    from tuili.runtime.loading.running_engine import RunningEngine
     from tuili.text.tokenizer import Tokenizer
 
     Loaded = TypeVar("Loaded", Pipeline, RunningEngine)
@@ -127,7 +127,7 @@ def _start_engine(
     from tuili.engine.drafts.draft_model import DraftBackend
     from tuili.engine.engine import Engine
     from tuili.engine.loop import EngineLoop
-    from tuili.runtime.running_engine import RunningEngine
+    from tuili.runtime.loading.running_engine import RunningEngine
 
     backend, draft_backend = backends
     config = _engine_config(checkpoint.spec, backends, options, free_bytes)
@@ -155,9 +155,9 @@ def _load(name: str, path: Path, options: LoadOptions, start: float, otherwise: 
     with ThreadPoolExecutor(1) as executor:
         packing = executor.submit(_load_backends, checkpoint, draft_checkpoint, options, otherwise)
         # Packing needs the interpreter's lock now and then only: meanwhile the rest is imported and made.
-        import tuili.runtime.running_engine  # noqa: F401
-        from tuili.runtime.pipeline import Pipeline
-        from tuili.runtime.text_parts import open_tokenizer
+        import tuili.runtime.loading.running_engine  # noqa: F401
+        from tuili.runtime.front.text_parts import open_tokenizer
+        from tuili.runtime.loading.pipeline import Pipeline
 
         front = open_front(name, checkpoint, vocabulary, options.chat_template)
         if draft_checkpoint is not None:
@@ -186,8 +186,8 @@ def open_front(name: str, checkpoint: Checkpoint, vocabulary: Checkpoint, chat_t
     `name` may be a Modelfile's, whose settings it then has. Raises InvalidRequestError for a tokenizer, a template or
     a setting that does not do, and what reading the checkpoint's raises.
     """
-    from tuili.runtime.front import Front
-    from tuili.runtime.text_parts import eos_token_ids, open_chat_template, open_tokenizer, special_tokens
+    from tuili.runtime.front.front import Front
+    from tuili.runtime.front.text_parts import eos_token_ids, open_chat_template, open_tokenizer, special_tokens
 
     spec = checkpoint.spec
     tokenizer = open_tokenizer(vocabulary)

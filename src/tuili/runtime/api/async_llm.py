@@ -11,15 +11,15 @@ from typing import Any
 
 from tuili.engine.client import InProcess
 from tuili.errors import EngineUnavailableError, TuiliError
-from tuili.runtime.arguments import LLMArguments
-from tuili.runtime.beam_search import BeamSearchOutput, await_beam_search
-from tuili.runtime.engine_arguments import EngineArgs
+from tuili.runtime.api.arguments import LLMArguments
+from tuili.runtime.api.beam_search import BeamSearchOutput, await_beam_search
+from tuili.runtime.api.engine_arguments import EngineArgs
+from tuili.runtime.api.outputs import OutputStream, RequestOutput
+from tuili.runtime.api.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
+from tuili.runtime.api.replicated_model import open_replicas
+from tuili.runtime.front.sampling_defaults import EffectiveValue, effective_params
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.runtime.metrics import Metric
-from tuili.runtime.outputs import OutputStream, RequestOutput
-from tuili.runtime.pipeline import Pipeline
-from tuili.runtime.prompts import Prompt, prompt_fields, prompt_list, refuse_adapter
-from tuili.runtime.replicated_model import open_replicas
-from tuili.runtime.sampling_defaults import EffectiveValue, effective_params
 from tuili.text.pretrained import PretrainedTokenizer
 from tuili.types import BeamSearchParams, Event, GenerateRequest, SamplingParams
 

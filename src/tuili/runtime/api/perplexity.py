@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tuili.errors import InvalidRequestError
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import Failed, GenerateRequest, SamplingParams, TextDelta, TokenLogprobs
 
 

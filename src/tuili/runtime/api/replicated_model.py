@@ -12,10 +12,10 @@ from tuili.checks import refusal
 from tuili.config import store_dir
 from tuili.errors import InsufficientMemoryError
 from tuili.machine import available_memory
-from tuili.runtime.fetching import find_model
-from tuili.runtime.loading import LoadOptions, open_model
-from tuili.runtime.modelfile_settings import model_context
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.front.modelfile_settings import model_context
+from tuili.runtime.loading.fetching import find_model
+from tuili.runtime.loading.loading import LoadOptions, open_model
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.store.store import Store
 from tuili.weights.checkpoint import open_checkpoint
 
@@ -27,8 +27,8 @@ def open_replicas(model: str | PathLike[str], options: LoadOptions, count: int) 
     """
     if count == 1:
         return open_model(model, options)
+    from tuili.runtime.api.replica_loop import ReplicaLoop
     from tuili.runtime.pool.served_engine import start_served_model
-    from tuili.runtime.replica_loop import ReplicaLoop
 
     start = time.monotonic()
     name = model if isinstance(model, str) else fspath(model) if isinstance(model, PathLike) else None

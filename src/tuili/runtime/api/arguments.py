@@ -10,9 +10,9 @@ from typing import Any
 from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
 from tuili.config import MAX_PARALLEL_SIZE
 from tuili.errors import InvalidRequestError
-from tuili.runtime.loading import LoadOptions
-from tuili.runtime.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
-from tuili.runtime.vllm_arguments import split_arguments
+from tuili.runtime.api.vllm_arguments import split_arguments
+from tuili.runtime.front.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults
+from tuili.runtime.loading.loading import LoadOptions
 from tuili.types import SamplingParams
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The engine process: weights, backend and engine without a tokenizer, behind one end of a socket pair.
 
-    python -m tuili.runtime.engine_process DESCRIPTOR PARENT
+    python -m tuili.runtime.supervision.engine_process DESCRIPTOR PARENT
 
 It dies with its parent, leaves the terminal's and the service manager's signals to it, and ends when the socket does.
 A thread of its own sends a heartbeat, whatever the engine is at. Once the model is loaded the engine's thread itself
@@ -54,8 +54,8 @@ from tuili.errors import DeviceFailureError, EngineUnavailableError, ModelFileEr
 from tuili.machine import process_memory
 from tuili.parent_process import die_with
 from tuili.program_log import start_logging
-from tuili.runtime.loading import LoadOptions, open_engine
-from tuili.runtime.running_engine import RunningEngine
+from tuili.runtime.loading.loading import LoadOptions, open_engine
+from tuili.runtime.loading.running_engine import RunningEngine
 from tuili.types import TokenDelta, TokenRequest
 from tuili.weights.mapped_file import file_stamps
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuili.errors import InvalidRequestError
 from tuili.ollama_terms import ALL_TOKENS, SAMPLING_FIELDS
-from tuili.runtime.modelfile_settings import Preamble
+from tuili.runtime.front.modelfile_settings import Preamble
 from tuili.store.modelfile import Modelfile
 from tuili.store.modelfile_text import quoted
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuili.beam_search_params import BeamSearchParams
 from tuili.engine.sequence import Sink
-from tuili.runtime.in_flight import WAITING_SHARE
-from tuili.runtime.pipeline import Pipeline
+from tuili.runtime.front.in_flight import WAITING_SHARE
+from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import FinishReason, GenerateRequest, Logprob, SamplingParams, TokenDelta, TokenLogprobs, TokenRequest
 
 if TYPE_CHECKING:  # asyncio is not for blocking callers to import

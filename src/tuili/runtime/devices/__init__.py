@@ -1,0 +1,1 @@
+"""What a model takes of GPUs, told without torch."""
