@@ -42,6 +42,11 @@ def test_version(cli: Cli) -> None:
     assert cli("--version").out == f"tuili {tuili.__version__}\n"
 
 
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "tuili", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tuili {tuili.__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tuili.checks import refusal
+from tuili.checks import refusal, shown
 from tuili.errors import InvalidRequestError
 from tuili.runtime.front.messages import checked_messages
 from tuili.runtime.front.sampling_defaults import MODELFILE, SamplingDefaults
@@ -36,7 +36,7 @@ def without_unimplemented(body: Mapping[str, Any]) -> dict[str, Any]:
             allowed = " or ".join(map(repr, refused.neutral))
             remedy = f"it may be {allowed} or absent" if allowed else "leave it out"
             raise InvalidRequestError(
-                f"{name} = {value!r:.80} is not implemented: {refused.reason}; {remedy}", param=name
+                f"{name} = {shown(value)} is not implemented: {refused.reason}; {remedy}", param=name
             )
     return {name: value for name, value in body.items() if name not in REFUSED and name not in WITHOUT_EFFECT}
 
