@@ -26,7 +26,7 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     file = path / "tokenizer.json"
     if not file.is_file():
         raise UnsupportedModelError(f"{path.name}: no tokenizer.json; other tokenizer files are not supported")
-    backend = parse_tokenizer_json(_read_text(file), file.name)
+    backend = parse_tokenizer_json(read_text(file), file.name)
     config = read_json(path / "tokenizer_config.json")
     roles = _role_contents(config, read_json(path / "special_tokens_map.json"))
     _add_missing(backend, config)
@@ -41,7 +41,7 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(_read_text(file))
+        value = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{file.name}: not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -49,10 +49,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """What a text file holds. Raises ModelFileError naming a file that is larger, or not UTF-8."""
     size = file.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ModelFileError(f"{file.name}: found {size} bytes, at most {MAX_FILE_BYTES} are allowed")
+    if size > max_bytes:
+        raise ModelFileError(f"{file.name}: found {size} bytes, at most {max_bytes} are allowed")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

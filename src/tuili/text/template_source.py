@@ -8,7 +8,7 @@ from typing import Any
 
 from tuili.errors import ModelFileError
 from tuili.text.chat_template import MAX_TEMPLATE_BYTES
-from tuili.text.directory_tokenizer import read_json
+from tuili.text.directory_tokenizer import read_json, read_text
 
 DEFAULT = "default"
 
@@ -32,7 +32,9 @@ def templates_from_directory(path: Path) -> dict[str, str]:
     """
     if (file := path / "chat_template.jinja").is_file():
         others = sorted((path / "additional_chat_templates").glob("*.jinja"))
-        return {DEFAULT: _read(file)} | {other.stem: _read(other) for other in others}
+        return {DEFAULT: read_text(file, MAX_TEMPLATE_BYTES)} | {
+            other.stem: read_text(other, MAX_TEMPLATE_BYTES) for other in others
+        }
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (value := read_json(path / name).get("chat_template")) is not None:
             return _named(value, name)
@@ -46,16 +48,6 @@ def _named(value: Any, file: str) -> dict[str, str]:
     if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in value):
         raise ModelFileError(f"{file}: chat_template must be a string or a list of objects with name and template")
     return {entry["name"]: _checked(entry.get("template"), f"{file}: chat_template") for entry in value}
-
-
-def _read(file: Path) -> str:
-    size = file.stat().st_size
-    if size > MAX_TEMPLATE_BYTES:
-        raise ModelFileError(f"{file.name}: found {size} bytes, at most {MAX_TEMPLATE_BYTES} are allowed")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ModelFileError(f"{file.name}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _checked(value: object, where: str) -> str:
