@@ -32,6 +32,10 @@ CACHE_BOUNDS = {"bfloat16": 0.02, "int8": 0.02, "fp8": 0.15}
 PACKED_BOUND = 2e-3  # float32 activations; products may run on TF32 units
 PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 NEAR_TIE = 1e-3
+CONFIG = EngineConfig(
+    max_model_len=512, max_num_seqs=8, max_num_batched_tokens=48, block_size=16, kv_cache_dtype="auto",
+    kv_cache_memory_bytes=64 << 20, enable_prefix_caching=False,
+)  # fmt: skip
 _LENGTH = 150
 
 Weights = Mapping[str, Tensor]
@@ -109,7 +113,8 @@ class Checks:
             backend.is_asynchronous = is_ahead
             capture = CudaCapture(torch.device(backend.device)) if is_cuda else repeat
             backend.graphs = backend.captured_by(capture) if has_graphs else None
-            found = sampled(backend, prompts, length)
+            engine = Engine(backend, CONFIG)  # one for both rounds: a new one has a new cache, and so new graphs
+            found = sampled(engine, prompts, length)
             expected = expected or found
             graphs = backend.graphs
             name = f"tokens {'with' if has_graphs else 'without'} graphs, steps {'ahead' if is_ahead else 'in turn'}"
@@ -117,7 +122,7 @@ class Checks:
             yield {"check": name, "ok": found == expected and is_captured, "graphs": len(graphs) if graphs else 0}
             if is_cuda:
                 with refused_waits(backend):  # kernels are compiled, graphs captured
-                    again = sampled(backend, prompts, length)
+                    again = sampled(engine, prompts, length)
                 yield {"check": f"{name}, none waits", "ok": again == expected}
             backend.close()
 
@@ -143,15 +148,11 @@ class Checks:
             yield record
 
 
-def sampled(backend: Backend, prompts: list[list[int]], length: int) -> list[list[int]]:
+def sampled(engine: Engine, prompts: list[list[int]], length: int) -> list[list[int]]:
     """Tokens of all as one batch, that end at different times; every other one is drawn, some of these by mirostat, and
     some say logprobs.
     """
-    config = EngineConfig(
-        max_model_len=512, max_num_seqs=8, max_num_batched_tokens=48, block_size=16, kv_cache_dtype="auto",
-        kv_cache_memory_bytes=64 << 20,
-    )  # fmt: skip
-    engine, answers = Engine(backend, config), [Answer() for _ in prompts]
+    answers = [Answer() for _ in prompts]
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         sampling = SamplingParams(
             temperature=0.9 * (i % 2), top_p=0.9, max_tokens=length + i, stop_token_ids=[1, 2, 3], ignore_eos=True,
@@ -210,11 +211,7 @@ def first_difference(found: Answer, expected: Answer) -> int:
 
 def greedy(backend: Backend, prompts: list[list[int]], length: int) -> list[Answer]:
     """All as one batch, through the engine, in steps that mix prompts and decodes."""
-    config = EngineConfig(
-        max_model_len=512, max_num_seqs=8, max_num_batched_tokens=48, block_size=16, kv_cache_dtype="auto",
-        kv_cache_memory_bytes=64 << 20,
-    )  # fmt: skip
-    engine, answers = Engine(backend, config), [Answer() for _ in prompts]
+    engine, answers = Engine(backend, CONFIG), [Answer() for _ in prompts]
     sampling = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, logprobs=2)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         request = TokenRequest(request_id=str(i), prompt_token_ids=tuple(prompt), sampling=sampling, seed=0)

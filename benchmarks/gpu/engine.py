@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from benchmarks.gpu.measures import FULL, SMOKE, LoadedModel, Sizes, decode_orders, decode_seconds, measure_all
 from benchmarks.gpu.peer import Peer
+from benchmarks.gpu.profiling import profiles
 from benchmarks.gpu.records import Record, Recorder, stage_arguments
 from benchmarks.gpu.shapes import write_folder
 
@@ -103,9 +104,10 @@ def run(recorder: Recorder, device: torch.device, is_smoke: bool, enforce_eager:
         comparison = Comparison(shape, Path(folder), device, sizes, enforce_eager=enforce_eager)
         recorder.attempt("cold", comparison.cold)
         measure_all(recorder, comparison.model)
-        recorder.attempt("decode_orders", partial(decode_orders, comparison.model))
-        for compare in (comparison.alone, comparison.programs, comparison.start, comparison.batched):
+        for compare in (comparison.start, comparison.alone, comparison.batched, comparison.programs):
             recorder.attempt(compare.__name__, compare)
+        recorder.attempt("decode_orders", partial(decode_orders, comparison.model))
+        recorder.attempt("profiles", partial(profiles, comparison.model))
         comparison.model.close()
 
 

@@ -70,7 +70,14 @@ def _page(records: Sequence[Record]) -> str:
     rows = [_row(r) for r in records if "value" in r] + [_kernel_row(r) for r in records if "kernel" in r]
     if rows:
         lines += ["", "| measured | value | share of the limit |", "|---|---|---|", *rows]
+    lines += [line for r in records if "profile" in r for line in _profile(r)]
     return "\n".join(lines) + "\n"
+
+
+def _profile(record: Record) -> list[str]:
+    """The kernels that took most."""
+    head = f"\n{record['profile']}: {record['seconds']:.4g} s, of which kernels ran {record['busy_s']:.4g} s\n"
+    return [head, *(f"- {k['us']:.0f} µs in {k['count']} of {k['name']}" for k in record["kernels"])]
 
 
 def _items(record: Record) -> str:

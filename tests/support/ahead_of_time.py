@@ -1,6 +1,7 @@
-"""Compiles what launchers launch, for a GPU that is not there: a launch becomes a compilation to machine code.
+"""What launchers launch, on a GPU that is not there: by Triton's own specialization, compiled to machine code if asked.
 
-The interpreter checks numbers; types, shapes of matrix products, shared memory and vector widths show only here.
+The interpreter checks numbers; types, shapes of matrix products, shared memory, vector widths and how often a kernel
+is compiled show only here.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import jit
+from triton.runtime.driver import driver
 
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = {
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.float8_e4m3fn: "*fp8e4nv",
-}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_DEVICES = count(1000)  # each with kernels of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A kernel for types, constants and alignments, which Triton compiles once."""
+
+    kernel: str
+    source: ASTSource
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,51 +43,60 @@ class Compiled:
     ptx: str
 
 
+class _Gpu:
+    """As much of a driver as a launch asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target, self._device = target, next(_DEVICES)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _Kernel:
+    """What is launched: nothing, on a grid that a GPU would take."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *args: Any) -> None:
+        return None
+
+    def run(self, *args: Any) -> None:
+        _, y, z = args[:3]
+        assert 1 <= y < 65536 > z >= 1, f"grid {args[:3]}"
+
+
 @contextmanager
-def compiling(target: GPUTarget = HOPPER) -> Iterator[list[Compiled]]:
-    """Launches within compile instead; what came out is in the list."""
-    found: list[Compiled] = []
-    original = jit.JITFunction.run
+def launching(target: GPUTarget = HOPPER) -> Iterator[list[Variant]]:
+    """Launches within compute nothing; what each would have compiled is in the list, once."""
+    found: list[Variant] = []
 
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        assert all(1 <= n < 65536 or axis == 0 for axis, n in enumerate(grid)), f"{self.__name__}: grid {grid}"
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        values = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        assert set(values) == set(self.arg_names)
-        found.append(_compiled(self, values, options, target))
+    def keep(
+        kernel: Any, key: str, signature: Any, device: int, constants: Any, options: Any, attributes: Any, _: bool
+    ) -> Any:
+        variant = Variant(kernel.__name__, ASTSource(kernel, signature, constants, attributes), options.__dict__)
+        found.append(variant)
+        return kernel.device_caches[device][0].setdefault(key, _Kernel())
 
-    jit.JITFunction.run = run
+    original, before = jit.JITFunction._do_compile, driver._active
+    jit.JITFunction._do_compile = keep
+    driver.set_active(_Gpu(target))
     try:
         yield found
     finally:
-        jit.JITFunction.run = original
+        jit.JITFunction._do_compile, driver._active = original, before
 
 
-def _compiled(kernel: Any, values: dict[str, Any], options: dict[str, int], target: GPUTarget) -> Compiled:
-    signature, constants, attributes = {}, {}, {}
-    for parameter in kernel.params:
-        name, value = parameter.name, values[parameter.name]
-        is_special = not parameter.do_not_specialize
-        if parameter.is_constexpr or (is_special and isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
-            continue
-        signature[name] = _type_of(value)
-        is_aligned = isinstance(value, torch.Tensor) or (is_special and isinstance(value, int) and value % 16 == 0)
-        if is_aligned and not parameter.do_not_specialize_on_alignment:
-            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=target, options=options)
+def compiled(variant: Variant, target: GPUTarget = HOPPER) -> Compiled:
+    binary = triton.compile(variant.source, target=target, options=variant.options)
     registers, stack = _resources(binary.asm["cubin"])
-    return Compiled(kernel.__name__, binary.metadata.shared, registers, stack, binary.asm["ptx"])
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return POINTERS[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    assert isinstance(value, int), value
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return Compiled(variant.kernel, binary.metadata.shared, registers, stack, binary.asm["ptx"])
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -215,6 +215,38 @@ def test_work_that_fails_is_waited_for_by_what_comes_next(monkeypatch: pytest.Mo
     assert waits == [("side", "own"), ("own", "side")]
 
 
+def test_a_pool_is_not_used_again_once_its_graphs_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has asserted then that somebody still counts it."""
+    used: list[int] = []
+    handles = iter(range(100))
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None:
+            pass
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    def captured(graph: Graph, pool: int, **options: Any) -> Any:
+        used.append(pool)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    capture = CudaCapture(torch.device("cuda", 0))
+    replays = [capture(lambda: None), capture(lambda: None)]
+    assert used[0] == used[1]
+    replays.clear()
+    capture(lambda: None)
+    assert used[2] not in used[:2]
+
+
 def test_a_new_cache_has_new_graphs() -> None:
     backend = made(decoder())
     first = decoded(backend, 5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
+        self._made: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work) -> Work:
@@ -51,6 +53,8 @@ class CudaCapture:
                 work()
         finally:  # work that fails halfway still reads what `before` is about to be given anew
             before.wait_stream(self._stream)
+        if not self._made:  # a pool whose graphs are all gone is closed to new ones as long as any of it is in use
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use CUDA meanwhile, but only one may capture.
@@ -61,6 +65,7 @@ class CudaCapture:
                 work()
         finally:
             torch.cuda.set_stream(before)  # which a capture that fails leaves another
+        self._made.add(graph)
         replay: Work = graph.replay
         return replay
 

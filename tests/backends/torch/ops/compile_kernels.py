@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from support.ahead_of_time import compiling
+from support.ahead_of_time import compiled, launching
 from support.attention_cases import constants, empty_cache, plan_of
 from tuili.backends.torch.ops import (
     FP8_BLOCK,
@@ -93,10 +93,11 @@ def the_rest() -> Iterator[Launch]:
 
 def main() -> None:
     launches = [*few(), *(the_rest() if sys.argv[1:] == ["all"] else ())]
-    with compiling() as found:
+    with launching() as found:
         for launch in launches:
             launch()
-    sys.stdout.write(json.dumps([{name: getattr(c, name) for name in c.__slots__} for c in found]))
+    made = [compiled(variant) for variant in found]
+    sys.stdout.write(json.dumps([{name: getattr(c, name) for name in c.__slots__} for c in made]))
 
 
 if __name__ == "__main__":

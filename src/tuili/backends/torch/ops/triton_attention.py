@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from tuili.backends.torch.ops.kernels import attention as kernels
 from tuili.backends.torch.ops.protocol import AttentionConstants, AttentionPlan, LayerCache
+from tuili.backends.torch.ops.rounding import num_parts, power_of_two
 from tuili.backends.torch_sizes.footprint import CHUNK, DECODE_SCRATCH
 
 _RUN = 16  # chunks merged at once
@@ -43,12 +43,12 @@ def prefill_tile(element_bytes: int, block_d: int, group: int, capability: int, 
         tile = Tile(64, 32, 4, 2) if capability < 9 else large
     else:
         tile = Tile(64, 64, 4, 2) if capability < 9 else Tile(128, 64, 8, 3)
-    return Tile(max(tile.block_m, _power_of_two(group)), tile.block_n, tile.num_warps, tile.num_stages)
+    return Tile(max(tile.block_m, power_of_two(group)), tile.block_n, tile.num_warps, tile.num_stages)
 
 
 def decode_tile(element_bytes: int, block_d: int, group: int) -> Tile:
     """Rows are one kv head's queries, at least the 16 of a matrix instruction."""
-    block_m = max(16, _power_of_two(group))
+    block_m = max(16, power_of_two(group))
     if element_bytes == 4:
         return Tile(block_m, 32, 4, 1 if block_d > 128 else 2)
     return Tile(block_m, 32 if block_d > 128 else 64, 4, 3)
@@ -86,7 +86,7 @@ class _Launch:
         self._num_kv_heads = cache.keys.shape[2]
         assert self._num_heads % self._num_kv_heads == 0
         self._group = self._num_heads // self._num_kv_heads
-        self._block_d = max(16, _power_of_two(self._head_dim))
+        self._block_d = max(16, power_of_two(self._head_dim))
         # A pointer that is not read must still be one.
         self._key_scales = queries if cache.key_scales is None else cache.key_scales
         self._value_scales = queries if cache.value_scales is None else cache.value_scales
@@ -113,9 +113,9 @@ class _Launch:
 
     def decode(self, num_processors: int) -> None:
         """As many sequences at a time as DECODE_SCRATCH holds the sums of, at least one."""
-        max_chunks = triton.cdiv(self._plan.max_seq_len, CHUNK)
+        max_chunks = num_parts(self._plan.max_seq_len, CHUNK)
         if self._attention.window is not None:
-            max_chunks = min(max_chunks, triton.cdiv(self._attention.window, CHUNK) + 1)
+            max_chunks = min(max_chunks, num_parts(self._attention.window, CHUNK) + 1)
         one = self._num_heads * max_chunks
         count = self._plan.num_sequences
         count = min(count, max(1, DECODE_SCRATCH // (4 * one * (self._head_dim + 2))))
@@ -166,7 +166,3 @@ class _Launch:
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         }
-
-
-def _power_of_two(n: int) -> int:
-    return int(triton.next_power_of_2(n))

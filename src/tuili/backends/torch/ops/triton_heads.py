@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from tuili.backends.torch.ops.kernels.heads import heads_kernel
 from tuili.backends.torch.ops.protocol import HeadConstants, HeadNorm, HeadPositions, LayerCache
+from tuili.backends.torch.ops.rounding import num_parts, power_of_two
 
 _BLOCK_T = 4
 
@@ -57,7 +57,7 @@ def _launch(
     half = head_dim // 2 if positions.cos is None else positions.cos.shape[1]
     rest = head_dim - 2 * half
     assert all(x is None or x.is_contiguous() for x in (positions.cos, positions.sin, positions.factors))
-    grid = (triton.cdiv(num_tokens, _BLOCK_T), num_heads + num_kv_heads * (1 if cache is None else 2))
+    grid = (num_parts(num_tokens, _BLOCK_T), num_heads + num_kv_heads * (1 if cache is None else 2))
     heads_kernel[grid](
         *(keys if x is None else x for x in (out_queries, out_keys, queries, keys, values)),
         *(keys if x is None else x for x in (positions.cos, positions.sin, positions.factors)),
@@ -69,7 +69,7 @@ def _launch(
         0.0 if heads.query_norm is None else heads.query_norm.eps,
         0.0 if heads.key_norm is None else heads.key_norm.eps,
         *_cache_strides(cache),
-        HALF=half, BLOCK_HALF=triton.next_power_of_2(half), REST=rest, BLOCK_REST=triton.next_power_of_2(max(rest, 1)),
+        HALF=half, BLOCK_HALF=power_of_two(half), REST=rest, BLOCK_REST=power_of_two(max(rest, 1)),
         BLOCK_T=_BLOCK_T, HAS_ROTATION=positions.cos is not None, HAS_FACTORS=positions.factors is not None,
         QUERY_NORM=_kind(heads.query_norm), KEY_NORM=_kind(heads.key_norm),
         HAS_QUERY_BIAS=heads.query_norm is not None and heads.query_norm.bias is not None,

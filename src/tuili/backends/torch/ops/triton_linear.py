@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from tuili.backends.torch.ops.kernels import matmul as kernels
 from tuili.backends.torch.ops.packed import LANES, DenseWeight, PackedWeight
 from tuili.backends.torch.ops.plain import product
+from tuili.backends.torch.ops.rounding import num_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def unpacked(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     num_rows, num_cols = weight.shape
     out = torch.empty(weight.shape, dtype=dtype, device=weight.levels.device)
     num_runs, constants = _runs_and_constants(weight)
-    grid = (triton.cdiv(num_runs, _UNPACK.runs), triton.cdiv(num_rows, _UNPACK.block_n))
+    grid = (num_parts(num_runs, _UNPACK.runs), num_parts(num_rows, _UNPACK.block_n))
     kernels.unpack_kernel[grid](
         out, *_planes(weight), num_rows, num_cols, num_runs, *_strides(weight), **constants, BLOCK_N=_UNPACK.block_n,
         RUNS=_UNPACK.runs, num_warps=_UNPACK.num_warps,
@@ -81,7 +81,7 @@ def _gemv(x: Tensor, weight: PackedWeight, bias: Tensor | None, out_dtype: torch
     num_runs, constants = _runs_and_constants(weight)
     block_n = 4 if num_rows <= 4096 else 8
     runs = _GEMV_BYTES // block_n // int(constants["LANE"])
-    kernels.gemv_kernel[(triton.cdiv(num_rows, block_n), x.shape[0])](
+    kernels.gemv_kernel[(num_parts(num_rows, block_n), x.shape[0])](
         out, x, x if bias is None else bias, *_planes(weight), num_rows, num_cols, num_runs, x.stride(0),
         *_strides(weight), **constants, BLOCK_N=block_n, RUNS=runs, STAGES=2, HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _gemm(x: Tensor, weight: PackedWeight, bias: Tensor | None, tile: Tile, out_
     out = torch.empty((num_tokens, num_rows), dtype=out_dtype, device=x.device)
     num_runs, constants = _runs_and_constants(weight)
     runs = tile.runs * LANES // int(constants["LANE"])
-    grid = (triton.cdiv(num_tokens, tile.block_m), triton.cdiv(num_rows, tile.block_n))
+    grid = (num_parts(num_tokens, tile.block_m), num_parts(num_rows, tile.block_n))
     kernels.gemm_kernel[grid](
         out, x, x if bias is None else bias, *_planes(weight), num_tokens, num_rows, num_cols, num_runs, x.stride(0),
         *_strides(weight), **constants, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, RUNS=runs,
@@ -107,7 +107,7 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtyp
     (num_tokens, num_cols), num_rows = x.shape, weight.shape[0]
     out = torch.empty((num_tokens, num_rows), dtype=out_dtype, device=x.device)
     block_m, block_n, block_k, num_warps, num_stages = _DENSE_TILE[x.element_size()]
-    kernels.dense_kernel[(triton.cdiv(num_tokens, block_m), triton.cdiv(num_rows, block_n))](
+    kernels.dense_kernel[(num_parts(num_tokens, block_m), num_parts(num_rows, block_n))](
         out, x, x if bias is None else bias, weight, num_tokens, num_rows, num_cols, x.stride(0), weight.stride(0),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, num_warps=num_warps,
         num_stages=num_stages,
