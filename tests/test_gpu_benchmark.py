@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_a_stage_that_fails_or_hangs_keeps_none_from_running(tmp_path: Path) -> 
     assert "failed: failing: no time was left" in (tmp_path / "summary.md").read_text()
 
 
+def test_processes_side_by_side_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu.__main__ import Stage, run_stage
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])"
+    assert run_stage(Stage("two", ((sys.executable, "-c", code),) * 2, 60), tmp_path, [], 60)
+    assert (tmp_path / "log.txt").read_text().split() == ["4"] * 4
+
+
 def test_a_stage_of_which_nothing_came_is_run_again_another_way(tmp_path: Path) -> None:
     from benchmarks.gpu.__main__ import Stage, run_stages
     from benchmarks.gpu.records import read_records
@@ -104,6 +116,19 @@ def test_the_backend_is_checked(recorder: Any) -> None:
 
     run(recorder, torch.device("cpu"), True)
     assert len([r for r in found_in(recorder) if r.get("ok")]) == 13
+
+
+def test_a_wait_is_told_from_what_else_torch_warns_of() -> None:
+    """Both texts are torch's."""
+    from benchmarks.gpu.on_device import waits_told
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        warnings.warn("Synchronization debug mode does not yet detect all synchronizing operations", stacklevel=1)
+        assert waits_told(warned) == []
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    (told,) = waits_told(warned)
+    assert told.startswith("test_gpu_benchmark.py:")
 
 
 def test_memory_is_limited_on_a_device_of_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from benchmarks.gpu.report import write_report
 
 _NUM_SHARES = 12  # mostly compiling, each on a core
 _NAMES = ("environment", "engine", "kernels", "correctness", "large")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _REPORT_S = 15  # kept back for the last report
 
 
@@ -58,6 +59,8 @@ def all_stages(num_shares: int) -> tuple[Stage, ...]:
 def run_stage(stage: Stage, folder: Path, arguments: Sequence[str], limit_s: float) -> bool:
     """Whether every command ended well in time; those that did not end are killed with all their children."""
     recorder, started = Recorder(folder / f"{stage.name}.jsonl"), time.monotonic()
+    num_threads = str(max(1, (os.cpu_count() or 1) // len(stage.commands)))  # or each would have one on every core
+    environment = {**dict.fromkeys(_THREADS, num_threads), **os.environ}
     with (folder / "log.txt").open("ab") as log:
         processes = [
             subprocess.Popen(
@@ -65,6 +68,7 @@ def run_stage(stage: Stage, folder: Path, arguments: Sequence[str], limit_s: flo
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment,
             )
             for command in stage.commands
         ]

@@ -1,11 +1,14 @@
-"""Compiles kernels for an H200 in bfloat16 and prints what came out, as JSON. `all`: every variant."""
+"""Compiles kernels for an H200 in bfloat16 and prints what came out, as JSON.
+
+`all`: every variant. `benchmark I/N`: part I of N of what benchmarks/gpu checks and times, in every dtype.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from tuili.backends.torch.ops import (
     pack,
     pack_fp8,
 )
+from tuili.backends.torch.ops.plain import PlainOps
 from tuili.backends.torch.ops.triton_ops import TritonOps
 from tuili.models.spec import Activation
 from tuili.quant import BY_NAME
@@ -91,11 +95,47 @@ def the_rest() -> Iterator[Launch]:
     yield from (product(name, 64, DETERMINISTIC) for name in ("Q4_K", "FP8_ROW", "dense"))
 
 
+class Unread:
+    """Plain operations whose results nobody reads."""
+
+    def attend(self, queries: torch.Tensor, *rest: object) -> torch.Tensor:
+        return torch.zeros_like(queries)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(PlainOps(), name)
+
+
+def benchmark() -> Iterator[Launch]:
+    from benchmarks.gpu import kernels
+
+    kernels.unpack = lambda weight: torch.zeros(weight.shape)  # what products are compared with is not read, either
+    torch.nn.functional.linear = lambda x, weight, bias=None: x.new_zeros((len(x), len(weight)))
+    bench = kernels.Bench(CPU)
+    bench.is_tiny, bench.plain, bench.dtype = False, Unread(), HALF
+    bench.dtypes = (HALF, torch.float16, torch.float32)
+    for checks in (kernels.check_rows_and_heads, kernels.check_attention, kernels.check_products):
+        yield lambda checks=checks: [refuse(record) for record in checks(bench)]
+    for name in (*sorted(PACKABLE), "FP8_ROW"):
+        for num_rows in (512, 8192):
+            weight = bench.weight(name, num_rows, 2048)
+            for num_tokens in (1, 8, 17, 256, 512):
+                x = torch.zeros(num_tokens, 2048, dtype=HALF)
+                yield from (lambda a=(x, weight, None, t): FAST.linear(*a) for t in (HALF, torch.float32))
+
+
+def refuse(record: dict[str, object]) -> None:
+    assert "raised" not in record, record
+
+
 def main() -> None:
-    launches = [*few(), *(the_rest() if sys.argv[1:] == ["all"] else ())]
+    if sys.argv[1:2] == ["benchmark"]:
+        launches, (part, count) = benchmark(), map(int, sys.argv[2].split("/"))
+    else:
+        launches, (part, count) = iter([*few(), *(the_rest() if sys.argv[1:] == ["all"] else ())]), (0, 1)
     with launching() as found:
         for launch in launches:
             launch()
+    found = found[part::count]
     made = [compiled(variant) for variant in found]
     sys.stdout.write(json.dumps([{name: getattr(c, name) for name in c.__slots__} for c in made]))
 
