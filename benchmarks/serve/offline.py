@@ -43,11 +43,14 @@ async def first_token(llm: LLM, client: InProcess, ask: Sequence[Any]) -> dict[s
     """Seconds from the request to the first text, for someone in the engine's own process."""
     start_s = time.perf_counter()
     request = GenerateRequest(request_id=f"{start_s}", prompt=ask[0], sampling=_params(ask))
+    first_s = 0.0
     async with aclosing(llm._pipeline.front.answer(request, client)) as steps:
         async for events in steps:
-            if any(isinstance(event, TextDelta) and event.text for event in events):
-                return {"ttft_s": time.perf_counter() - start_s}
-    raise RuntimeError("an answer without text")
+            if not first_s and any(isinstance(event, TextDelta) and event.text for event in events):
+                first_s = time.perf_counter()
+    if not first_s:
+        raise RuntimeError("an answer without text")
+    return {"ttft_s": first_s - start_s}
 
 
 def main() -> None:
