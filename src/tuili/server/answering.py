@@ -173,10 +173,10 @@ class Answering:
         part.is_seated = True
         self._ticket.seat(len(part.prompt.token_ids))
         self._pacer.num_streams += 1
-        part.answer = self.model.front.new_answer(part.request, part.prompt, part.token_request)
-        part.answer.arrived(self.arrived_s)
         part.phase = "prefill"
         part.deltas = self.model.client.generate(part.token_request)
+        part.answer = self.model.front.new_answer(part.request, part.prompt, part.token_request)  # as the engine begins
+        part.answer.arrived(self.arrived_s)
 
     def _leave(self, part: Part) -> None:
         """Ends what still runs of a part and gives its places back. Doing it twice does no harm."""

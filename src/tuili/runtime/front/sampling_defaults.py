@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from tuili.sampling_params import SamplingParams
@@ -27,18 +27,19 @@ class SamplingDefaults(Mapping[str, Any]):
     """What a model asks of sampling: the values of its layers, of which later ones win."""
 
     layers: tuple[tuple[str, Mapping[str, Any]], ...]  # (name, SamplingParams fields)
+    _values: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_values", {name: v for _, values in self.layers for name, v in values.items()})
 
     def __getitem__(self, name: str) -> Any:
-        for _, values in reversed(self.layers):
-            if name in values:
-                return values[name]
-        raise KeyError(name)
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name for _, values in self.layers for name in values))
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._values)
 
     def only(self, *names: str) -> SamplingDefaults:
         """The same with those layers alone."""

@@ -61,7 +61,7 @@ def request_fields(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def sampling_values(body: Mapping[str, Any], url: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """SamplingParams fields: the body's over the defaults."""
-    values = {name: body[name] for name in SAMPLING if name in body}
+    values = {name: value for name, value in body.items() if name in SAMPLING}
     if isinstance(values.get("logit_bias"), Mapping):
         values["logit_bias"] = {_token_id(key): value for key, value in values["logit_bias"].items()}
     if "max_completion_tokens" in body and url == CHAT:
