@@ -230,9 +230,21 @@ _LOADED = "LoadState=loaded\nUnitFileState=enabled\nFragmentPath=/u/tuili.servic
             "memory    1 MiB\nsocket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
         ),
         (
-            f"{_LOADED}ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainStatus=2\n",
+            f"{_LOADED}ActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainCode=1\nExecMainStatus=2\n",
             3,
             "service   tuili.service (enabled)\nstate     failed (failed)\nresult    exit-code, exit code 2\n"
+            "socket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
+        ),
+        (
+            f"{_LOADED}ActiveState=inactive\nSubState=dead\nResult=success\nExecMainCode=2\nExecMainStatus=15\n",
+            3,
+            "service   tuili.service (enabled)\nstate     inactive (dead)\nresult    success, signal 15\n"
+            "socket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
+        ),
+        (
+            f"{_LOADED}ActiveState=inactive\nSubState=dead\nResult=success\nExecMainCode=0\nExecMainStatus=0\n",
+            3,
+            "service   tuili.service (enabled)\nstate     inactive (dead)\nresult    success, not started yet\n"
             "socket    tuili.socket (listening)\nrestarts  2\nunit      /u/tuili.service\n",
         ),
     ],

@@ -34,9 +34,10 @@ KEY_VARIABLE = "TUILI_SERVE_API_KEY"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _KEYS = ("api_key", "admin_api_key")
 _HOMES = ("/home", "/root", "/run/user")
+_NOT_STARTED, _EXITED = "0", "1"  # of ExecMainCode, which is waitid's; others are ends by a signal
 _SHOWN = (
     *("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "MemoryCurrent"),
-    *("ActiveEnterTimestamp", "Result", "ExecMainStatus", "FragmentPath"),
+    *("ActiveEnterTimestamp", "Result", "ExecMainCode", "ExecMainStatus", "FragmentPath"),
 )
 _HEAD = """\
 # Read by the service {name} as it starts; for root and the service alone. One NAME=value a line:
@@ -149,13 +150,19 @@ def status(settings: ServiceSettings, out: Callable[[str], None]) -> int:
         if told.get("MemoryCurrent", "").isdigit():
             rows += [("memory", f"{int(told['MemoryCurrent']) / 2**20:.0f} MiB")]
     else:
-        rows += [("result", f"{told.get('Result')}, exit code {told.get('ExecMainStatus')}")]
+        rows += [("result", f"{told.get('Result')}{_ending(told)}")]
     port = systemd.properties(f"{settings.name}.socket", ("LoadState", "SubState"))
     if port.get("LoadState") == "loaded":
         rows += [("socket", f"{settings.name}.socket ({port.get('SubState')})")]
     rows += [("restarts", told.get("NRestarts", "")), ("unit", told.get("FragmentPath", ""))]
     out("".join(f"{label:<9} {value}\n" for label, value in rows if value))
     return 0 if is_active else EXIT_INACTIVE
+
+
+def _ending(told: Mapping[str, str]) -> str:
+    if told.get("ExecMainCode") == _NOT_STARTED:
+        return ", not started yet"
+    return f", {'exit code' if told.get('ExecMainCode') == _EXITED else 'signal'} {told.get('ExecMainStatus')}"
 
 
 def uninstall(settings: ServiceSettings, out: Callable[[str], None]) -> int:
