@@ -12,11 +12,14 @@
 namespace tuili::TUILI_ISA_NAMESPACE {
 
 constexpr int kChunkTiles = kAttentionChunk / kTileTokens;
+constexpr int kTilePairs = kTileTokens / 2;
 constexpr int kRowBlock = 6;  // rows in registers together
 #if defined(TUILI_ISA_AVX512)
 constexpr int kAccumulators = 24;
+constexpr bool kFewRegisters = false;
 #else
 constexpr int kAccumulators = 6;  // of two registers each
+constexpr bool kFewRegisters = true;
 #endif
 
 // Vectors of tokens or of head dimensions in registers beside so many rows.
@@ -82,9 +85,9 @@ TUILI_INLINE void with_count(int count, Body body) {
     body.template operator()<kMax>();
 }
 
-// Where lanes are not kept, broadcasts are cheaper to load again for the next vector than to keep: registers belong to
-// the sums.
-TUILI_INLINE void reload_factors() { asm volatile("" ::: "memory"); }
+// Where lanes are not kept, what is loaded is cheaper to load again for the next vector or step than to keep: registers
+// belong to the sums.
+TUILI_INLINE void reload() { asm volatile("" ::: "memory"); }
 
 // sums[r][v] += the pairs at lanes[v] times pair `pair` of row r's factors.
 template <class Cache, int kStep, int kRows, int kVectors>
@@ -101,7 +104,7 @@ TUILI_INLINE void add_step(const uint8_t* const* lanes, const float* factors, si
         return;
     }
     for (int v = 0; v < kVectors; v++) {
-        if (v > 0) reload_factors();
+        if (v > 0) reload();
         const auto vector = Cache::template load_pairs<kStep>(lanes[v]);
         for (int r = 0; r < kRows; r++) {
             sums[r][v] = Cache::template add<kStep>(vector, factors + r * stride, pair, sums[r][v]);
@@ -113,7 +116,10 @@ template <class Cache, int kRows, int kVectors>
 TUILI_INLINE void add_pairs(const uint8_t* const* lanes, const float* factors, size_t stride, int pair,
                             typename Cache::Sum (&sums)[kRows][kVectors]) {
     add_step<Cache, 0>(lanes, factors, stride, pair, sums);
-    if constexpr (Cache::kSteps == 2) add_step<Cache, 1>(lanes, factors, stride, pair, sums);
+    if constexpr (Cache::kSteps == 2) {
+        if (kFewRegisters) reload();
+        add_step<Cache, 1>(lanes, factors, stride, pair, sums);
+    }
 }
 
 template <class Cache, int kRows, int kVectors>
@@ -222,18 +228,23 @@ TUILI_INLINE void weigh_values(const AttentionUnit& unit, const ChunkView& view,
     const int end_pair = Cache::kCanHoldNan ? view.end / 2 : (view.end + 1) / 2;
     const uint8_t* lanes[kVectors];
     auto seek = [&](int pair) {
-        const size_t offset = static_cast<size_t>(pair % (kTileTokens / 2) * padded + d) * kLaneBytes;
+        const size_t offset = static_cast<size_t>(pair % kTilePairs * padded + d) * kLaneBytes;
         for (int v = 0; v < kVectors; v++) {
-            lanes[v] = view.values[pair / (kTileTokens / 2)] + offset + v * kPairLanes * kLaneBytes;
+            lanes[v] = view.values[pair / kTilePairs] + offset + v * kPairLanes * kLaneBytes;
         }
         return offset;
     };
-    for (int pair = view.first / 2; pair < end_pair; pair++) {
-        const size_t offset = seek(pair);
-        add_pairs<Cache>(lanes, weights, kAttentionChunk, pair, sums);
-        if (ahead == nullptr) continue;
-        const uint8_t* next = ahead->tiles[pair / (kTileTokens / 2)] + offset;
-        for (int v = 0; v < kVectors; v++) prefetch(next + v * kPairLanes * kLaneBytes);
+    const size_t pair_bytes = static_cast<size_t>(padded) * kLaneBytes;
+    for (int pair = view.first / 2; pair < end_pair;) {
+        const int tile = pair / kTilePairs, tile_end = (tile + 1) * kTilePairs;
+        const int stop = tile_end < end_pair ? tile_end : end_pair;
+        for (size_t offset = seek(pair); pair < stop; pair++, offset += pair_bytes) {
+            add_pairs<Cache>(lanes, weights, kAttentionChunk, pair, sums);
+            for (int v = 0; v < kVectors; v++) {
+                if (ahead != nullptr) prefetch(ahead->tiles[tile] + offset + v * kPairLanes * kLaneBytes);
+                lanes[v] += pair_bytes;
+            }
+        }
     }
     if (end_pair * 2 < view.end) {  // the other token of the last pair is not there
         seek(end_pair);

@@ -30,7 +30,7 @@ struct Bf16Cache {
     static TUILI_INLINE Lanes load_even(const uint8_t* p) { return load_pairs<0>(p); }
     template <int kStep>
     static TUILI_INLINE Sum add(Lanes lanes, const float* factors, int pair, Sum sum) {
-        return fma(lanes, broadcast(factors[2 * pair + kStep]), sum);
+        return add_product(sum, lanes, factors[2 * pair + kStep]);
     }
     static TUILI_INLINE F32x16 score(Sum sum, float, const float*) { return sum; }
     static TUILI_INLINE F32x16 weighted(Sum sum, float) { return sum; }

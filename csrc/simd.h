@@ -49,9 +49,7 @@ TUILI_INLINE I32x16 broadcast_pair(const void* p) {
     return broadcast_int(two);
 }
 TUILI_INLINE F32x16 even_of_pairs(I32x16 pairs) { return as_float(shift_left<16>(pairs)); }
-TUILI_INLINE F32x16 odd_of_pairs(I32x16 pairs) {
-    return as_float(pairs & broadcast_int(static_cast<int32_t>(0xFFFF0000)));
-}
+TUILI_INLINE F32x16 odd_of_pairs(I32x16 pairs) { return as_float(upper_halves(pairs)); }
 
 #if defined(TUILI_ISA_BF16) && !defined(TUILI_ISA_AVX512)
 // sum + a.odd * b.odd, rounded, + a.even * b.even: what AVX-512 BF16 computes, where no denormals come up.

@@ -84,6 +84,14 @@ TUILI_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
 TUILI_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {  // a * b + c
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
+// sum + a * factor, for many sums at once: as instructions, since the compiler moves broadcasts forward until sums no
+// longer fit the registers.
+TUILI_INLINE F32x16 add_product(F32x16 sum, F32x16 a, float factor) {
+    const __m256 all = _mm256_set1_ps(factor);
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum.low) : "x"(a.low), "x"(all));
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum.high) : "x"(a.high), "x"(all));
+    return sum;
+}
 TUILI_INLINE F32x16 max(F32x16 a, F32x16 b) {  // a > b ? a : b
     return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
@@ -114,6 +122,14 @@ TUILI_INLINE I32x16 operator|(I32x16 a, I32x16 b) {
 }
 TUILI_INLINE I32x16 operator^(I32x16 a, I32x16 b) {
     return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+// Bits 16 to 31 of each lane, in place. The mask stays in memory: beside many sums there is no register for it.
+TUILI_INLINE I32x16 upper_halves(I32x16 a) {
+    alignas(32) static constexpr uint16_t kUpper[16] = {0, 0xFFFF, 0, 0xFFFF, 0, 0xFFFF, 0, 0xFFFF,
+                                                        0, 0xFFFF, 0, 0xFFFF, 0, 0xFFFF, 0, 0xFFFF};
+    asm("vpand %1, %0, %0" : "+x"(a.low) : "m"(kUpper));
+    asm("vpand %1, %0, %0" : "+x"(a.high) : "m"(kUpper));
+    return a;
 }
 template <int kBits>
 TUILI_INLINE I32x16 shift_left(I32x16 a) {

@@ -98,6 +98,7 @@ TUILI_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
 TUILI_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {  // a * b + c
     return make_lanes<F32x16>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
 }
+TUILI_INLINE F32x16 add_product(F32x16 sum, F32x16 a, float factor) { return fma(a, broadcast(factor), sum); }
 TUILI_INLINE F32x16 max(F32x16 a, F32x16 b) {
     return make_lanes<F32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
@@ -130,6 +131,7 @@ TUILI_INLINE I32x16 operator|(I32x16 a, I32x16 b) {
 TUILI_INLINE I32x16 operator^(I32x16 a, I32x16 b) {
     return make_lanes<I32x16>([&](int i) { return a.v[i] ^ b.v[i]; });
 }
+TUILI_INLINE I32x16 upper_halves(I32x16 a) { return a & broadcast_int(static_cast<int32_t>(0xFFFF0000)); }
 template <int kBits>
 TUILI_INLINE I32x16 shift_left(I32x16 a) {
     return make_lanes<I32x16>([&](int i) { return wrap(uint32_t(a.v[i]) << kBits); });
