@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -169,6 +170,17 @@ def test_a_stored_model_is_run_without_network_modules(smollm2_gguf: Path) -> No
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux tells them")
+def test_numpy_starts_no_threads_and_the_environment_stays() -> None:
+    code = (
+        "import os; from tuili.cli.loading_settings import LoadingSettings; LoadingSettings().check(1);"
+        "import numpy; print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "1 False\n"
 
 
 def test_the_real_model_answers(cli: Cli, smollm2_gguf: Path) -> None:

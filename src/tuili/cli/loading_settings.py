@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from tuili.cli.quantize_option import check_recipe
 from tuili.cli.speculative_option import parse_speculative
+from tuili.dataclass import dataclass
 from tuili.runtime.jobs.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class LoadingSettings(ModelSettings):
             yield pipeline
 
     def _options(self, max_num_seqs: int) -> LoadOptions:
-        from tuili.runtime.loading.loading import LoadOptions  # slow to import
+        with nullcontext() if self.backend == "reference" else _no_blas_threads():
+            from tuili.runtime.loading.loading import LoadOptions  # slow to import
 
         return LoadOptions(
             backend=self.backend,
@@ -55,3 +58,16 @@ class LoadingSettings(ModelSettings):
             max_num_seqs=max_num_seqs,
             speculative=parse_speculative(self.speculative_config),
         )
+
+
+@contextmanager
+def _no_blas_threads() -> Iterator[None]:
+    """NumPy imported within starts no threads for its products: only the reference backend has any to make."""
+    name = "OPENBLAS_NUM_THREADS"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]

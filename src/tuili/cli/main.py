@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import gc
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from tuili.errors import TuiliError
 from tuili.registry import discover
 
 INTERRUPTED = 130
+_COLLECT_AFTER = 10_000  # new objects: starting makes hundreds of thousands that stay
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EBADF)  # a full disk under it, or it was closed from the start
 _CommandLineError = typer.BadParameter.__mro__[2]  # click's ClickException, wherever typer keeps it
 
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The process: main(), and its end."""
+    gc.set_threshold(_COLLECT_AFTER)
     codes = [1]  # of a main() that raises
     atexit.register(_leave, codes)  # before any other, so that it is called last
     codes.append(main())

@@ -5,8 +5,7 @@ Adding a model is adding an entry. Knows nothing of indexes, downloads or the st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from tuili.dataclass import dataclass
 from tuili.store.names import ModelName
 
 DEFAULT_MODEL = "smollm2:135m"

@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuili.checks import shown
+from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 
 FORMAT = 1

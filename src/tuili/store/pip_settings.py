@@ -10,7 +10,8 @@ import ast
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+
+from tuili.dataclass import dataclass
 
 _SECTIONS = (":env:", "download", "install", "global")  # the strongest first
 _NO = frozenset({"", "0", "false", "no", "off"})

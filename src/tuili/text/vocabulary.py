@@ -6,10 +6,11 @@ Source: the GGUF specification (ggml, docs/gguf.md), section "Tokenizer".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn, cast
 
+from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 
 MAX_TOKENS = 1 << 21
@@ -34,7 +35,7 @@ class Vocabulary:
 
     def ids_of_type(self, *types: int) -> list[int]:
         """Ids whose type is one of these, ascending."""
-        return [i for i, kind in enumerate(self.types) if kind in types]
+        return [found.start() for found in re.finditer(b"[%b]" % bytes(types), bytes(self.types))]
 
 
 def _fail(key: str, found: str, allowed: str) -> NoReturn:

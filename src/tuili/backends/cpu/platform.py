@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tuili.backends.cpu import _native
+from tuili.dataclass import dataclass
 from tuili.machine import ROOT, ThreadLimits, thread_limits
 
 

@@ -7,9 +7,10 @@ engine cut the tokens into deltas. Knows no threads, no engine, no wire format.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
+from tuili.dataclass import dataclass
 from tuili.runtime.metrics import RequestMeter
 from tuili.text.detokenizer import Detokenizer
 from tuili.text.reasoning import Marks, Phase, ReasoningSplitter

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from tuili.dataclass import dataclass
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.api.outputs import RequestOutput, empty_output
 from tuili.runtime.jobs.rows import Row

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
+from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.api.outputs import RequestOutput
 from tuili.runtime.front.messages import checked_messages

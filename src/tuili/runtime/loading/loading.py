@@ -70,7 +70,10 @@ def open_model(model: str | PathLike[str], options: LoadOptions | None = None) -
     path = find_model(name)
     start = time.monotonic()
     with _without_collection():
-        return _unchanged(path, lambda: _load(name, path, options, start, _otherwise(given, options)))
+        pipeline = _unchanged(path, lambda: _load(name, path, options, start, _otherwise(given, options)))
+        if options.owns_process:
+            gc.freeze()  # what is there now stays: looking through it would hold up the first token
+    return pipeline
 
 
 def open_engine(path: Path, options: LoadOptions) -> RunningEngine:

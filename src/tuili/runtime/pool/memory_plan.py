@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from tuili.dataclass import dataclass
 
 HOST = "cpu"  # the device whose memory is the machine's
 

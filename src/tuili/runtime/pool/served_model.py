@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
+from tuili.dataclass import dataclass
 from tuili.engine.client import EngineClient
 from tuili.runtime.front.front import Front
 from tuili.runtime.pool.memory_plan import MemoryPlan

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tuili.dataclass import dataclass
 
 Array = NDArray[Any]
 _SIZES = struct.Struct("<II")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from tuili.dataclass import dataclass
 from tuili.runtime.front.front import Front
 from tuili.types import GenerateRequest, Message
 
