@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -26,7 +26,6 @@ from tuili.checks import (
     refusal,
 )
 from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, MAX_PARALLEL_SIZE, EngineConfig, KvCacheDtype, check_device
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError, UnsupportedModelError
 
 Int32 = NDArray[np.int32]

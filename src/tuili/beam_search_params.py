@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.sampling_checks import Bounds, check_number
 

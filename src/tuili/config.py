@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,7 +18,6 @@ from tuili.checks import (
     refusal,
     shown,
 )
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 KvCacheDtype = Literal["auto", "bfloat16", "int8", "fp8"]

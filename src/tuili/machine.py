@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from tuili.dataclass import dataclass
 
 ROOT = Path("/")
 _UNLIMITED_BYTES = 1 << 62  # version 1 writes the largest number of pages where there is no limit

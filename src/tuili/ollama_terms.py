@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 
 OPTION_KINDS: Mapping[str, type] = {
     **dict.fromkeys(("num_predict", "num_ctx", "num_keep", "top_k", "repeat_last_n", "seed", "mirostat"), int),

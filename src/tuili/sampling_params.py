@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import cache
 from typing import Any
 
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.sampler_names import DEFAULT_SAMPLERS, parse_samplers
 from tuili.sampling_checks import (

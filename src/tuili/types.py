@@ -7,11 +7,10 @@ would make it three times as dear. Knows no tokenizer, no engine, no wire format
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tuili.beam_search_params import BeamSearchParams as BeamSearchParams
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError
 from tuili.sampling_params import RepetitionDetectionParams as RepetitionDetectionParams
 from tuili.sampling_params import RequestOutputKind as RequestOutputKind

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from tuili.cli.terminal import is_plain, printable
-from tuili.dataclass import dataclass
 from tuili.types import Done, Event, Failed, Finished, FinishReason, TextDelta
 
 if TYPE_CHECKING:

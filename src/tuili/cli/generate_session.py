@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from tuili.cli.run_session import check_raw, fetch_if_missing
 from tuili.cli.sampling_options import sampling_params, sampling_told
 from tuili.cli.terminal import note
 from tuili.config import store_dir
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.jobs.durable_job import DurableJob, Target, open_durable
 from tuili.runtime.jobs.job import Job, JobSettings, open_job

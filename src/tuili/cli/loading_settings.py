@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from tuili.cli.quantize_option import check_recipe
 from tuili.cli.speculative_option import parse_speculative
-from tuili.dataclass import dataclass
 from tuili.runtime.jobs.settings import ModelSettings
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from tuili.cli.terminal import note
 from tuili.config import store_dir
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.store.catalogue import CATALOGUE, DEFAULT_MODEL
 from tuili.store.names import MAX_NAME_LEN, parse_model_name

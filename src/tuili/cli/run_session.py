@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from tuili.checks import shown
@@ -19,7 +19,6 @@ from tuili.cli.remote.running_server import likely_servers, named_server
 from tuili.cli.sampling_options import sampling_line, sampling_params
 from tuili.cli.terminal import note
 from tuili.config import store_dir
-from tuili.dataclass import dataclass
 from tuili.errors import AuthenticationError, InvalidRequestError, ModelNotFoundError
 from tuili.store.names import is_path_like
 from tuili.store.store import Store

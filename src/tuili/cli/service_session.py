@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from tuili.cli.serve_options import ServeCommand, given_flags
 from tuili.cli.service_unit import ServiceUnit, socket_address
 from tuili.cli.shared_options import Command
 from tuili.cli.systemd import Systemd
-from tuili.dataclass import dataclass
 from tuili.errors import ConflictError, InvalidRequestError
 from tuili.server.guards.bind import is_loopback
 from tuili.server.listeners import Address

@@ -6,9 +6,8 @@ docs/deployment.md says what each of them keeps away.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from tuili.dataclass import dataclass
 
 DRAIN_MARGIN_S = 15  # for telling clients, ending engines and freeing their memory, after the drain's deadline
 _PRIVILEGED_PORT = 1024

@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuili.dataclass import dataclass
 from tuili.errors import ConflictError, InvalidRequestError
 
 _ABSENT = ("", "offline", "unknown")  # states of a manager that is not there

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import numpy as np
 
 from tuili.backend import Batch, Int32
-from tuili.dataclass import dataclass
 from tuili.engine.cache.block_manager import BlockManager
 from tuili.engine.rows import raw_row, sample_rows
 from tuili.engine.sampling.arrays import SampleRow, allow_mask, sampling_arrays

@@ -8,9 +8,8 @@ running them later moves nothing; `tuili.backends` refuses them by name.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
-
-from tuili.dataclass import dataclass
 
 NormKind = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]

@@ -7,11 +7,11 @@ over a group's members in order and nothing is contracted.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.dataclass import dataclass
 from tuili.quant.format import Bytes, Floats
 
 TINY = np.float32(1e-30)  # of denominators: below it they count as zero, as a reciprocal could overflow

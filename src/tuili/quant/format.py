@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tuili.dataclass import dataclass
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -10,9 +10,9 @@ import threading
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
-from tuili.dataclass import dataclass
 from tuili.engine.stats import EngineStats
 from tuili.types import Done, FinishReason, SamplingParams
 

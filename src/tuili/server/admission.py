@@ -10,10 +10,9 @@ import math
 import time
 from bisect import insort
 from collections import OrderedDict, deque
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import count as counting
 
-from tuili.dataclass import dataclass
 from tuili.errors import QueueFullError
 
 _MAX_WAIT_S = 60

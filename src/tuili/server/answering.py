@@ -9,9 +9,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
-from tuili.dataclass import dataclass
 from tuili.engine.client import Stream
 from tuili.engine.stats import Prefill
 from tuili.errors import DeadlineError, TuiliError

@@ -6,9 +6,9 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.server.caller import ALL_SCOPES
 

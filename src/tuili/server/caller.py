@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import AsyncExitStack
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
-
-from tuili.dataclass import dataclass
 
 ANYBODY = "anonymous"
 _MAX_IGNORED_BYTES = 1024

@@ -6,6 +6,7 @@ Knows no wire format and no model.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fastapi import APIRouter
@@ -13,7 +14,6 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.pool.served_model import ModelCard
 from tuili.types import Event

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuili.checks import check_count
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.server.api_keys import ApiKey
 

@@ -12,8 +12,8 @@ import socket
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 OLLAMA_PORT = 11434

@@ -5,7 +5,8 @@ Adding a model is adding an entry. Knows nothing of indexes, downloads or the st
 
 from __future__ import annotations
 
-from tuili.dataclass import dataclass
+from dataclasses import dataclass
+
 from tuili.store.names import ModelName
 
 DEFAULT_MODEL = "smollm2:135m"

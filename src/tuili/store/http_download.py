@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,7 +20,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tuili.dataclass import dataclass
 from tuili.errors import DownloadError
 from tuili.store.durable import write_atomic
 from tuili.store.progress import ProgressCallback, PullProgress

@@ -9,12 +9,11 @@ import hashlib
 import json
 import re
 import stat
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuili.checks import shown
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 
 FORMAT = 1

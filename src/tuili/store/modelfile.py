@@ -9,12 +9,11 @@ import codecs
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuili.checks import shown
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.ollama_terms import OPTION_KINDS, SAMPLING_FIELDS, OptionValues, is_go_template, read_options
 from tuili.sampling_params import SamplingParams

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tuili.checks import shown
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 INSTRUCTIONS = (

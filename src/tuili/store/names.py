@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 MAX_NAME_LEN = 200

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO
-
-from tuili.dataclass import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

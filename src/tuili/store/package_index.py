@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
-from tuili.dataclass import dataclass
 from tuili.errors import DownloadError
 from tuili.store.http_download import Downloader
 from tuili.store.pip_settings import IndexSettings

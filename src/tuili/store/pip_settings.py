@@ -10,8 +10,7 @@ import ast
 import os
 import subprocess
 import sys
-
-from tuili.dataclass import dataclass
+from dataclasses import dataclass
 
 _SECTIONS = (":env:", "download", "install", "global")  # the strongest first
 _NO = frozenset({"", "0", "false", "no", "off"})

@@ -9,13 +9,12 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 import httpx
 
-from tuili.dataclass import dataclass
 from tuili.errors import DownloadError, ModelNotFoundError
 from tuili.store.offered import Traffic
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from tuili.dataclass import dataclass
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError, ModelNotFoundError
 from tuili.store.durable import UNFINISHED, make_folder, publish, sha256_of, sync_folder, write_atomic
 from tuili.store.manifest import FileRecord, Manifest, read_manifest

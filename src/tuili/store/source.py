@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tuili.dataclass import dataclass
 from tuili.store.manifest import FileRecord, Manifest
 from tuili.store.names import ModelName
 from tuili.store.offered import OfferedFile, Traffic

@@ -7,9 +7,9 @@ that vocabulary normalizes, takes whole words before merging, and begins with a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from tuili.dataclass import dataclass
 from tuili.errors import UnsupportedModelError
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -10,13 +10,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, ModelFileError
 from tuili.text.prompt_text import PromptText
 from tuili.text.token_pieces import read_piece_rules

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn, cast
 
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 
 MAX_TOKENS = 1 << 21
@@ -34,7 +34,7 @@ class Vocabulary:
     ids: Mapping[str, int]
 
     def ids_of_type(self, *types: int) -> list[int]:
-        """Ids whose type is one of these, ascending."""
+        """Ids whose type is one of these, ascending. Types are 1 to 6, and looked through as bytes."""
         return [found.start() for found in re.finditer(b"[%b]" % bytes(types), bytes(self.types))]
 
 

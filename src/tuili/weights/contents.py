@@ -6,10 +6,10 @@ Knows neither GGUF nor Hugging Face folders.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 from tuili.models.spec import ModelSpec
 from tuili.weights.tensor_table import TensorTable

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from tuili import quant
-from tuili.dataclass import dataclass
 from tuili.errors import UnsupportedModelError
 from tuili.quant.format import Bytes, QuantFormat, Tensor
 from tuili.weights.gguf_metadata import (

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError
 from tuili.quant.format import Tensor
 from tuili.weights.gguf import GgufFile

@@ -6,11 +6,11 @@ Knows names, shapes and transforms; not the files the tensors come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.models.names import NameTable, is_ignored, leaf, rename
 from tuili.models.shapes import Shape, tensor_shapes

@@ -7,11 +7,10 @@ Knows weight names, layers and formats; no numbers. Source of the mixes: llama-q
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tuili import quant
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.models.names import leaf
 from tuili.models.spec import AttentionSpec, ModelSpec

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from tuili import quant
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError, UnsupportedModelError
 from tuili.quant.format import Bytes, Tensor
 from tuili.weights.json_file import parse_object

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuili.dataclass import dataclass
 from tuili.models.shapes import Shape
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from tuili.quant.format import Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from tuili.backend import (
 from tuili.backends.cpu import _native
 from tuili.backends.cpu.native_model import LayerGroups, load_model
 from tuili.config import BLOCK_SIZES, KV_CACHE_DTYPES, KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.errors import EngineUnavailableError, InsufficientMemoryError, InvalidRequestError
 from tuili.machine import available_memory
 from tuili.models.spec import ModelSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,6 @@ from tuili.backend import BackendOptions, Float32
 from tuili.backends.cpu import _native
 from tuili.checks import check_choice, check_count, refusal
 from tuili.config import KV_CACHE_DTYPES
-from tuili.dataclass import dataclass
 from tuili.errors import (
     InsufficientMemoryError,
     ModelFileError,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tuili.backends.cpu import _native
-from tuili.dataclass import dataclass
 from tuili.machine import ROOT, ThreadLimits, thread_limits
 
 

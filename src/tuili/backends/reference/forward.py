@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,6 @@ from tuili.backends.reference.layers import (
     rotation,
     softcap,
 )
-from tuili.dataclass import dataclass
 from tuili.models.alibi import alibi_slopes
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, RopeSpec
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Bool, Float32, Int32, Int64, SamplerKind
-from tuili.dataclass import dataclass
 
 Float64 = NDArray[np.float64]
 MIN_TEMPERATURE = 0.01  # of a dynamic temperature

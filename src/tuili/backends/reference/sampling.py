@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from tuili.backend import Bool, Choices, Float32, Int64, SamplingArrays, UInt32
 from tuili.backends.reference.sampler_chain import Candidates, bounded, next_state, run_chain, running_sums
-from tuili.dataclass import dataclass
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,7 +40,6 @@ from tuili.backends.torch.ops import AttentionConstants, DenseWeight, HeadConsta
 from tuili.backends.torch.shard import Shard
 from tuili.backends.torch.sharded_layers import GatheredLinear, SharedLookup, SharedRowNorm, SummedLinear
 from tuili.backends.torch.weights import Weight, WeightReader
-from tuili.dataclass import dataclass
 from tuili.models.alibi import alibi_slopes
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from tuili.backend import Batch, Choices, Float32, Int32, SamplingArrays, StepHandle, StepResult, UInt32
 from tuili.backends.torch.cache import is_out_of_memory
-from tuili.dataclass import dataclass
 from tuili.errors import InsufficientMemoryError, TuiliError
 
 _NO_COPIES: Int32 = np.empty((0, 3), np.int32)

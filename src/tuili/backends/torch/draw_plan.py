@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from tuili.backend import CARRIED_STATE, Bool, Float32, Int32, Int64, SamplerKin
 from tuili.backends.torch.rng import PURPOSE_TOKEN, PURPOSE_XTC, uniforms
 from tuili.backends.torch.step import Uploader
 from tuili.backends.torch_sizes.footprint import PART_LOGITS
-from tuili.dataclass import dataclass
 
 NARROW = 1024  # candidates that are found without a sort of all
 _ALL = float(1 << 24)  # candidates: no vocabulary is larger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from tuili.backend import CARRIED_STATE, SamplerKind
 from tuili.backends.torch import draw_plan
 from tuili.backends.torch.draw_plan import DrawPart, DrawStep
 from tuili.backends.torch.scores import largest
-from tuili.dataclass import dataclass
 
 _MOST = torch.finfo(torch.float32).max
 _MIN_TEMPERATURE = 0.01  # of a dynamic temperature

@@ -11,6 +11,7 @@ import threading
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ from tuili.backends.torch.ops import AttentionPlan
 from tuili.backends.torch.shard import Ranks
 from tuili.backends.torch.step import Array, StepInputs, Uploader, carry_slots
 from tuili.backends.torch_sizes.footprint import MAX_GRAPH_LOGIT_BYTES
-from tuili.dataclass import dataclass
 
 NUM_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 CONTEXT_LENS = (2048, 8192, 32768, 131072, 524288)  # that attention reckons with; the last is as long as it must be

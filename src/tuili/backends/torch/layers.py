@@ -7,6 +7,7 @@ follows are one operation. Knows operations and weights; specs are read in build
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,7 +26,6 @@ from tuili.backends.torch.ops import (
     unpack,
 )
 from tuili.backends.torch.weights import rows_of
-from tuili.dataclass import dataclass
 from tuili.models.spec import Activation, NormKind
 
 Flow = tuple[Tensor, Tensor | None]  # x, and what it is to be added to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from tuili.backends.torch.positions import PositionTables
 from tuili.backends.torch.shard import Shard, Stage
 from tuili.backends.torch.step import StepInputs
 from tuili.backends.torch.weights import WeightReader
-from tuili.dataclass import dataclass
 from tuili.models.spec import AttentionSpec, ModelSpec
 
 

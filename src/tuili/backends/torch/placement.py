@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +19,6 @@ from tuili.backends.torch.devices import synchronize
 from tuili.backends.torch.memory import device_memory
 from tuili.backends.torch.ops import PACKABLE
 from tuili.backends.torch_sizes.footprint import LEAST_CONTEXT, WORK_SHARE, asked_host_layers, layers_that_fit
-from tuili.dataclass import dataclass
 from tuili.errors import InsufficientMemoryError
 from tuili.machine import available_memory
 from tuili.models.shapes import tensor_shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from tuili.backends.torch.sampling import Carried, Chosen, RowRules, choose_toke
 from tuili.backends.torch.scores import Scores, no_scores, score_tokens
 from tuili.backends.torch.step import Array, Download, StepInputs, Uploader
 from tuili.backends.torch_sizes.footprint import TILE_LOGITS
-from tuili.dataclass import dataclass
 
 _TILE_LOGITS = {"cpu": 1 << 23}  # logits that exist at one time
 

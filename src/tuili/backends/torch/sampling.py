@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from tuili.backends.torch.draw import draw_tokens
 from tuili.backends.torch.draw_plan import DrawPart, upload_parts
 from tuili.backends.torch.draw_samplers import with_carried, with_states
 from tuili.backends.torch.step import Uploader
-from tuili.dataclass import dataclass
 
 
 class Carried(NamedTuple):

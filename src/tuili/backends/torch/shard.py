@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from tuili.backends.torch_sizes.division import LayerShare
 from tuili.backends.torch_sizes.stages import is_of_stage
-from tuili.dataclass import dataclass
 
 
 class Ranks(Protocol):

@@ -7,6 +7,7 @@ were is summed up here, and logits are put side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from tuili.backends.torch.layers import Lookup, Norm
 from tuili.backends.torch.shard import Ranks
-from tuili.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

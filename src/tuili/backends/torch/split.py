@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from tuili.backends.torch.ops import Ops
 from tuili.backends.torch.positions import PositionTables
 from tuili.backends.torch.step import StepInputs
 from tuili.backends.torch.weights import WeightReader
-from tuili.dataclass import dataclass
 from tuili.models.spec import AttentionSpec, ModelSpec
 
 HOST = torch.device("cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -23,7 +24,6 @@ from tuili.backends.torch.positions import PositionTables
 from tuili.backends.torch.shard import Shard, Stage
 from tuili.backends.torch.step import StepInputs
 from tuili.backends.torch.weights import WeightReader
-from tuili.dataclass import dataclass
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.quant.format import Tensor as FileTensor
 

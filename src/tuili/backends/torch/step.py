@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from tuili.backend import Batch, Int32
 from tuili.backends.torch.ops import AttentionPlan
-from tuili.dataclass import dataclass
 
 _ALIGNED = 4  # elements of four bytes: views start where a vector load may
 _TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import lcm
 
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 from tuili.errors import UnsupportedModelError
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 

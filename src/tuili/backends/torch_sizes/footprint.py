@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tuili.backend import CacheGroup, window_groups
 from tuili.config import KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.models.spec import AttentionSpec, MlpSpec, ModelSpec, MoeSpec
 from tuili.quant import BY_NAME
 

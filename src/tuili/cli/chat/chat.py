@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from tuili.cli.answer import PrintedAnswer, print_answer, timing_lines
@@ -16,7 +17,6 @@ from tuili.cli.chat.line_reader import read_entry
 from tuili.cli.refusals import refuse_pictures
 from tuili.cli.sampling_options import sampling_params
 from tuili.cli.terminal import report_error
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError
 from tuili.types import GenerateRequest
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuili.cli.chat.chat import Chat
 from tuili.cli.chat.settings import SETTINGS, change_setting, set_system
 from tuili.cli.chat.views import VIEWS, show
 from tuili.cli.refusals import refuse_picture, refuse_pictures
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 

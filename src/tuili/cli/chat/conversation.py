@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuili.cli.sampling_options import SAMPLING_NAMES, sampling_params
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.types import Message
 

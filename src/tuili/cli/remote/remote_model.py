@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
 from tuili.cli.remote.server_client import ServerClient
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.front.modelfile_settings import Preamble
 from tuili.runtime.front.sampling_defaults import SamplingDefaults

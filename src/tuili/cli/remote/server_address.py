@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 PORT, OLLAMA_PORT = 8000, 11434

@@ -6,12 +6,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from tuili.cli.remote.server_client import ServerClient
 from tuili.cli.terminal import format_bytes, format_table, one_line
-from tuili.dataclass import dataclass
 
 _METRIC = re.compile(r"^([a-zA-Z_:]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _MODEL = re.compile(r'model_name="([^"]*)"')

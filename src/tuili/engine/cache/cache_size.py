@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tuili.backend import Backend, CacheGroup, GivesBlocksBack
 from tuili.config import EngineConfig
-from tuili.dataclass import dataclass
 from tuili.engine.cache.block_pool import BlockPool
 from tuili.engine.cache.cache_plan import needed_blocks, needed_bytes, plan_cache
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuili.backend import Float32, Int32, SamplerKind, SamplingArrays, UInt32
-from tuili.dataclass import dataclass
 from tuili.engine.sampling.dry import Breakers, Dry, Penalized
 from tuili.engine.sampling.history import SeenTokens
 from tuili.engine.sampling.sampler_order import ChainStep, chain_steps, first_state, plain_values

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from tuili.backend import Bool, Float32, Int32
-from tuili.dataclass import dataclass
 
 _LOG_FLOAT_MAX = 88.7228391
 MAX_DRY = 1e30  # far above every logit, and finite after any temperature

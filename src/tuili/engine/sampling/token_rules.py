@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
-from tuili.dataclass import dataclass
 from tuili.engine.sampling.dry import Tails
 from tuili.sampling_params import RepetitionDetectionParams
 

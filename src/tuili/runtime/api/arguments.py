@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tuili.checks import check_choice, check_count, check_optional_count, check_optional_mapping
 from tuili.config import MAX_PARALLEL_SIZE
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.api.vllm_arguments import split_arguments
 from tuili.runtime.front.sampling_defaults import SamplingDefaults, configured_sampling, sampling_defaults

@@ -8,12 +8,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import field
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from tuili.beam_search_params import BeamSearchParams
-from tuili.dataclass import dataclass
 from tuili.engine.sequence import Sink
 from tuili.runtime.front.in_flight import WAITING_SHARE
 from tuili.runtime.loading.pipeline import Pipeline

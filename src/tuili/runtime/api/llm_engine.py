@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.engine.sequence import Sink
 from tuili.errors import InvalidRequestError
 from tuili.runtime.api.arguments import LLMArguments

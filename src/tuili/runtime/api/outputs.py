@@ -10,10 +10,9 @@ import struct
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.types import (
     Done,
     Event,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.loading.pipeline import Pipeline
 from tuili.types import Failed, GenerateRequest, SamplingParams, TextDelta, TokenLogprobs

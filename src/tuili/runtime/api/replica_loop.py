@@ -6,9 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tuili.dataclass import dataclass
 from tuili.engine.client import Stream
 from tuili.engine.sequence import Sink
 from tuili.engine.stats import EngineStats

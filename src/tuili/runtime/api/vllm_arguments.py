@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tuili.checks import check_choice, shown
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 

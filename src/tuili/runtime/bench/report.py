@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuili.backend import Backend
-from tuili.dataclass import dataclass
 from tuili.machine import thread_limits
 from tuili.runtime.bench.workload import Contender, Measurement, Workload, median_ratio, percentile
 from tuili.runtime.loading.pipeline import Pipeline

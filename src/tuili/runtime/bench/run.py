@@ -6,12 +6,12 @@ import platform
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import tuili
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.bench.against import check_peer, is_url, open_peer
 from tuili.runtime.bench.peers.endpoint import Endpoint

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 GGUF_MAGIC = b"GGUF"

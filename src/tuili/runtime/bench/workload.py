@@ -11,9 +11,8 @@ import itertools
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-from tuili.dataclass import dataclass
 
 FIRST_PLAIN_ID = 100  # lower ids are often control tokens
 

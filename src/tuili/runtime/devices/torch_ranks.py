@@ -6,7 +6,7 @@ Dealt out by the functions that the torch backend loads with. Arithmetic over a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tuili.backend import CacheGroup
 from tuili.backends.torch_sizes.division import Cut, cuts, divide, own_spec
@@ -24,7 +24,6 @@ from tuili.backends.torch_sizes.footprint import (
 )
 from tuili.backends.torch_sizes.stages import is_of_stage, stage_ends, stage_of
 from tuili.config import KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.quant import BY_NAME

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from tuili.backends import backend_name
 from tuili.config import store_dir
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.explain.facts import (
     Candidate,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -14,7 +15,6 @@ import numpy as np
 from tuili.backend import Batch, Float32, Int32
 from tuili.backends.reference.cache import PagedCache
 from tuili.backends.reference.forward import Forward
-from tuili.dataclass import dataclass
 from tuili.errors import UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.shapes import tensor_shapes

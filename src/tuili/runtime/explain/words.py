@@ -5,9 +5,8 @@ Knows facts; neither terminals nor HTML.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from tuili.dataclass import dataclass
 from tuili.runtime.explain.facts import Candidate, Explanation, LayerGroup
 
 _BYTE_UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))

@@ -7,10 +7,9 @@ engine cut the tokens into deltas. Knows no threads, no engine, no wire format.
 from __future__ import annotations
 
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from tuili.dataclass import dataclass
 from tuili.runtime.metrics import RequestMeter
 from tuili.text.detokenizer import Detokenizer
 from tuili.text.reasoning import Marks, Phase, ReasoningSplitter

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import ChatTemplateError, ContextLengthError, InvalidRequestError
 from tuili.runtime.front.answer import Answer, abort_stopped
 from tuili.runtime.front.messages import plain_messages

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import ChatTemplateError
 from tuili.runtime.front.sampling_defaults import MODELFILE, SamplingDefaults, sampling_defaults
 from tuili.store.modelfile import Modelfile

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from tuili.dataclass import dataclass
 from tuili.sampling_params import SamplingParams
 
 LIBRARY, REQUEST, MODELFILE = "library", "request", "modelfile"

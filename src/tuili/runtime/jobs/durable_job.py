@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, ModelFileError
 from tuili.runtime.jobs.job import Job
 from tuili.runtime.jobs.journal import Journal, discard, has_journal, locked, require_same

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.jobs.openai_batch import OpenAiTask, is_batch_row
 from tuili.runtime.jobs.outputs import FileNames

@@ -16,10 +16,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tuili.dataclass import dataclass
 from tuili.errors import ConflictError, InvalidRequestError, ModelFileError
 from tuili.store.durable import make_folder, sync_folder, write_atomic
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.api.outputs import CompletionOutput, RequestOutput
 from tuili.runtime.jobs.rows import Row

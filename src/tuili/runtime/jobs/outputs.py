@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.jobs.task import Result
 from tuili.runtime.jobs.template import Template

@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tuili.checks import first_doubled
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 
 MAX_LINE_BYTES = 64 << 20

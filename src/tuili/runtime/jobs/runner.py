@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from tuili.dataclass import dataclass
 from tuili.errors import EngineUnavailableError, InvalidRequestError, TuiliError
 from tuili.runtime.api.outputs import RequestOutput, empty_output
 from tuili.runtime.jobs.rows import Row

@@ -5,7 +5,7 @@ Records without slots, so that another record can be made of several.
 
 from __future__ import annotations
 
-from tuili.dataclass import dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, TuiliError
 from tuili.runtime.api.outputs import RequestOutput
 from tuili.runtime.front.messages import checked_messages

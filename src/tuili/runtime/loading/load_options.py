@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, get_args
 
 from tuili.backends import BACKENDS, choose_backend, expected_backend
@@ -29,7 +29,6 @@ from tuili.config import (
     SpeculativeConfig,
     check_device,
 )
-from tuili.dataclass import dataclass
 from tuili.machine import thread_limits
 from tuili.weights.recipes import find_recipe
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tuili.backend import Backend
-from tuili.dataclass import dataclass
 from tuili.engine.loop import RequestLoop
 from tuili.models.spec import ModelSpec
 from tuili.runtime.front.front import Front

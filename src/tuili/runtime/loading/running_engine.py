@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tuili.backend import Backend
-from tuili.dataclass import dataclass
 from tuili.engine.engine import Engine
 from tuili.engine.loop import EngineLoop
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 from tuili.backends import expected_backend
 from tuili.backends.torch_sizes.footprint import SUPPORTED, largest_groups
 from tuili.checks import check_choice, check_count, check_optional_count, check_optional_share, refusal
 from tuili.config import DTYPES, GPU_MEMORY_UTILIZATION, MAX_PARALLEL_SIZE, EngineConfig, KvCacheDtype, store_dir
-from tuili.dataclass import dataclass
 from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError, UnsupportedModelError
 from tuili.models.features import unsupported_features

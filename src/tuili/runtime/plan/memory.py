@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tuili.backend import CacheGroup
 from tuili.backends.cpu.footprint import cache_groups, weight_bytes, workspace_bytes
 from tuili.config import EngineConfig, KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.models.spec import ModelSpec
 from tuili.runtime.loading.loading import DEFAULT_BATCHED_TOKENS

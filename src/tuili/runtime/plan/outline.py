@@ -8,11 +8,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuili import quant
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, ModelNotFoundError
 from tuili.models.shapes import tensor_shapes
 from tuili.models.spec import ModelSpec

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuili.backends.cpu import _native
 from tuili.checks import check_count
 from tuili.config import KV_CACHE_DTYPES, KvCacheDtype, store_dir
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.machine import ThreadLimits, available_memory, thread_limits
 from tuili.runtime.front.modelfile_settings import model_context

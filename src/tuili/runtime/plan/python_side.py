@@ -9,10 +9,10 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tuili.dataclass import dataclass
 from tuili.errors import EngineUnavailableError, ModelFileError
 from tuili.machine import process_memory
 

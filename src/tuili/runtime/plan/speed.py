@@ -7,11 +7,11 @@ reach in a whole step are measured ones (docs/performance.md).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from time import perf_counter, process_time
 
 from tuili.backend import CacheGroup
 from tuili.backends.cpu import _native
-from tuili.dataclass import dataclass
 from tuili.models.spec import AttentionSpec, ModelSpec
 
 PREFILL_SHARE = 0.44  # of the peak of integer products

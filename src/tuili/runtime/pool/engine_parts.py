@@ -6,12 +6,12 @@ Asked of the backend that will run the model. Arithmetic over descriptions; impo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuili.backend import CacheGroup
 from tuili.backends.torch_sizes.footprint import SUPPORTED, largest_groups
 from tuili.config import KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.errors import UnsupportedModelError
 from tuili.models.features import unsupported_features
 from tuili.models.spec import ModelSpec

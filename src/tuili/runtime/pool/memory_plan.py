@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-
-from tuili.dataclass import dataclass
+from dataclasses import dataclass, replace
 
 HOST = "cpu"  # the device whose memory is the machine's
 

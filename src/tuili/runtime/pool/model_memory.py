@@ -6,14 +6,13 @@ The predictor of `tuili plan`, asked about the processes that hold the engines. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuili.backend import CacheGroup
 from tuili.backends import expected_backend
 from tuili.backends.torch_sizes.footprint import SUPPORTED
 from tuili.config import EngineConfig
-from tuili.dataclass import dataclass
 from tuili.engine.cache.cache_plan import needed_bytes
 from tuili.errors import InvalidRequestError
 from tuili.models.features import unsupported_features

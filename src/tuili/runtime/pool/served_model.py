@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from tuili.dataclass import dataclass
 from tuili.engine.client import EngineClient
 from tuili.runtime.front.front import Front
 from tuili.runtime.pool.memory_plan import MemoryPlan

@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuili.checks import shown
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError, ModelNotFoundError
 from tuili.runtime.pool.settings import NamedModel
 from tuili.store.names import parse_model_name

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
-from tuili.dataclass import dataclass
 from tuili.types import TokenRequest
 
 PIECE = 64  # tokens of a prompt that are remembered together

@@ -11,11 +11,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
-from tuili.dataclass import dataclass
 from tuili.engine.child_process import READY_HEARTBEAT_S, ChildProcess
 from tuili.engine.client import Stream
 from tuili.engine.stats import EngineHealth, EngineStats

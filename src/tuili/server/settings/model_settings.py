@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from tuili.config import BACKENDS, BLOCK_SIZES, DTYPES, MAX_NUM_SEQS, MAX_PARALLEL_SIZE, KvCacheDtype
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.runtime.front.sampling_defaults import sampling_defaults
 from tuili.sampling_params import SamplingParams

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.program_log import LOG_FORMATS
 from tuili.server.api_keys import read_api_keys

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.server.settings.setting_kinds import Duration, Kind, Many, Secret, Size, Switch
 
 MODELS, ENGINE, LISTENING, SECURITY = "Models", "Engine", "Listening", "Security"

@@ -10,11 +10,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tuili.checks import MAX_COUNT, check_choice, check_count, check_flag, check_optional_text, refusal
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.server.api_keys import MAX_KEY_CHARS, MIN_KEY_CHARS
 

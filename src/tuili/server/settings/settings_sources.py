@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.server.settings import foreign_flags
 from tuili.server.settings.config_file import read_config

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import DownloadError, ModelNotFoundError, TuiliError, UnsupportedModelError
 from tuili.store.durable import is_storage_error, sha256_of
 from tuili.store.manifest import FileRecord, Manifest

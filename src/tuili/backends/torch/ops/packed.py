@@ -7,12 +7,11 @@ Knows planes; file formats and how to fill planes from them are in packed_format
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from tuili.dataclass import dataclass
 
 LANES = 32  # weights whose levels lie side by side, one to a byte
 

@@ -5,13 +5,13 @@ Knows tensors and the plan of a step; not specs, batches or how anything is comp
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tuili.backends.torch.ops.packed import DenseWeight, PackedWeight
-from tuili.dataclass import dataclass
 from tuili.models.spec import Activation, NormKind
 
 SCALED_DTYPES = (torch.int8, torch.float8_e4m3fn)  # of a cache whose heads carry a scale

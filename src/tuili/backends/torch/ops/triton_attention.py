@@ -7,6 +7,8 @@ prefill kernel does all.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ from tuili.backends.torch.ops.kernels import attention as kernels
 from tuili.backends.torch.ops.protocol import AttentionConstants, AttentionPlan, LayerCache
 from tuili.backends.torch.ops.rounding import num_parts, power_of_two
 from tuili.backends.torch_sizes.footprint import CHUNK, DECODE_SCRATCH
-from tuili.dataclass import dataclass
 
 _RUN = 16  # chunks merged at once
 _PROGRAMS_PER_PROCESSOR = 4  # of the decode kernel

@@ -6,6 +6,8 @@ does all, whose sums over k do not know how many rows there are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,6 @@ from tuili.backends.torch.ops.kernels import matmul as kernels
 from tuili.backends.torch.ops.packed import LANES, DenseWeight, PackedWeight
 from tuili.backends.torch.ops.plain import product
 from tuili.backends.torch.ops.rounding import num_parts
-from tuili.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tuili.dataclass import dataclass
 
 Array = NDArray[Any]
 _SIZES = struct.Struct("<II")

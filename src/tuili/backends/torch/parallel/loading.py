@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tuili.backends.torch.shard import Ranks, Shard, Stage
 from tuili.backends.torch_sizes.division import divide, own_spec
 from tuili.backends.torch_sizes.stages import stage_ends, stage_of
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.models.spec import ModelSpec
 from tuili.quant.format import Tensor

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError
 from tuili.server.dialect import Progress
 from tuili.types import Done, Event, Finished, TextDelta, Usage

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import ModelFileError, ModelNotFoundError
 from tuili.models.spec import AttentionSpec, ModelSpec
 from tuili.runtime.front.sampling_defaults import SamplingDefaults

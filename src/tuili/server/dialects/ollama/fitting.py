@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from tuili.dataclass import dataclass
 from tuili.runtime.front.front import Front
 from tuili.types import GenerateRequest, Message
 

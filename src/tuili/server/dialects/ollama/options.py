@@ -7,10 +7,10 @@ Values come from the request, else from the model's authors, else they are the l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tuili.checks import refusal
-from tuili.dataclass import dataclass
 from tuili.errors import InvalidRequestError
 from tuili.ollama_terms import OPTION_KINDS, SAMPLING_FIELDS, read_options
 from tuili.server.dialects.ollama.bodies import AnswerBody, Options

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError
 from tuili.server.dialect import Progress
 from tuili.types import Done, Event, Finished, Logprob, TextDelta, TokenLogprobs

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tuili.dataclass import dataclass
 from tuili.errors import ChatTemplateError, InvalidRequestError
 from tuili.ollama_terms import is_go_template
 from tuili.runtime.front.front import Front, check_chars

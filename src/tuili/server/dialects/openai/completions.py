@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tuili.dataclass import dataclass
 from tuili.runtime.front.front import Front
 from tuili.runtime.openai.fields import COMPLETIONS
 from tuili.runtime.openai.logprobs import CompletionLogprobs, prompt_logprobs

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-from tuili.dataclass import dataclass
 from tuili.errors import TuiliError
 from tuili.server.dialect import Progress
 from tuili.server.dialects.openai.errors import error_object
