@@ -18,12 +18,12 @@ lint:
     ruff format --check src tests benchmarks scripts examples
     mypy
     lint-imports
-    clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*.inl csrc/emulation/*.h
+    clang-format --dry-run --Werror $(git ls-files csrc)
 
 format:
     ruff check --fix src tests benchmarks scripts examples
     ruff format src tests benchmarks scripts examples
-    clang-format -i csrc/*.cpp csrc/*.h csrc/*.inl csrc/emulation/*.h
+    clang-format -i $(git ls-files csrc)
 
 # The native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize:

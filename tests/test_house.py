@@ -12,7 +12,7 @@ import tuili
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-NATIVE = sorted((ROOT / "csrc").glob("*.[hci]*"))
+NATIVE = sorted((ROOT / "csrc").glob("*/*.[hci]*"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 

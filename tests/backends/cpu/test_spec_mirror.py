@@ -10,7 +10,7 @@ import pytest
 
 from tuili.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, QueryScaling, RopeSpec
 
-SOURCE = Path(__file__).parents[3] / "csrc" / "bindings_spec.cpp"
+SOURCE = Path(__file__).parents[3] / "csrc" / "bindings" / "bindings_spec.cpp"
 
 # Refused by models.features unless neutral (tests/models, test_batches.py), or of no consequence for a step.
 NOT_READ = {
