@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,29 @@ def test_files_and_functions_stay_small() -> None:
         for f in _functions(path)
         if (f.end_lineno or 0) - f.lineno >= MAX_FUNCTION_LINES
     ] == []
+
+
+def test_ci_checks_the_format_of_every_native_file() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    command = next(line for line in script.splitlines() if line.startswith("clang-format"))
+    checked = {pattern: set(ROOT.glob(pattern)) for pattern in command.split() if pattern.startswith("csrc/")}
+    assert all(checked.values()), checked
+    assert set().union(*checked.values()) == set(NATIVE)
+
+
+def test_native_folders_include_only_those_above_them() -> None:
+    """As docs/architecture.md orders them."""
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = architecture.partition("| folder of `csrc` |")[2].partition("\n\n")[0]
+    order = re.findall(r"^\| `([a-z]+)/` \|", table, re.MULTILINE)
+    assert {path.parent.name for path in NATIVE} <= set(order)
+    upward = [
+        (path.name, included)
+        for path in NATIVE
+        for included in re.findall(r'^#include "(.+?)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+        if order.index(included.split("/")[0]) > order.index(path.parent.name)
+    ]
+    assert upward == []
 
 
 def test_every_file_opens_by_saying_what_it_knows() -> None:

@@ -1,4 +1,4 @@
-"""The C++ runtime (csrc/bindings.cpp). Arrays must have the dtype and shape that tuili.backend states."""
+"""The C++ runtime (csrc/bindings/bindings.cpp). Arrays must have the dtype and shape that tuili.backend states."""
 
 from collections.abc import Callable
 
