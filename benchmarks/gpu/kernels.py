@@ -35,6 +35,7 @@ from tuili.backends.torch.ops import (
     HeadPositions,
     LayerCache,
     PackedWeight,
+    RowEntry,
     pack,
     pack_fp8,
     unpack,
@@ -139,6 +140,23 @@ def check_attention(bench: Bench) -> Iterator[Record]:
                         yield checked(name, dtype, partial(ops.attend, *step, a), expected)
 
 
+def check_one_row(bench: Bench) -> Iterator[Record]:
+    for rows, cols in [(40, 256)] if bench.is_tiny else [(1000, 2560), (4096, 2048), (2048, 6144)]:
+        for dtype in filter(lambda _: bench.is_mine(), bench.dtypes):
+            x, residual, weight = (bench.randn(*shape, dtype=dtype) for shape in ((1, cols), (1, cols), (rows, cols)))
+            gain, bias = bench.randn(cols, dtype=torch.float32), bench.randn(rows, dtype=dtype)
+            normed, total = bench.plain.add_and_norm(x, residual, gain, None, 1e-6, "rms")
+            expected = torch.nn.functional.linear(normed, weight, bias)
+            entry, products = RowEntry(gain, 1e-6, residual), bench.fast.row_products
+            assert products is not None
+            run = partial(products, x, weight, bias, entry)
+            yield checked(f"one row {rows}x{cols}", dtype, lambda run=run: run()[0], expected)
+            yield checked(f"one row {rows}x{cols} sum", dtype, lambda run=run: run()[1], total)
+            gate, up = expected.chunk(2, -1)
+            gated = bench.plain.activate(gate, up, "silu")
+            yield checked(f"one row {rows}x{cols} silu", dtype, lambda run=run: run("silu")[0], gated)
+
+
 def check_products(bench: Bench) -> Iterator[Record]:
     rows, cols = (40, 256) if bench.is_tiny else (1000, 2560)
     for name in (*sorted(PACKABLE), "FP8_ROW", "FP8_BLOCK"):
@@ -232,6 +250,13 @@ def time_dense(bench: Bench, rows: int, cols: int, copied: float) -> Iterator[Re
     weights = [DenseWeight(dense.clone()) for _ in range(_copies(bench, dense.nbytes))]
     launches: list[Launch] = [lambda w=w: bench.fast.linear(x, w) for w in weights]
     yield timed(bench, f"dense {rows}x{cols} tokens 1", launches, dense.nbytes, copied, 0)
+    products = bench.fast.row_products
+    assert products is not None
+    launches = [lambda w=w: products(x, w.weight, None) for w in weights]
+    yield timed(bench, f"dense {rows}x{cols} one row", launches, dense.nbytes, copied, 0)
+    entry = RowEntry(bench.randn(cols, dtype=torch.float32), 1e-6, x)
+    launches = [lambda w=w: products(x, w.weight, None, entry, "silu") for w in weights]
+    yield timed(bench, f"norm, dense {rows}x{cols}, silu one row", launches, dense.nbytes, copied, 0)
 
 
 def time_packed(bench: Bench, name: str, rows: int, cols: int, copied: float, multiplied: float) -> Iterator[Record]:
@@ -286,7 +311,7 @@ def time_rows(bench: Bench, copied: float) -> Iterator[Record]:
 
 
 def check(recorder: Recorder, bench: Bench) -> None:
-    for checks in (check_rows_and_heads, check_attention, check_products):
+    for checks in (check_rows_and_heads, check_attention, check_one_row, check_products):
         recorder.attempt(checks.__name__, partial(checks, bench))
 
 

@@ -171,7 +171,9 @@ def decode_alone(model: LoadedModel) -> Iterator[Record]:
     sizes, prompt_len = model.sizes, 32 if model.device.type == "cuda" else 4
     run = model.run(model.prompts(1, prompt_len), sizes.decode_tokens)
     cost = decode_cost(model.spec, model.weight_bytes, 1, prompt_len + sizes.decode_tokens // 2)
-    yield measured(model, "decode B=1", decode_seconds(run, sizes.warm_steps), 1, cost, "bytes")
+    record = measured(model, "decode B=1", decode_seconds(run, sizes.warm_steps), 1, cost, "bytes")
+    one_row = cast(Any, model.backend).one_row
+    yield record | {"one_row": "no choice" if one_row is None else one_row.told()}
 
 
 def decode_orders(model: LoadedModel) -> Iterator[Record]:

@@ -165,13 +165,13 @@ class TorchBackend:
         self._uploader, self._draw_uploader = Uploader(device), Uploader(device)
         self._last_tokens = torch.zeros(MAX_NUM_SEQS + 1, dtype=torch.int32, device=device)
         self._last_states = torch.full(self._last_tokens.shape, torch.nan, device=device)  # of samplers, by slot
+        self.one_row = model.one_row
         self._max_model_len, self._footprint = options.max_model_len, StepFootprint(spec, dtype.itemsize)
         self._step_scale = 1.0  # of what steps take, as measured, to what was reckoned
         self.batched_tokens = BATCHED_TOKENS.get(device.type)  # that a step should have room for; None: any
         self.memory = device_memory(device)
         self._steps = StepDivider(self._run, self.copy_blocks, self.release, str(device))
-        # Elsewhere the copy of a result would wait for the step behind it, too.
-        self.is_asynchronous = device.type == "cuda" and not model.num_host
+        self.is_asynchronous = device.type == "cuda" and not model.num_host  # elsewhere copies of results would wait
         self.graphs: DecodeGraphs | None = None
         if device.type == "cuda" and not model.num_host and not options.enforce_eager:
             with current(device):
@@ -338,7 +338,7 @@ class TorchBackend:
         limits = GraphLimits(self.vocab_size, self._max_model_len, None if model.shard is None else model.shard.ranks)
         if isinstance(model, StagedModel):
             return StageGraphs(model, self._cache, self._input_ids, self._last_tokens, limits, capture)
-        return DecodeGraphs(self._decode, self._last_tokens, limits, capture)
+        return DecodeGraphs(self._decode, self._last_tokens, limits, capture, self.one_row)
 
     def _decode(self, step: StepInputs) -> Tensor:
         """Logits [rows, vocab] of a step in which each token is a row."""

@@ -36,6 +36,7 @@ from tuili.backends.torch.layers import (
     RowNormedHeads,
     SequentialLayer,
 )
+from tuili.backends.torch.one_row import OneRow
 from tuili.backends.torch.ops import AttentionConstants, DenseWeight, HeadConstants, HeadNorm, Ops
 from tuili.backends.torch.shard import Shard
 from tuili.backends.torch.sharded_layers import GatheredLinear, SharedLookup, SharedRowNorm, SummedLinear
@@ -49,12 +50,14 @@ class Builder:
     """Builds modules front to back. `pending` is the factor of what is yet to be added to the residual, if anything.
 
     shard: what `spec` and `reader` have of a model that lies in several processes; None where they have all of it.
+    one_row: what makes modules that compute a single row in another way, too.
     """
 
     spec: ModelSpec
     reader: WeightReader
     ops: Ops
     shard: Shard | None = None
+    one_row: OneRow | None = None
     pending: float | None = None
 
     def begin_at(self, i: int) -> None:
@@ -108,7 +111,11 @@ class Builder:
         bias = self.reader.vector("lm_head.bias")
         # Half precision would make equals of many of the best logits.
         own = Linear(self.ops, weight, None if bias is None else bias.to(self.reader.dtype), torch.float32)
-        last = own if self.shard is None else GatheredLinear(own, self.shard.vocab, self.shard.ranks)
+        last: Callable[[Tensor], Tensor] = own
+        if self.shard is not None:
+            last = GatheredLinear(own, self.shard.vocab, self.shard.ranks)
+        elif self.one_row is not None:
+            last = self.one_row.linear(own, self.one_row.head)
         return Head((self.linear("project_out"), last) if "project_out.weight" in self.reader else (last,))
 
     def _lookup(self, weight: Weight, scale: float) -> Lookup:
@@ -129,7 +136,7 @@ class Builder:
         attention_join = self.join(f"{name}attn_norm" if is_input_normed else None)
         self.pending = layer.residual_scale
         mlp_join = self.join(f"{name}mlp_norm" if is_input_normed else None)
-        return SequentialLayer(
+        built = SequentialLayer(
             attention_join,
             self._attention(i, layer),
             self.norm(f"{name}attn_post_norm") if is_output_normed else None,
@@ -137,6 +144,7 @@ class Builder:
             self._mlp(name, layer),
             self.norm(f"{name}mlp_post_norm") if is_output_normed else None,
         )
+        return built if self.one_row is None else self.one_row.layer(built)
 
     def _post(self, i: int, layer: LayerSpec) -> Layer:
         name = f"layers.{i}."
@@ -184,7 +192,8 @@ class Builder:
     def _closing(self, name: str) -> Callable[[Tensor], Tensor]:
         """A matrix whose columns are dealt out where the model is."""
         if self.shard is None:
-            return self.linear(name)
+            linear = self.linear(name)
+            return linear if self.one_row is None else self.one_row.linear(linear, self.one_row.leaving)
         bias = self.reader.bias([name]) if self.shard.ranks.rank == 0 else None
         return SummedLinear(Linear(self.ops, self.reader.matrix(name), bias), self.shard.ranks)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tuili.backend import Batch
 from tuili.backends.torch.cache import is_out_of_memory
 from tuili.backends.torch.devices import release_memory
+from tuili.backends.torch.one_row import OneRow, step_seconds
 from tuili.backends.torch.ops import AttentionPlan
 from tuili.backends.torch.shard import Ranks
 from tuili.backends.torch.step import Array, StepInputs, Uploader, carry_slots
@@ -125,8 +126,13 @@ class DecodeGraphs:
         last_tokens: Tensor,
         limits: GraphLimits,
         capture: Capture,
+        one_row: OneRow | None = None,
     ) -> None:
-        """`decode` computes the logits [rows, vocab] of a step in which every row is one sequence's only token."""
+        """`decode` computes the logits [rows, vocab] of a step in which every row is one sequence's only token.
+
+        one_row: decides how those of one row are computed.
+        """
+        self._one_row = one_row
         self._decode = decode
         self._capture: Capture | None = capture  # None: one has failed
         self._last_tokens = last_tokens
@@ -237,7 +243,10 @@ class DecodeGraphs:
             self._work(step, outputs, rows)
             self._has_run = True
 
-        return Graph(uploader, step, capture(work))
+        if rows > 1 or self._one_row is None:
+            return Graph(uploader, step, capture(work))
+        clock = step_seconds(self._last_tokens.device)
+        return Graph(uploader, step, self._one_row.fastest(lambda: capture(work), clock))
 
     def _made_outputs(self) -> GraphOutputs:
         device, rows = self._last_tokens.device, self._num_rows[-1]

@@ -205,7 +205,10 @@ class Heads:
     head_dim: int
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in self.project(x))
+        return self.shaped(self.project(x))
+
+    def shaped(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         return queries, keys, values
 
 
@@ -234,7 +237,9 @@ class Attention:
     out: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, step: LayerStep) -> Tensor:
-        queries, keys, values = self.heads(x)
+        return self.mixed(*self.heads(x), step)
+
+    def mixed(self, queries: Tensor, keys: Tensor, values: Tensor, step: LayerStep) -> Tensor:
         queries = self.ops.rotate_and_write(
             queries, keys, values, self.head_constants, step.positions, step.cache, step.slots
         )

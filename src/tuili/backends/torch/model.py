@@ -10,6 +10,7 @@ from torch import Tensor
 from tuili.backends.torch.building import Builder
 from tuili.backends.torch.cache import PagedCache
 from tuili.backends.torch.layers import Flow, Join, Layer, LayerStep
+from tuili.backends.torch.one_row import OneRow, one_row_of
 from tuili.backends.torch.ops import Ops
 from tuili.backends.torch.positions import PositionTables
 from tuili.backends.torch.shard import Shard, Stage
@@ -34,6 +35,7 @@ class Model:
     num_host: int = 0  # of the layers: those before that are on the host, whose steps wait for the device
     shard: Shard | None = None
     stage: Stage | None = None
+    one_row: OneRow | None = None
 
     def hidden(self, input_ids: Tensor, step: StepInputs, cache: PagedCache) -> Flow:
         """What leaves the last layer [T, hidden]; keys and values go to the cache."""
@@ -76,7 +78,8 @@ def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: in
 
     shard: what spec and weights are of a model that lies in several processes.
     """
-    builder = Builder(spec, reader, ops, shard)
+    one_row = one_row_of(ops, reader.device) if shard is None else None
+    builder = Builder(spec, reader, ops, shard, one_row)
     table = reader.matrix("embed_tokens")
     embed = builder.embedding(table)
     layers = tuple(builder.layer(i) for i in range(len(spec.layers)))
@@ -95,4 +98,5 @@ def build_model(spec: ModelSpec, reader: WeightReader, ops: Ops, context_len: in
         logit_softcap=spec.logit_softcap,
         num_bytes=reader.num_bytes,
         shard=shard,
+        one_row=one_row,
     )

@@ -23,6 +23,7 @@ from tuili.backends.torch.ops import (
     HeadConstants,
     HeadNorm,
     HeadPositions,
+    RowEntry,
     pack,
     pack_fp8,
 )
@@ -66,12 +67,32 @@ def heads(cached: torch.dtype, half: int = 64) -> Launch:
     return lambda: FAST.rotate_and_write(q, kv, kv, HeadConstants(norm, norm), positions, cache, slots)
 
 
+def one_row(hidden: int, heads: int, out: int, inner: int) -> Iterator[Launch]:
+    """The products of a layer and of the head."""
+    products = FAST.row_products
+    assert products is not None
+    x, entry = (
+        torch.zeros(1, hidden, dtype=HALF),
+        RowEntry(torch.zeros(hidden), 1e-6, torch.zeros(1, hidden, dtype=HALF)),
+    )
+
+    def weight(num_rows: int, num_cols: int) -> torch.Tensor:
+        return torch.empty(num_rows, num_cols, dtype=HALF)
+
+    yield lambda: products(x, weight(heads, hidden), None, entry)
+    yield lambda: products(x, weight(2 * inner, hidden), None, entry, "silu")
+    yield lambda: products(torch.zeros(1, out, dtype=HALF), weight(hidden, out), None)
+    yield lambda: products(torch.zeros(1, inner, dtype=HALF), weight(hidden, inner), None)
+    yield lambda: products(x, weight(151936, hidden), None, out_dtype=torch.float32)
+
+
 def few() -> Iterator[Launch]:
     x = torch.zeros(64, 2048, dtype=HALF)
     yield attention(8, 4, 64, HALF, HALF)
     yield lambda: FAST.add_and_norm(x, x, x[0], None, 1e-6, "rms")
     yield product("Q4_K", 1)
     yield product("Q4_K", 16)
+    yield from one_row(2048, 4096, 2048, 6144)
 
 
 def the_rest() -> Iterator[Launch]:
@@ -92,6 +113,7 @@ def the_rest() -> Iterator[Launch]:
     yield from (lambda name=name: FAST.activate(x, x, name) for name in get_args(Activation))
     for name in (*sorted(PACKABLE), "FP8_ROW", "FP8_BLOCK"):
         yield from (product(name, num_tokens) for num_tokens in (1, 16, 64, 256, 600))
+    yield from one_row(4096, 6144, 4096, 12288)
     yield from (product(name, 64, DETERMINISTIC) for name in ("Q4_K", "FP8_ROW", "dense"))
 
 
@@ -113,7 +135,8 @@ def benchmark() -> Iterator[Launch]:
     bench = kernels.Bench(CPU)
     bench.is_tiny, bench.plain, bench.dtype = False, Unread(), HALF
     bench.dtypes = (HALF, torch.float16, torch.float32)
-    for checks in (kernels.check_rows_and_heads, kernels.check_attention, kernels.check_products):
+    groups = (kernels.check_rows_and_heads, kernels.check_attention, kernels.check_one_row, kernels.check_products)
+    for checks in groups:
         yield lambda checks=checks: [refuse(record) for record in checks(bench)]
     for name in (*sorted(PACKABLE), "FP8_ROW"):
         for num_rows in (512, 8192):

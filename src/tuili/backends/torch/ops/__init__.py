@@ -11,6 +11,8 @@ from tuili.backends.torch.ops.protocol import (
     HeadPositions,
     LayerCache,
     Ops,
+    RowEntry,
+    RowProducts,
 )
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "Ops",
     "PackedFormat",
     "PackedWeight",
+    "RowEntry",
+    "RowProducts",
     "choose_ops",
     "pack",
     "pack_fp8",

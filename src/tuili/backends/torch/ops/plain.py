@@ -21,6 +21,7 @@ from tuili.backends.torch.ops.protocol import (
     HeadNorm,
     HeadPositions,
     LayerCache,
+    RowProducts,
 )
 from tuili.models.spec import Activation, NormKind
 
@@ -38,6 +39,8 @@ _WIDENED = 1 << 22  # elements of a weight that are wider at one time
 
 class PlainOps:
     """See the protocol. Without state."""
+
+    row_products: RowProducts | None = None
 
     def write_cache(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         places = slots.long()

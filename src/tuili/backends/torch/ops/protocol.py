@@ -110,10 +110,44 @@ class HeadPositions:
     factors: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RowEntry:
+    """The RMS norm, without a bias, before a product of one row: of residual + scale * x, rounded, or of x."""
+
+    gain: Tensor  # [K]
+    eps: float
+    residual: Tensor | None = None  # [1, K]
+    scale: float = 1.0
+
+
+class RowProducts(Protocol):
+    """Products of one row with dense weights in one launch, with what stands around them."""
+
+    def takes(self, weight: Tensor) -> bool:
+        """Whether the matrix is one for it."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        entry: RowEntry | None = None,
+        activation: Activation | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x [1, K] through `entry`, times the transpose of weight [N, K], plus bias [N]: [1, N]; and the sum that
+        was normed (x without a residual).
+
+        activation: the first half of these, activated, times the second: [1, N / 2]. Only the end is rounded.
+        """
+
+
 class Ops(Protocol):
     """Inputs and outputs are in the model's dtype, sums and softmax in float32. Inputs may be slices of wider rows
     (the last axis has stride 1); outputs are new and contiguous unless said otherwise. Nothing waits for the device.
     """
+
+    row_products: RowProducts | None  # where a row's result may depend on how many there are, and kernels run
 
     def write_cache(self, cache: LayerCache, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """keys, values [T, num_kv_heads, head_dim] go to slots int32 [T] (block * block_size + offset), quantized as

@@ -17,7 +17,9 @@ from tuili.backends.torch.ops.protocol import (
     HeadConstants,
     HeadPositions,
     LayerCache,
+    RowProducts,
 )
+from tuili.backends.torch.ops.triton_one_row import TritonRowProducts
 from tuili.models.spec import Activation, NormKind
 
 _HOPPER = (9, 132)  # capability and processors reckoned with where there is no GPU to ask
@@ -36,6 +38,7 @@ class TritonOps:
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             self._capability, self._num_processors = properties.major, properties.multi_processor_count
+        self.row_products: RowProducts | None = None if deterministic else TritonRowProducts(self._num_processors)
         if is_interpreting():
             mend_interpreter()
 
