@@ -64,7 +64,7 @@ def test_the_flags_of_serve_are_taken(page: str) -> None:
         words = shlex.split(command)
         assert settings([word for word in words if word != "..."]).port == 8000
     for flag in set(re.findall(r"`(--[a-z-]+)[ `]", text)):
-        known = {"--dry-run", "--name", "--user", "--run-as", "--stop-timeout"}
+        known = {"--dry-run", "--init", "--name", "--user", "--run-as", "--stop-timeout"}
         assert flag in known or f"`{flag}" in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), flag
 
 
