@@ -15,6 +15,7 @@ from support.fake_backend import FakeBackend
 from support.gated_backend import GatedBackend
 from support.served import SmallPool, small_app
 from support.small_model import small_front, small_model, small_tokenizer
+from tuili.engine.client import InProcess
 from tuili.errors import TuiliError
 from tuili.runtime.front.front import Front
 from tuili.server.admission import Seats
@@ -71,6 +72,30 @@ async def test_the_engine_has_a_request_before_anybody_reads_its_answer() -> Non
         assert serving.running() == ()
         assert serving.pacer.num_streams == 0
         assert answering.model.front.meter._endings["abort"] == 2
+
+
+@pytest.mark.parametrize("broken", [(InProcess, "generate"), (Front, "new_answer")])
+async def test_what_breaks_as_the_engine_is_asked_leaves_nothing(
+    broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any) -> None:
+        raise TuiliError("broken")
+
+    model = small_model(FakeBackend())
+    async with small_app(pool=SmallPool(model)) as (app, client):
+        with monkeypatch.context() as patch:
+            patch.setattr(*broken, breaks)
+            refused = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        serving: Serving = app.state.serving
+        assert (refused.status_code, refused.json()["error"]["message"]) == (500, "broken")
+        assert (serving.running(), serving.pacer.num_streams, serving.admission.num_queued) == ((), 0, 0)
+        assert serving._seats == {}
+        assert model.front.meter._endings == {"error": 1}
+        async with asyncio.timeout(60):
+            while model.loop.stats().num_running or model.loop.stats().num_waiting:
+                await asyncio.sleep(0)
+        answered = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+    assert answered.status_code == 200
 
 
 async def test_waiting_for_a_place_is_waiting_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,12 @@ def test_names_are_parsed_and_written_back(text: str, parsed: ModelName) -> None
     assert str(parsed) == text
 
 
+@pytest.mark.parametrize("host", ["hf.co", "huggingface.co"])
+def test_a_repository_may_be_named_with_its_host(host: str) -> None:
+    assert parse_model_name(f"{host}/Qwen/Qwen3-0.6B-GGUF:Q4_K_M") == ModelName("Qwen", "Qwen3-0.6B-GGUF", "Q4_K_M")
+    assert parse_model_name(f"{host}/name") == ModelName(host, "name", None)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -39,6 +45,8 @@ def test_names_are_parsed_and_written_back(text: str, parsed: ModelName) -> None
             "a..b",
             "/etc/passwd",
             "a/b/c",
+            "hf.co/a/b/c",
+            "hf.co//b",
             "a\\b",
             "-rf",
             "org/-x",

@@ -23,6 +23,7 @@ from tuili import quant
 from tuili.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tuili.quant.format import Tensor
 from tuili.weights.gguf import GgufFile
+from tuili.weights.gguf_metadata import Cursor, _walk_short_strings
 
 Write = Callable[[bytes], Path]
 
@@ -276,6 +277,18 @@ def test_refusing_takes_no_memory(write: Write) -> None:
             with contextlib.suppress(ModelFileError):
                 GgufFile(path)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("fill", [0, 1, 255])
+def test_looking_for_strings_takes_memory_by_their_number(fill: int) -> None:
+    count = 1 << 17  # within zeros every byte begins what could be a length
+    cursor = Cursor(np.full(64 * count, fill, np.uint8), "model.gguf")
+    tracemalloc.start()
+    try:
+        assert _walk_short_strings(cursor, count) is None
+        assert tracemalloc.get_traced_memory()[1] < 64 * count
     finally:
         tracemalloc.stop()
 

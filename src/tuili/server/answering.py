@@ -188,9 +188,10 @@ class Answering:
         if part.deltas is not None:
             part.deltas.leave()
         self._seats.give_back(part.num_sequences)
-        answer = part.answer
-        if answer is not None and (num_open := part.num_sequences - len(answer.finish_reasons)):
-            self.model.front.meter.add_unfinished("error" if answer.is_done else "abort", num_open)
+        answer = part.answer  # None: asking the engine failed
+        if num_open := part.num_sequences - (0 if answer is None else len(answer.finish_reasons)):
+            is_broken = answer is None or answer.is_done
+            self.model.front.meter.add_unfinished("error" if is_broken else "abort", num_open)
 
     async def _computed(self, part: Part) -> AsyncGenerator[list[Event], None]:
         client, answer, deltas = self.model.client, part.answer, part.deltas

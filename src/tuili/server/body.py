@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, FailFast, ValidationError
@@ -145,12 +144,8 @@ def validated(value: Any, model: type[Body]) -> Body:
 
 
 def unknown_fields(body: BaseModel) -> Iterator[str]:
-    """Names of what a body has and its model has not, models inside it included.
-
-    A model that hands unknown fields on, for a template to read, says so: `keeps_unknown = True`.
-    """
-    if not _keeps_unknown(type(body)):
-        yield from body.model_extra or ()
+    """Names of what a body has and its model has not, models inside it included."""
+    yield from body.model_extra or ()
     fields = body.__dict__
     for name in sorted(body.model_fields_set):
         value = fields.get(name)
@@ -159,12 +154,6 @@ def unknown_fields(body: BaseModel) -> Iterator[str]:
         for item in value if isinstance(value, list) else [value]:
             if type(item) not in _PLAIN_TYPES and isinstance(item, BaseModel):
                 yield from (f"{name}.{inner}" for inner in unknown_fields(item))
-
-
-@cache
-def _keeps_unknown(model: type[BaseModel]) -> bool:
-    """Asked once of each model: pydantic takes long to find that something is not there."""
-    return getattr(model, "keeps_unknown", False)
 
 
 def _first_fault(error: ValidationError) -> InvalidRequestError:

@@ -1,6 +1,7 @@
 """Model names: what is one, and the one place where a name becomes a path.
 
-`model`, `model:tag`, `org/model` or `org/model:tag`. Knows no catalogue, no store, no source.
+`model`, `model:tag`, `org/model` or `org/model:tag`; before an organization the host of its page is no part of the
+name, as other programs write it there. Knows no catalogue, no store, no source.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from tuili.errors import InvalidRequestError
 
 MAX_NAME_LEN = 200
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
-_NAME = re.compile(rf"(?:(?P<organization>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?")
+_HOST = rf"(?:hf\.co|huggingface\.co)/(?={_PART}/)"
+_NAME = re.compile(rf"(?:{_HOST})?(?:(?P<organization>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?")
 _ABSENT = "_"  # no part of a name starts with an underscore
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A parsed name; str() gives it back as it was written."""
+    """A parsed name; str() gives it back as it was written, without a host."""
 
     organization: str | None
     model: str

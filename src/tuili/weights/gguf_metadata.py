@@ -38,6 +38,7 @@ _NUMBER_DTYPES = {
 }
 _SEPARATOR = "\0" * _UINT64.size
 _EXPECTED_BYTES = 64  # a string of a long array has hardly more, its length included
+_PIECE = 1 << 16
 
 
 class HeaderCutError(ModelFileError):
@@ -197,13 +198,24 @@ def _walk_short_strings(cursor: Cursor, count: int) -> NDArray[np.int64] | None:
     """
     start = cursor.position
     lengths = _lengths_everywhere(cursor.data[start : start + _EXPECTED_BYTES * count])
-    found = np.flatnonzero(lengths < 256)[:count]
+    found = _first_short(lengths, count)
     if found.size < count:
         return None
     ends = found + lengths[found].astype(np.int64) + _UINT64.size
     if found[0] != 0 or ends[-1] > cursor.limit - start or (found[1:] != ends[:-1]).any():
         return None
     return np.append(found, ends[-1]) + start
+
+
+def _first_short(lengths: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """Where the first `count` below 256 are, or all there are; in pieces, as a hostile file has them at every byte."""
+    found, num_found = [np.empty(0, np.int64)], 0
+    for begin in range(0, lengths.size, _PIECE):
+        found.append(np.flatnonzero(lengths[begin : begin + _PIECE] < 256) + begin)
+        num_found += found[-1].size
+        if num_found >= count:
+            break
+    return np.concatenate(found)[:count]
 
 
 def _lengths_everywhere(data: memoryview) -> NDArray[np.uint64]:

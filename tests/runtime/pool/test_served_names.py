@@ -86,10 +86,17 @@ def test_only_the_models_named() -> None:
             found.find(name)
 
 
+def test_only_a_model_named_is_found_by_all_its_names() -> None:
+    found = names(NamedModel("org/model"), NamedModel("tiny", ("main",)), only_named=True)
+    assert found.find("hf.co/org/model") is found.find("org/model")
+    assert found.find("tiny") is found.find("main")
+
+
 def test_models_that_a_source_offers_only_where_pulling_is_allowed() -> None:
     with pytest.raises(ModelNotFoundError):
         names().find("org/model:q8_0")
-    assert names(allow_pull=True).find("org/model:q8_0").source == "org/model:q8_0"
+    for name in ("org/model:q8_0", "hf.co/org/model:q8_0"):
+        assert names(allow_pull=True).find(name).source == "org/model:q8_0"
     with pytest.raises(ModelNotFoundError):
         names(allow_pull=True).find("no/such/name")
 

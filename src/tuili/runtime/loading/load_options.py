@@ -55,7 +55,8 @@ class LoadOptions:
     enforce_eager, which does without CUDA graphs, are for torch (docs/torch.md). kv_cache_dtype is auto, bfloat16 or
     int8, or fp8 with torch.
     chat_template is Jinja source or the path of a file with it; tokenizer names other files to take the tokenizer
-    from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it.
+    from. owns_process says that nothing else in this process uses torch, whose threads are set for all of it, and that
+    it loads one model: what is there once it is loaded is never collected.
     quantization is a recipe of weights.recipes that float weights are quantized by as they are loaded; "gguf",
     for a GGUF file, is the format it has. tensor_parallel_size processes, for torch, share every layer, each with a GPU
     of its own; pipeline_parallel_size as many such groups have some of the layers each. A draft model runs on the first

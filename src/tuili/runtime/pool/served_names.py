@@ -67,9 +67,11 @@ class ServedNames:
         if name in self._by_name:
             return self._by_name[name]
         try:
-            if not self._only_named and (self._store.has(name) or (self._allow_pull and self._is_offered(name))):
-                full = self._store.full_name(name)
-                return self._by_name.get(full) or KnownModel(source=full, name=full)
+            full = self._store.full_name(name)
+            if full in self._by_name:
+                return self._by_name[full]
+            if not self._only_named and (self._store.has(full) or (self._allow_pull and self._is_offered(full))):
+                return KnownModel(source=full, name=full)
         except InvalidRequestError:  # no name at all
             pass
         raise ModelNotFoundError(f"model {shown(name)} does not exist here: {self._hint(name)}")

@@ -28,7 +28,7 @@ def lines(content: bytes) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("written", "name"),
     [
-        *(("a", "a"), ("a:latest", "a"), ("a:1", "a:1"), ("hf.co/org/m:Q4", "org/m:Q4"), ("library/a:latest", "a")),
+        *(("a", "a"), ("a:latest", "a"), ("a:1", "a:1"), ("library/a:latest", "a")),
         *(("registry.ollama.ai/library/a:7b", "a:7b"), ("mine:latest", "mine:latest"), ("org/m:latest", "org/m")),
     ],
 )

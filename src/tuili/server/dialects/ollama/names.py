@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 LATEST = ":latest"
-_PREFIXES = ("registry.ollama.ai/library/", "library/", "hf.co/", "huggingface.co/")
+_PREFIXES = ("registry.ollama.ai/library/", "library/")
 
 
 def model_name(written: str, served: Collection[str] = ()) -> str:
-    """The name a model has here: tag "latest" is none, and registries are left out. `served` names are taken as is."""
+    """The name a model has here: tag "latest" is none, and its registry is left out. `served` names are taken as is."""
     if written in served:
         return written
     for prefix in _PREFIXES:
